@@ -1,0 +1,126 @@
+"""CLIP's byte-pair tokenizer: text to token ids.
+
+Method: byte-level byte-pair encoding as in CLIP; the merges table is OpenAI's public vocabulary file (see NOTICE).
+Ids: 0..255 a byte inside a word, 256..511 a byte that ends a word, then one id per merge in the order of the table,
+then the start and the end token.
+"""
+
+import functools
+import gzip
+import html
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import ftfy
+import regex
+import torch
+
+START_TOKEN = 49406
+END_TOKEN = 49407
+
+_VOCABULARY_FILE = Path(__file__).parent / "assets" / "bpe_simple_vocab_16e6.txt.gz"
+_NUM_BYTES = 256
+_FIRST_MERGE = 2 * _NUM_BYTES
+_END_OF_WORD = "</w>"
+_SPECIAL_TOKENS = {"<|startoftext|>": START_TOKEN, "<|endoftext|>": END_TOKEN}
+
+# Words of letters, single digits, runs of anything else; English contractions and the special tokens stand alone.
+_WORD = regex.compile(
+    r"<\|startoftext\|>|<\|endoftext\|>|'(?:s|t|re|ve|m|ll|d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE
+)
+
+
+def tokenize(texts: Sequence[str] | str, context_length: int = 77) -> torch.Tensor:
+    """Return the token ids of texts, int64 (len(texts), context_length): start, text, end, zeros.
+
+    Raises ValueError for a text that does not fit, with the text, its token count and the limit. Nothing is cut off.
+    """
+    if isinstance(texts, str):
+        texts = [texts]
+    tokens = torch.zeros(len(texts), context_length, dtype=torch.long)  # (len(texts), L)
+    for row, text in zip(tokens, texts, strict=True):
+        ids = [START_TOKEN, *encode(text), END_TOKEN]
+        if len(ids) > context_length:
+            raise ValueError(
+                f"text {text!r} has {len(ids)} tokens with its start and end, more than context_length={context_length}"
+            )
+        row[: len(ids)] = torch.tensor(ids)
+    return tokens
+
+
+def count_tokens(text: str) -> int:
+    """Return the smallest context_length that the text fits into, start and end token included."""
+    return len(encode(text)) + 2
+
+
+def encode(text: str) -> list[int]:
+    """Return the token ids of one text, without start and end token.
+
+    The text is repaired (ftfy), HTML entities are resolved, white space is collapsed and letters are lower-cased.
+    """
+    ids: list[int] = []
+    for word in _WORD.findall(_clean(text)):
+        ids.extend(_encode_word(word))
+    return ids
+
+
+def _clean(text: str) -> str:
+    # Twice, since crawled captions carry entities of entities ("&amp;lt;"). CLIP was trained on text treated this way.
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split()).lower()
+
+
+@functools.lru_cache(maxsize=65536)
+def _encode_word(word: str) -> tuple[int, ...]:
+    """Return the ids of one word: its bytes, with the earliest merge of the table applied until none fits."""
+    if word in _SPECIAL_TOKENS:
+        return (_SPECIAL_TOKENS[word],)
+    byte_ids, merges = _load_vocabulary()
+    ids = [byte_ids[byte] for byte in word.encode("utf-8")]
+    ids[-1] += _NUM_BYTES  # the last byte of a word has its own id
+    while len(ids) > 1:
+        # An id grows with its place in the table, so the smallest result is the earliest merge.
+        known = [merges[pair] for pair in itertools.pairwise(ids) if pair in merges]
+        if not known:
+            break
+        ids = _merge(ids, min(known), merges)
+    return tuple(ids)
+
+
+def _merge(ids: list[int], merged: int, merges: dict[tuple[int, int], int]) -> list[int]:
+    """Replace every pair that becomes `merged`, from left to right."""
+    result: list[int] = []
+    position = 0
+    while position < len(ids):
+        if merges.get(tuple(ids[position : position + 2])) == merged:
+            result.append(merged)
+            position += 2
+        else:
+            result.append(ids[position])
+            position += 1
+    return result
+
+
+@functools.cache
+def _load_vocabulary() -> tuple[dict[int, int], dict[tuple[int, int], int]]:
+    """Return (byte -> id, pair of ids -> merged id), read once from the vocabulary file at the first use."""
+    # The file writes each byte as one printable character: the printable bytes of Latin-1 as themselves (and first in
+    # the order of ids), all others as the characters from U+0100 on.
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = sorted(set(range(_NUM_BYTES)) - set(printable))
+    byte_ids = {byte: index for index, byte in enumerate(printable + others)}
+    characters = [chr(byte) for byte in printable] + [chr(_NUM_BYTES + index) for index in range(len(others))]
+
+    symbols = {character: index for index, character in enumerate(characters)}
+    symbols |= {character + _END_OF_WORD: _NUM_BYTES + index for index, character in enumerate(characters)}
+    merges: dict[tuple[int, int], int] = {}
+    with gzip.open(_VOCABULARY_FILE, "rt", encoding="utf-8") as lines:
+        # The first line is a header, and CLIP uses only the beginning of the table.
+        for merged, line in enumerate(itertools.islice(lines, 1, 1 + START_TOKEN - _FIRST_MERGE), start=_FIRST_MERGE):
+            left, right = line.split()
+            merges[symbols[left], symbols[right]] = merged
+            symbols[left + right] = merged
+    if len(merges) != START_TOKEN - _FIRST_MERGE:
+        raise ValueError(f"{_VOCABULARY_FILE}: {len(merges)} merges instead of {START_TOKEN - _FIRST_MERGE}")
+    return byte_ids, merges
