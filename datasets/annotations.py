@@ -1,0 +1,183 @@
+"""Annotation lists and class-name files: text on disk to checked Python values.
+
+Both formats of each kind that published TC-CLIP, ViFi-CLIP and X-CLIP runs use are read as they are. Everything that
+cannot be meant is an error of one line that starts with the file and, where there is one, the line.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class AnnotationError(ValueError):
+    """An annotation list or class-name file that cannot be used; the message starts with `file:line: ` or `file: `."""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoRecord:
+    """One listed video: its path as the list spells it and its class (0-based)."""
+
+    path: str
+    label: int
+
+
+def read_annotations(path: str | Path, num_classes: int | None = None) -> list[VideoRecord]:
+    """Read an annotation list: `relative/path.mp4 label` a line, or `.json`, a list of `{"filename", "label": [int]}`.
+
+    Paths may contain spaces. Blank lines, a byte order mark and Windows line ends are tolerated.
+
+    Raises:
+        AnnotationError: the file is missing, empty or not text, a label is no integer of `[0, num_classes)`, or a
+            video is listed twice.
+    """
+    path = Path(path)
+    text = _read_text(path)
+    entries = _json_entries(path, text) if path.suffix.lower() == ".json" else _line_entries(path, text)
+
+    records: list[VideoRecord] = []
+    seen: dict[str, tuple[str, int]] = {}
+    for place, video, label in entries:
+        if label < 0 or (num_classes is not None and label >= num_classes):
+            known = f"0..{num_classes - 1}" if num_classes is not None else "0 or more"
+            raise AnnotationError(f"{place}: label {label} of {video!r} is out of range, labels are {known}")
+        if video in seen:
+            first_place, first_label = seen[video]
+            what = "again" if first_label == label else f"with label {label}, before with label {first_label}"
+            raise AnnotationError(f"{place}: {video!r} is listed {what}; first at {first_place}")
+        seen[video] = (place, label)
+        records.append(VideoRecord(video, label))
+    if not records:
+        raise AnnotationError(f"{path}: the list has no videos")
+    return records
+
+
+def read_class_names(path: str | Path) -> list[str]:
+    """Read class names in the order of their ids, from CSV `id,name` with a header line or from JSON `{"0": "name"}`.
+
+    Raises:
+        AnnotationError: the ids are not exactly `0..n-1`, or a name is empty or given twice.
+    """
+    path = Path(path)
+    text = _read_text(path)
+    entries = _json_names(path, text) if path.suffix.lower() == ".json" else _csv_names(path, text)
+
+    names: dict[int, str] = {}
+    first_of_name: dict[str, int] = {}
+    for place, class_id, name in entries:
+        if not name:
+            raise AnnotationError(f"{place}: class {class_id} has an empty name")
+        if class_id in names:
+            raise AnnotationError(f"{place}: class {class_id} is named twice, {names[class_id]!r} and {name!r}")
+        if name in first_of_name:
+            raise AnnotationError(f"{place}: classes {first_of_name[name]} and {class_id} have one name, {name!r}")
+        names[class_id] = name
+        first_of_name[name] = class_id
+    if not names:
+        raise AnnotationError(f"{path}: the file names no classes")
+    missing = [class_id for class_id in range(len(names)) if class_id not in names]
+    if missing:
+        odd = sorted(class_id for class_id in names if not 0 <= class_id < len(names))
+        raise AnnotationError(
+            f"{path}: {len(names)} ids must be 0..{len(names) - 1}; {missing[0]} lacks, {odd[0]} is odd"
+        )
+    return [names[class_id] for class_id in range(len(names))]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise AnnotationError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise AnnotationError(f"{path}: is not UTF-8 text (byte {error.start})") from error
+
+
+def _read_json(path: Path, text: str) -> object:
+    try:
+        return json.loads(text, object_pairs_hook=_Pairs)
+    except json.JSONDecodeError as error:
+        raise AnnotationError(f"{path}:{error.lineno}: is not JSON: {error.msg}") from error
+
+
+class _Pairs(list):
+    """The items of a JSON object, kept as a list so that a key given twice is seen."""
+
+
+def _line_entries(path: Path, text: str) -> Iterator[tuple[str, str, int]]:
+    # Not str.splitlines: a file name may contain one of the rarer characters that it splits at.
+    for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
+        line = line.strip()
+        if not line:
+            continue
+        place = f"{path}:{number}"
+        parts = line.rsplit(maxsplit=1)
+        if len(parts) != 2:
+            raise AnnotationError(f"{place}: expected `path label`, found {_short(line)}")
+        try:
+            label = int(parts[1])
+        except ValueError:
+            raise AnnotationError(
+                f"{place}: expected `path label`, the label {_short(parts[1])} is no integer"
+            ) from None
+        yield place, parts[0], label
+
+
+def _json_entries(path: Path, text: str) -> Iterator[tuple[str, str, int]]:
+    document = _read_json(path, text)
+    if not isinstance(document, list) or isinstance(document, _Pairs):
+        raise AnnotationError(f'{path}: expected a list of {{"filename": ..., "label": [...]}}')
+    for number, pairs in enumerate(document):
+        place = f"{path}: entry {number}"
+        entry = dict(pairs) if isinstance(pairs, _Pairs) else {}
+        video, label = entry.get("filename"), entry.get("label")
+        if isinstance(label, list) and len(label) == 1:
+            label = label[0]
+        if not isinstance(video, str) or not video.strip():
+            raise AnnotationError(f'{place}: has no "filename"')
+        if not isinstance(label, int) or isinstance(label, bool):
+            raise AnnotationError(f'{place}: the "label" of {video!r} must be one integer, found {_short(label)}')
+        yield place, video, label
+
+
+def _csv_names(path: Path, text: str) -> Iterator[tuple[str, int, str]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        first = True
+        for row in reader:
+            if not any(cell.strip() for cell in row):
+                continue
+            header, first = first and [cell.strip().lower() for cell in row] == ["id", "name"], False
+            if header:
+                continue
+            place = f"{path}:{reader.line_num}"
+            if len(row) != 2:
+                raise AnnotationError(
+                    f"{place}: expected `id,name` (quotes around a name with commas), found {len(row)} cells"
+                )
+            try:
+                class_id = int(row[0])
+            except ValueError:
+                raise AnnotationError(f"{place}: the id {_short(row[0])} is no integer") from None
+            yield place, class_id, row[1].strip()
+    except csv.Error as error:
+        raise AnnotationError(f"{path}:{reader.line_num}: is not CSV: {error}") from error
+
+
+def _json_names(path: Path, text: str) -> Iterator[tuple[str, int, str]]:
+    document = _read_json(path, text)
+    if not isinstance(document, _Pairs):
+        raise AnnotationError(f'{path}: expected an object {{"0": "name", ...}}')
+    for key, name in document:
+        if not key.strip().isdecimal():
+            raise AnnotationError(f"{path}: the id {_short(key)} is no integer")
+        if not isinstance(name, str):
+            raise AnnotationError(f"{path}: the name of class {key} is no text: {_short(name)}")
+        yield str(path), int(key), name.strip()
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
