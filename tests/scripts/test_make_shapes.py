@@ -1,0 +1,239 @@
+"""The embedded data set: its classes, its lists, its files, and that no single frame tells the motion."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from scripts import make_shapes
+from scripts.make_shapes import MOTIONS, Settings, ShapesError
+
+SMALL = Settings(train_clips=3, val_clips=1, shots=(1, 2), base2novel_shots=2)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a small set, made by two processes."""
+    folder = tmp_path_factory.mktemp("made") / "shapes"
+    assert make_shapes.make_shapes(folder, SMALL, workers=2, progress=False)
+    return folder
+
+
+def decode(path: Path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def factors(c: make_shapes.ShapeClass) -> tuple[str, str, str]:
+    return c.colour, c.shape, c.motion
+
+
+def test_the_held_out_classes_are_12_of_48_and_the_base_classes_the_rest():
+    every, base, held_out = make_shapes.all_classes(), make_shapes.base_classes(), make_shapes.held_out_classes()
+    assert (len(every), len(base), len(held_out)) == (48, 36, 12)
+    assert set(base) | set(held_out) == set(every)
+    assert len({c.name for c in every}) == 48
+
+
+def test_training_sees_every_factor_value_and_every_pair_of_them():
+    base = [factors(c) for c in make_shapes.base_classes()]
+    every = [factors(c) for c in make_shapes.all_classes()]
+    for one, other in itertools.combinations(range(3), 2):
+        assert {(f[one], f[other]) for f in base} == {(f[one], f[other]) for f in every}
+    half, _ = make_shapes.base2novel_halves()
+    for one in range(3):
+        assert {factors(c)[one] for c in half} == {f[one] for f in every}
+
+
+def test_without_the_motion_half_of_the_held_out_classes_is_the_most_that_can_be_right():
+    held_out = make_shapes.held_out_classes()
+    motions_of = {}
+    for c in held_out:
+        motions_of.setdefault((c.colour, c.shape), []).append(c.motion)
+    assert sorted(tuple(pair) for pair in motions_of.values()) == sorted(itertools.combinations(MOTIONS, 2))
+    novel = make_shapes.base2novel_halves()[1]
+    assert Counter(Counter((c.colour, c.shape) for c in novel).values()) == {2: 12}
+
+
+@pytest.mark.parametrize("frame", [0, 7, 15])
+def test_no_single_frame_tells_the_motion(frame: int):
+    """Position and size in one frame: uniform over the same box for every motion, and independent of each other."""
+    rng = np.random.default_rng(3)
+    low, high = np.array([make_shapes.CENTRE_RANGE, make_shapes.CENTRE_RANGE, make_shapes.RADIUS_RANGE]).T
+    bins, count = 3, 5400
+    for motion in MOTIONS:
+        values = np.array([make_shapes.trajectory(motion, 16, rng)[frame] for _ in range(count)])
+        cells = np.clip(((values - low) / (high - low) * bins).astype(int), 0, bins - 1)
+        counts = np.bincount(np.ravel_multi_index(cells.T, (bins,) * 3), minlength=bins**3)
+        expected = count / bins**3
+        # Chi-squared with 26 degrees of freedom: above 62 once in ten thousand draws.
+        assert ((counts - expected) ** 2 / expected).sum() < 62, motion
+
+
+def test_several_frames_do_tell_the_motion():
+    rng = np.random.default_rng(4)
+    for motion, moves in MOTIONS.items():
+        for _ in range(50):
+            path = make_shapes.trajectory(motion, SMALL.min_frames, rng)
+            span = np.ptp(path, axis=0) / np.ptp([make_shapes.CENTRE_RANGE] * 2 + [make_shapes.RADIUS_RANGE], axis=1)
+            assert ((span > 0.6) == moves).all()
+            assert (span[~np.array(moves)] == 0).all()
+
+
+def test_files_are_h264_and_show_what_was_drawn(shapes: Path):
+    names = sorted(path.name for path in (shapes / "videos").iterdir())
+    assert len(names) == 48 * 4
+    for shape_class, number in itertools.product(make_shapes.all_classes()[::7], (0, 3)):
+        path = shapes / "videos" / make_shapes.file_name(shape_class, number)
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+            assert all(packet.is_keyframe for packet in container.demux(stream) if packet.size)
+        frames, drawn = decode(path), make_shapes.render(shape_class, number, SMALL)
+        assert frames.shape == drawn.shape
+        assert SMALL.min_frames <= len(frames) <= SMALL.max_frames
+        assert np.abs(frames.astype(int) - drawn).mean() < 4
+
+
+def test_colours_survive_the_codec(shapes: Path):
+    """The shape's centre keeps the strongest channel of its colour, also where the shape is smallest."""
+    for shape_class in make_shapes.all_classes():
+        frames = decode(shapes / "videos" / make_shapes.file_name(shape_class, 0)).astype(float)
+        drawn = make_shapes.render(shape_class, 0, SMALL).astype(float)
+        colour = np.array(make_shapes.COLOURS[shape_class.colour], dtype=float)
+        inside = np.abs(drawn - colour).max(axis=-1) < 20  # (num_frames, H, W)
+        assert inside.any(axis=(1, 2)).all()
+        for frame, mask in zip(frames, inside, strict=True):
+            seen = frame[mask].mean(axis=0)
+            nearest = min(make_shapes.COLOURS.values(), key=lambda c: np.abs(seen - c).sum())
+            assert nearest == make_shapes.COLOURS[shape_class.colour]
+
+
+def test_lists_hold_the_right_counts_and_existing_files(shapes: Path):
+    rows = {}
+    for path in (shapes / "lists").iterdir():
+        lines = [line.rsplit(" ", 1) for line in path.read_text().splitlines()]
+        rows[path.stem] = [(name, int(label)) for name, label in lines]
+        assert all((shapes / "videos" / name).is_file() for name, _ in lines)
+        assert len({name for name, _ in lines}) == len(lines)
+    per_class = {name: (len(set(Counter(label for _, label in r).values())), len(r)) for name, r in rows.items()}
+    assert per_class == {
+        "train_zero_shot": (1, 36 * 3),
+        "val_zero_shot": (1, 36),
+        "test_zero_shot": (1, 12 * 4),
+        "train_few_shot_1": (1, 48),
+        "train_few_shot_2": (1, 48 * 2),
+        "val_few_shot": (1, 48),
+        "train_base2novel_seed1": (1, 24 * 2),
+        "train_base2novel_seed2": (1, 24 * 2),
+        "train_base2novel_seed3": (1, 24 * 2),
+        "val_base2novel_base": (1, 24),
+        "val_base2novel_novel": (1, 24),
+        "train_fully_supervised": (1, 48 * 3),
+        "val_fully_supervised": (1, 48),
+    }
+    for protocol in ("zero_shot", "few_shot", "base2novel", "fully_supervised"):
+        train = {name for stem in rows if stem.startswith(f"train_{protocol}") for name, _ in rows[stem]}
+        evaluated = {
+            name for stem in rows if stem.startswith((f"val_{protocol}", f"test_{protocol}")) for name, _ in rows[stem]
+        }
+        assert train and evaluated and not train & evaluated
+    assert rows["train_base2novel_seed1"] != rows["train_base2novel_seed2"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "lists"),
+    [
+        ("base", ["train_zero_shot", "val_zero_shot"]),
+        ("held_out", ["test_zero_shot"]),
+        ("all", ["train_few_shot_2", "val_few_shot", "train_fully_supervised", "val_fully_supervised"]),
+        ("b2n_base", ["train_base2novel_seed3", "val_base2novel_base"]),
+        ("b2n_novel", ["val_base2novel_novel"]),
+    ],
+)
+def test_labels_mean_the_class_of_the_file(shapes: Path, labels: str, lists: list[str]):
+    lines = (shapes / "labels" / f"{labels}.csv").read_text().splitlines()
+    assert lines[0] == "id,name"
+    names = dict(line.split(",") for line in lines[1:])
+    for stem in lists:
+        for line in (shapes / "lists" / f"{stem}.txt").read_text().splitlines():
+            path, label = line.split(" ")
+            assert path.rsplit("_", 1)[0].replace("_", " ") == names[label]
+
+
+def test_the_same_seed_gives_the_same_set_and_another_seed_another(shapes: Path, tmp_path: Path):
+    make_shapes.make_shapes(tmp_path / "again", SMALL, workers=1, progress=False)
+    files = sorted(path.relative_to(shapes) for path in shapes.rglob("*.*"))
+    assert files == sorted(path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*.*"))
+    assert all((shapes / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in files)
+    one = make_shapes.all_classes()[5]
+    other = make_shapes.render(one, 0, Settings(seed=7))
+    assert not np.array_equal(make_shapes.render(one, 0, SMALL)[0], other[0])
+
+
+def test_a_whole_set_is_kept_and_a_damaged_or_different_one_is_made_anew(shapes: Path, tmp_path: Path):
+    folder = tmp_path / "shapes"
+    shutil.copytree(shapes, folder)
+    assert not make_shapes.make_shapes(folder, SMALL, workers=2, progress=False)
+    video = next((folder / "videos").iterdir())
+    video.write_bytes(video.read_bytes()[:100])
+    assert make_shapes.make_shapes(folder, SMALL, workers=2, progress=False)
+    assert len(decode(video)) >= SMALL.min_frames
+    fewer = Settings(train_clips=2, val_clips=1, shots=(1,), base2novel_shots=1)
+    assert make_shapes.make_shapes(folder, fewer, workers=2, progress=False)
+    assert len(list((folder / "videos").iterdir())) == 48 * 3
+
+
+def test_a_start_that_was_killed_leaves_no_set_and_the_next_one_makes_it(tmp_path: Path):
+    folder = tmp_path / "shapes"
+    command = [sys.executable, make_shapes.__file__, "--output", str(folder), "--workers", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    partial = tmp_path / ".shapes.partial" / "videos"
+    deadline = time.monotonic() + 30
+    while not (partial.is_dir() and any(partial.iterdir())):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not folder.exists()
+    assert make_shapes.make_shapes(folder, SMALL, workers=2, progress=False)
+    assert len(list((folder / "videos").iterdir())) == 48 * 4
+    assert not partial.exists()
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ShapesError, match="not a shapes data set"):
+        make_shapes.make_shapes(tmp_path, SMALL, workers=1, progress=False)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    (tmp_path / "manifest.json").write_text("[]")
+    with pytest.raises(ShapesError, match="manifest.json: not a manifest"):
+        make_shapes.make_shapes(tmp_path, SMALL, workers=1, progress=False)
+    assert (tmp_path / "notes.txt").exists()
+
+
+def test_the_command_line_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert make_shapes.main(["--output", str(tmp_path / "x"), "--train-clips", "4"]) == 1
+    assert "16 shots a class need as many training clips; train_clips is 4" in capsys.readouterr().err
+    assert make_shapes.main(["--output", str(tmp_path / "x"), "--side", "33"]) == 1
+    assert "side is 33; it must be even" in capsys.readouterr().err
+
+
+def test_the_command_line_makes_a_set_and_keeps_it(tmp_path: Path, capsys: pytest.CaptureFixture):
+    command = ["--output", str(tmp_path / "x"), "--train-clips", "1", "--val-clips", "1", "--shots", "1"]
+    command += ["--base2novel-shots", "1", "--workers", "2"]
+    assert make_shapes.main(command) == 0
+    assert "made" in capsys.readouterr().out
+    assert json.loads((tmp_path / "x" / "manifest.json").read_text())["settings"]["train_clips"] == 1
+    assert make_shapes.main(command) == 0
+    assert "already there" in capsys.readouterr().out
