@@ -261,9 +261,8 @@ def _one_line(error: BaseException) -> str:
         return f"it holds a pickled object {unknown[1]}, which is not loaded, since that could run code"
     if isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError):
         text = str(error.reason)
+    text = text.partition("WeightsUnpickler error:")[2] or text
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if lines and lines[0].startswith("Weights only load failed"):
-        lines = lines[1:-1] or lines
     return lines[0] if lines else type(error).__name__
 
 
