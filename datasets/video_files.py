@@ -1,0 +1,188 @@
+"""Where listed videos are: a folder or one uncompressed tar, found as listed or else by file name.
+
+Published lists are flat (`name.avi 0`), while public archives unpack into class folders, so a video that is not where
+the list says is looked for by its file name in an index of the root. The index is built once, in the process that
+makes the data set, and travels to the workers with it.
+"""
+
+import os
+import tarfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from datasets.decoding import VideoReadError
+
+
+class VideoFilesError(ValueError):
+    """A root that cannot be used, a listed path outside of it, or a file name that two files have."""
+
+
+@dataclass(frozen=True, slots=True)
+class TarMember:
+    """One video inside an uncompressed tar: its bytes are read without extracting anything."""
+
+    archive: str
+    name: str
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """Return the bytes; the archive is opened for this call alone, so any process may call it at any time."""
+        with open(self.archive, "rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+    def __str__(self) -> str:
+        return f"{self.archive}:{self.name}"
+
+
+def open_video_files(root: str | Path) -> "VideoFiles":
+    """Open a folder of videos, or one uncompressed `.tar` of them.
+
+    Raises:
+        VideoFilesError: there is nothing at `root`, or it is a compressed or damaged tar.
+    """
+    root = os.path.abspath(os.path.expanduser(root))
+    if os.path.isdir(root):
+        return FolderFiles(root)
+    if os.path.isfile(root):
+        return TarFiles(root, _tar_members(root))
+    raise VideoFilesError(f"{root}: no such folder or .tar of videos")
+
+
+@dataclass
+class VideoFiles:
+    """The videos below one root. Picklable, holds no open file."""
+
+    root: str
+    _by_name: dict[str, list[str]] | None = field(default=None, repr=False)
+
+    def find(self, listed: str) -> str | TarMember:
+        """Return what `decode` reads for a listed path: a path, or a member of the tar.
+
+        Raises:
+            VideoReadError: there is no such video.
+            VideoFilesError: the path leads out of the root, or two files have its name and none stands as listed.
+        """
+        path = self._inside(listed)
+        if self._exists(path):
+            return self._source(path)
+        if self._by_name is None:
+            self._by_name = self._index()
+        name = path.rpartition("/")[2]
+        found = self._by_name.get(name, [])
+        if len(found) > 1:
+            raise VideoFilesError(
+                f"{self.root}: {listed!r} is not there as listed, and two files have its name: "
+                f"{found[0]!r} and {found[1]!r}; list the video with its folder"
+            )
+        if not found:
+            raise VideoReadError(os.path.join(self.root, path), "no such file, and none of its name below the root")
+        return self._source(found[0])
+
+    def prepare(self, listed: Iterable[str]) -> None:
+        """Build the index now if the list needs it, so that workers receive it and none walks the root by itself.
+
+        A sample of at most 64 listed paths decides; a rarer miss is looked up where it is met.
+
+        Raises:
+            VideoFilesError: a listed path leads out of the root, or (seen once the index is built) is ambiguous.
+        """
+        paths = [(entry, self._inside(entry)) for entry in listed]
+        sample = paths[:: max(1, len(paths) // 64)]
+        if self._by_name is None and not all(self._exists(path) for _, path in sample):
+            self._by_name = self._index()
+        if self._by_name is not None:
+            for entry, path in paths:
+                if len(self._by_name.get(path.rpartition("/")[2], ())) > 1:
+                    self.find(entry)
+
+    def _inside(self, listed: str) -> str:
+        """Return the listed path relative to the root, normalised, with forward slashes."""
+        if listed.startswith("/") or ".." in listed or os.path.isabs(listed):
+            relative = os.path.relpath(os.path.join(self.root, listed), self.root).replace(os.sep, "/")
+            if relative == ".." or relative.startswith("../"):
+                raise VideoFilesError(f"{self.root}: the listed path {listed!r} leads out of the root")
+            return relative
+        return listed[2:] if listed.startswith("./") else listed
+
+    def _exists(self, path: str) -> bool:
+        raise NotImplementedError
+
+    def _source(self, path: str) -> str | TarMember:
+        raise NotImplementedError
+
+    def _index(self) -> dict[str, list[str]]:
+        """Return file name -> relative paths, sorted."""
+        raise NotImplementedError
+
+
+@dataclass
+class FolderFiles(VideoFiles):
+    """Videos in a folder and its subfolders."""
+
+    def _exists(self, path: str) -> bool:
+        return os.path.isfile(os.path.join(self.root, path))
+
+    def _source(self, path: str) -> str:
+        return os.path.join(self.root, path)
+
+    def _index(self) -> dict[str, list[str]]:
+        by_name: dict[str, list[str]] = {}
+        visited: set[tuple[int, int]] = set()  # a folder linked into itself must not be walked for ever
+        pending = [""]
+        while pending:
+            folder = pending.pop()
+            absolute = os.path.join(self.root, folder)
+            status = os.stat(absolute)
+            if (status.st_dev, status.st_ino) in visited:
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            with os.scandir(absolute) as entries:
+                for entry in entries:
+                    path = f"{folder}/{entry.name}" if folder else entry.name
+                    if entry.is_dir():
+                        pending.append(path)
+                    elif entry.is_file():
+                        by_name.setdefault(entry.name, []).append(path)
+        for paths in by_name.values():
+            paths.sort()
+        return by_name
+
+
+@dataclass
+class TarFiles(VideoFiles):
+    """Videos in one uncompressed tar: `members` maps a name to its (offset, size) in the archive."""
+
+    members: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False)
+
+    def __init__(self, root: str, members: dict[str, tuple[int, int]]):
+        super().__init__(root)
+        self.members = members
+
+    def _exists(self, path: str) -> bool:
+        return path in self.members
+
+    def _source(self, path: str) -> TarMember:
+        offset, size = self.members[path]
+        return TarMember(self.root, path, offset, size)
+
+    def _index(self) -> dict[str, list[str]]:
+        by_name: dict[str, list[str]] = {}
+        for path in sorted(self.members):
+            by_name.setdefault(path.rpartition("/")[2], []).append(path)
+        return by_name
+
+
+def _tar_members(path: str) -> dict[str, tuple[int, int]]:
+    try:
+        with tarfile.open(path, "r:") as archive:
+            # A name that comes twice means the later one, as it would after unpacking.
+            return {
+                str(PurePosixPath(member.name)).lstrip("/"): (member.offset_data, member.size)
+                for member in archive
+                if member.isreg() and not member.issparse()
+            }
+    except (tarfile.TarError, OSError) as error:
+        raise VideoFilesError(f"{path}: is no uncompressed .tar that can be read ({error}); unpack it first") from error
