@@ -1,0 +1,57 @@
+"""TC-CLIP (Kim et al., ECCV 2024) and the models that it is compared with, as plain PyTorch modules.
+
+The names below are the public interface. They are imported when first used, so that `import tc_clip` costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tc_clip.create import create_model, load_model, model_names, model_options
+    from tc_clip.files import KNOWN_CLIP_WEIGHTS, WeightsError, fetch_clip_weights, read_checkpoint
+    from tc_clip.models import VideoClip
+    from tc_clip.tokenizer import tokenize
+    from tc_clip.vision_encoder import VisionOutput
+    from tc_clip.weights import interpolate_weights, load_weights
+
+_HOMES = {
+    "create_model": "create",
+    "load_model": "create",
+    "model_names": "create",
+    "model_options": "create",
+    "KNOWN_CLIP_WEIGHTS": "files",
+    "WeightsError": "files",
+    "fetch_clip_weights": "files",
+    "read_checkpoint": "files",
+    "VideoClip": "models",
+    "tokenize": "tokenizer",
+    "VisionOutput": "vision_encoder",
+    "interpolate_weights": "weights",
+    "load_weights": "weights",
+}
+
+__all__ = [
+    "KNOWN_CLIP_WEIGHTS",
+    "VideoClip",
+    "VisionOutput",
+    "WeightsError",
+    "create_model",
+    "fetch_clip_weights",
+    "interpolate_weights",
+    "load_model",
+    "load_weights",
+    "model_names",
+    "model_options",
+    "read_checkpoint",
+    "tokenize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tc_clip' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tc_clip.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

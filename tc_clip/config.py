@@ -1,0 +1,158 @@
+"""Sizes and options of the models as frozen values; everything that can be computed from them is a property."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+CLIP_HEAD_WIDTH = 64
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Sizes of a vision transformer.
+
+    Args:
+        image_size: side of the square frames, in pixels.
+        patch_size: side of a patch, in pixels.
+        width: channels of a token (`D`).
+        depth: number of blocks.
+        embed_dim: channels of the joint space (`E`).
+        head_width: channels of an attention head.
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    embed_dim: int
+    head_width: int = CLIP_HEAD_WIDTH
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "image_size", "patch_size", "width", "depth", "embed_dim", "head_width")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        _require_whole_heads("vision", self.width, self.head_width)
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along a side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of a frame (`P`)."""
+        return self.grid_size**2
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads (`A`)."""
+        return self.width // self.head_width
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Sizes of a causal text transformer; `max_length` is the number of positions it has embeddings for."""
+
+    width: int
+    depth: int
+    embed_dim: int
+    vocab_size: int = 49408
+    max_length: int = 77
+    head_width: int = CLIP_HEAD_WIDTH
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "width", "depth", "embed_dim", "vocab_size", "max_length", "head_width")
+        _require_whole_heads("text", self.width, self.head_width)
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads (`A`)."""
+        return self.width // self.head_width
+
+
+@dataclass(frozen=True)
+class ContextConfig:
+    """Temporal contextualization: how a block's frames become the context tokens that the next block attends to.
+
+    Args:
+        num_context_tokens: context tokens of a video (`K`); all seeds, where there are fewer.
+        seed_ratio: share of a frame's patches that are seeds (`S = floor(P * seed_ratio)`).
+        merge_rate: pairs merged in a full round of bipartite matching.
+        local_global_bias: whether logits towards own and towards context tokens get a learned bias a head.
+    """
+
+    num_context_tokens: int = 96
+    seed_ratio: float = 0.3
+    merge_rate: int = 100
+    local_global_bias: bool = True
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "num_context_tokens", "merge_rate")
+        if not 0 < self.seed_ratio <= 1:
+            raise ValueError(f"seed_ratio must be in (0, 1], not {self.seed_ratio}")
+
+    def num_seeds(self, num_patches: int) -> int:
+        """Return the seeds of a frame with so many patches (`S`)."""
+        num_seeds = int(num_patches * self.seed_ratio)
+        if num_seeds < 1:
+            raise ValueError(
+                f"seed_ratio {self.seed_ratio} of {num_patches} patches a frame leaves no seed token: raise seed_ratio"
+            )
+        return num_seeds
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Video-conditional prompts.
+
+    Args:
+        num_prompt_vectors: learned vectors at positions `1..M` of every class prompt.
+        prompt_init: words that initialise the vectors.
+        prompt_layers: text blocks, counted from 1, before which the prompts look at the video.
+        detach_context: whether no gradient flows from the prompts to the vision encoder.
+    """
+
+    num_prompt_vectors: int = 4
+    prompt_init: str = "a photo of a"
+    prompt_layers: tuple[int, ...] = (12,)
+    detach_context: bool = True
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "num_prompt_vectors")
+        if not self.prompt_layers or list(self.prompt_layers) != sorted(set(self.prompt_layers)):
+            raise ValueError(f"prompt_layers must be different block numbers in rising order, not {self.prompt_layers}")
+
+    def check_depth(self, text_depth: int) -> None:
+        """Raise ValueError where a prompt layer stands before a block that the text encoder does not have."""
+        if self.prompt_layers[0] < 1 or self.prompt_layers[-1] > text_depth:
+            raise ValueError(
+                f"prompt_layers {self.prompt_layers} name blocks outside 1..{text_depth}, the text encoder's blocks"
+            )
+
+
+def vision_block_of(text_block: int, text_depth: int, vision_depth: int) -> int:
+    """Return the vision block (from 1) whose context tokens the prompts before a text block (from 1) look at."""
+    return max(1, round(text_block * vision_depth / text_depth))
+
+
+def as_block_numbers(value: int | str | Sequence[int]) -> tuple[int, ...]:
+    """Read block numbers from 12, "6+12" or (6, 12).
+
+    Raises:
+        ValueError: where the value has another form.
+    """
+    parts = value.split("+") if isinstance(value, str) else [value] if isinstance(value, int) else list(value)
+    try:
+        return tuple(int(part) for part in parts)
+    except (TypeError, ValueError):
+        raise ValueError(f"prompt_layers must be like 12, '6+12' or [6, 12], not {value!r}") from None
+
+
+def _require_positive(config: object, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, not {getattr(config, name)}")
+
+
+def _require_whole_heads(tower: str, width: int, head_width: int) -> None:
+    if width % head_width:
+        raise ValueError(f"the {tower} width {width} is not a multiple of the head width {head_width}")

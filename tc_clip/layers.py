@@ -1,0 +1,91 @@
+"""What CLIP's two transformers are made of: attention, feed-forward, residual block."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """Return `x * sigmoid(1.702 x)`, the activation that CLIP was trained with."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with QuickGELU between them; the hidden width is four times the width."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.c_fc = nn.Linear(width, 4 * width)
+        self.c_proj = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(quick_gelu(self.c_fc(x)))
+
+
+class Attention(nn.Module):
+    """Parameters of multi-head attention and the steps that every kind of attention here takes with them.
+
+    One weight holds the projections of queries, keys and values one above the other, as in CLIP. Callers put the
+    steps together: which tokens ask, which answer, with what bias.
+    """
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.width = width
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.normal_(self.in_proj_weight, std=width**-0.5)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Project tokens (..., n, D) to queries (..., A, n, D / A)."""
+        return self._split(self._project(x, 0, 1))
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Project tokens (..., n, D) to keys and values, each (..., A, n, D / A)."""
+        keys, values = self._project(x, 1, 3).chunk(2, dim=-1)
+        return self._split(keys), self._split(values)
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Project tokens (..., n, D) to queries, keys and values, each (..., A, n, D / A), in one multiplication."""
+        queries, keys, values = self._project(x, 0, 3).chunk(3, dim=-1)
+        return self._split(queries), self._split(keys), self._split(values)
+
+    def merge_heads(self, x: Tensor) -> Tensor:
+        """Put the heads' outputs (..., A, n, D / A) side by side, (..., n, D), and project them."""
+        return self.out_proj(x.transpose(-3, -2).flatten(-2))
+
+    def _project(self, x: Tensor, first: int, stop: int) -> Tensor:
+        rows = slice(first * self.width, stop * self.width)
+        return F.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
+
+
+class ResidualBlock(nn.Module):
+    """The parameters of one pre-norm transformer block."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = Attention(width, num_heads)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = FeedForward(width)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Return `x + mlp(ln_2(x))`."""
+        return x + self.mlp(self.ln_2(x))
+
+
+def init_tower(blocks: nn.ModuleList, width: int) -> None:
+    """Initialise the blocks of a tower from random numbers, with the standard deviations of CLIP's training."""
+    out_std = width**-0.5 * (2 * len(blocks)) ** -0.5
+    for block in blocks:
+        nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
+        nn.init.normal_(block.attn.out_proj.weight, std=out_std)
+        nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+        nn.init.normal_(block.mlp.c_proj.weight, std=out_std)
+        for linear in (block.attn.out_proj, block.mlp.c_fc, block.mlp.c_proj):
+            nn.init.zeros_(linear.bias)
