@@ -1,6 +1,8 @@
 """Fixtures that more than one test file uses."""
 
 import importlib.util
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,18 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_VIDEOS = REPOSITORY.parent / "shared" / "videos"
+
+
+# Most tests compute little, and threads that wait for one another cost such tests ten times their work.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def all_cores() -> Iterator[None]:
+    """Let the module's tests compute on all cores."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

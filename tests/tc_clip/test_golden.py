@@ -10,6 +10,8 @@ import torch.nn.functional as F
 import tc_clip
 from tc_clip.weights import to_published
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 BOUND = 1e-9  # of a tensor's largest absolute value
 
 
