@@ -1,0 +1,357 @@
+"""From the configuration to plain values and built objects: the one place that reads it.
+
+`resolve` checks everything that can be checked without opening a file and gives a plain dict; the other functions take
+that dict, read their keys, and hand plain values to constructors.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import tc_clip
+from datasets.loaders import EvalLoader, TrainLoader
+from datasets.mixing import Mixing
+from datasets.transforms import TestTransform, TrainTransform
+from datasets.video_dataset import VideoDataset
+from trainers.batches import BatchPlan
+from trainers.command_line import config_names
+from trainers.distributed import Ranks
+from trainers.errors import ConfigError
+from trainers.optim import WarmupCosine, build_adamw
+from trainers.precision import Precision, pick_precision
+from trainers.run_log import RunLog
+from trainers.schema import check_values, require_keys
+from trainers.video_lists import VideoList, read_video_list
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The values that steer a run (see `configs/base.yaml` for each)."""
+
+    protocol: str
+    data: str
+    trainer: str
+    output: Path
+    eval: str | None
+    resume: str | None
+    auto_resume: bool
+    dry_run: bool
+    device: str
+    distributed_timeout: float
+    seed: int
+    epochs: int
+    warmup_epochs: int
+    lr_min: float
+    save_freq: int
+    keep_every: int | None
+    save_updates: int | None
+    final_test: bool
+    wise_ft: float | None
+    wise_ft_alone: bool  # a number from the user: with `eval` only the ensemble is wanted
+    wise_ft_note: str | None
+    print_every: int
+    progress: str
+    tensorboard: bool
+    predictions: bool
+    test_batch_size: int
+    random_weights: bool
+
+
+def resolve(cfg: DictConfig) -> Config:
+    """Check the composed configuration and return it as a plain dict with every interpolation resolved.
+
+    Raises:
+        ConfigError: naming the key that is wrong and what would be right.
+    """
+    OmegaConf.set_readonly(cfg, True)
+    try:
+        config = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    if config["protocol"] is None:
+        raise ConfigError("choose a protocol with -cn, as in: python main.py -cn zero_shot data=... output=...")
+    _check_data(config)
+    check_values(config)
+    protocol = config["protocol"]
+    if protocol == "few_shot" and config["shot"] is None:
+        raise ConfigError("few_shot needs the number of training videos a class: give shot=2, 4, 8 or 16")
+    if protocol == "base2novel" and config["base"] is None:
+        raise ConfigError("base2novel needs the number of its training list: give base=1, 2 or 3")
+    if config["warmup_epochs"] >= config["epochs"] and config["epochs"] > 1 and config["eval"] is None:
+        raise ConfigError(
+            f"warmup_epochs={config['warmup_epochs']} leaves nothing of epochs={config['epochs']}: "
+            f"give warmup_epochs={config['epochs'] // 2} or more epochs"
+        )
+    _check_batches(config)
+    _wise_ft(config)
+    return config
+
+
+def read_settings(config: Config) -> Settings:
+    """Return the values that steer the run."""
+    wise_ft, note = _wise_ft(config)
+    names = ("protocol", "eval", "resume", "auto_resume", "dry_run", "device", "distributed_timeout", "seed", "epochs")
+    names += ("warmup_epochs", "lr_min", "save_freq", "keep_every", "save_updates", "test_batch_size")
+    return Settings(
+        **{name: config[name] for name in names},
+        data=config["data"]["name"],
+        trainer=config["trainer"]["name"],
+        output=Path(config["output"]),
+        final_test=config["final_test"]["enabled"],
+        wise_ft=wise_ft,
+        wise_ft_alone=type(config["wise_ft"]) in (int, float),
+        wise_ft_note=note,
+        print_every=config["logging"]["print_every"],
+        progress=config["logging"]["progress"],
+        tensorboard=config["logging"]["tensorboard"],
+        predictions=config["logging"]["predictions"],
+        random_weights=config["trainer"]["clip_weights"] is None,
+    )
+
+
+def build_precision(config: Config, device: torch.device) -> Precision:
+    """Return the number formats of the run."""
+    return pick_precision(config["precision"], device, config["tf32"])
+
+
+def read_lists(config: Config, parts: tuple[str, ...]) -> dict[str, list[VideoList]]:
+    """Read the lists of `train`, `val` and `test` that are wanted (the first two hold one list each)."""
+    opened: dict = {}
+    lists = {}
+    for part in parts:
+        section = config["data"][part]
+        entries = section if part == "test" else [{"name": config["data"]["name"], "group": part, **section}]
+        lists[part] = [
+            _read_list(config, f"data.{part}" + (f"[{number}]" if part == "test" else ""), entry, opened)
+            for number, entry in enumerate(entries)
+        ]
+    names = [videos.name for videos in lists.get("test", [])]
+    if len(names) != len(set(names)):
+        raise ConfigError(f"data.test: two test sets of one name among {', '.join(names)}")
+    return lists
+
+
+def build_model(config: Config, videos: VideoList) -> tc_clip.VideoClip:
+    """Create the model from its start weights, equal wherever `seed` is, for a list's classes."""
+    trainer = config["trainer"]
+    torch.manual_seed(config["seed"])
+    options = dict(trainer["options"])
+    if trainer["clip_weights"] is None:
+        options.setdefault("image_size", config["input_size"])
+    # The options that the command line has at top level, because every model shares them.
+    options |= {"num_frames": config["num_frames"], "context_length": config["context_length"]}
+    options["split_camel_case"] = videos.split_camel_case
+    try:
+        model = tc_clip.create_model(
+            trainer["name"], class_names=videos.class_names, clip_weights=trainer["clip_weights"], **options
+        )
+    except tc_clip.WeightsError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"trainer={trainer['name']}: {error}") from error
+    image_size = model.info()["sizes"]["vision"]["image_size"]
+    if image_size != config["input_size"]:
+        raise ConfigError(f"input_size={config['input_size']}: the weights are for {image_size}; give that")
+    return model
+
+
+def build_train_loader(config: Config, videos: VideoList, ranks: Ranks) -> TrainLoader:
+    """Return this rank's loader of training videos."""
+    aug, data = config["aug"], config["data"]
+    transform = TrainTransform(
+        config["input_size"],
+        flip=videos.flip,
+        color_jitter=aug["color_jitter"],
+        grayscale=aug["gray"],
+        jitter_per_frame=aug["jitter_per_frame"],
+    )
+    dataset = VideoDataset(
+        videos.records, videos.files, transform, num_frames=config["num_frames"], decoder=data["decoder"]
+    )
+    return TrainLoader(
+        dataset,
+        batch_size=config["batch_size"],
+        seed=config["seed"],
+        num_workers=config["num_workers"],
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        pin_memory=ranks.device.type == "cuda",
+        timeout_s=data["timeout_s"],
+        max_bad_share=data["max_bad_share"],
+    )
+
+
+def build_eval_loader(config: Config, videos: VideoList, part: str, ranks: Ranks) -> EvalLoader:
+    """Return this rank's loader of the videos of an evaluation."""
+    data = config["data"]
+    num_clip, num_crop = views_of(config, part)
+    dataset = VideoDataset(
+        videos.records,
+        videos.files,
+        TestTransform(config["input_size"], num_crop),
+        num_frames=config["num_frames"],
+        num_clips=num_clip,
+        random_test_views=config["views"]["random"],
+        decoder=data["decoder"],
+    )
+    return EvalLoader(
+        dataset,
+        batch_size=config["test_batch_size"],
+        num_workers=config["num_workers"],
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        pin_memory=ranks.device.type == "cuda",
+        timeout_s=data["timeout_s"],
+        max_bad_share=data["max_bad_share"],
+        seed=config["seed"],
+    )
+
+
+def views_of(config: Config, part: str) -> tuple[int, int]:
+    """Return temporal and spatial views of `val` or `test`: the user's, else the protocol's."""
+    views = config["views"][part]
+    num_clip = views["num_clip"] if config["num_clip"] is None else config["num_clip"]
+    num_crop = views["num_crop"] if config["num_crop"] is None else config["num_crop"]
+    return num_clip, num_crop
+
+
+def build_batch_plan(config: Config, num_videos: int) -> BatchPlan:
+    """Return the arithmetic of an epoch."""
+    return BatchPlan(num_videos, config["batch_size"], config["total_batch_size"])
+
+
+def build_mixing(config: Config, num_classes: int) -> Mixing:
+    """Return MixUp, CutMix and label smoothing; without MixUp there is no CutMix either."""
+    aug = config["aug"]
+    return Mixing(
+        num_classes,
+        mixup_alpha=aug["mixup"],
+        cutmix_alpha=aug["cutmix"] if aug["mixup"] else 0.0,
+        switch_prob=aug["switch_prob"],
+        label_smoothing=aug["label_smoothing"],
+    )
+
+
+def build_optimizer(config: Config, model: tc_clip.VideoClip) -> torch.optim.Optimizer:
+    """Return the optimizer, its groups at their peak rates."""
+    optimizer = config["optimizer"]
+    return build_adamw(
+        model,
+        lr=config["lr"],
+        betas=optimizer["betas"],
+        eps=optimizer["eps"],
+        weight_decay=optimizer["weight_decay"],
+        fast_parameters=model.prompt_parameter_names(),
+        fast_factor=config["trainer"]["prompt_lr_factor"],
+    )
+
+
+def build_schedule(config: Config, optimizer: torch.optim.Optimizer, plan: BatchPlan) -> WarmupCosine:
+    """Return the schedule of the learning rates."""
+    return WarmupCosine(
+        optimizer,
+        epochs=config["epochs"],
+        warmup_epochs=config["warmup_epochs"],
+        num_micro_batches=plan.num_micro_batches,
+        lr_min=config["lr_min"],
+    )
+
+
+def trainer_options(config: Config) -> dict[str, Any]:
+    """Return the plain values that the trainer takes beside the objects above."""
+    return {
+        "seed": config["seed"],
+        "clip_grad_norm": config["optimizer"]["clip_grad_norm"],
+        "sample_frames": config["logging"]["tensorboard"] and config["logging"]["sample_frames"],
+    }
+
+
+def max_bad_videos(config: Config, num_videos: int) -> float:
+    """Return how many unreadable training videos a run bears."""
+    return config["data"]["max_bad_share"] * num_videos
+
+
+def run_numbers(config: Config, num_videos: int) -> dict[str, Any]:
+    """Return what must be the same for a run to be continued: all that its further course depends on."""
+    names = ("protocol", "seed", "batch_size", "total_batch_size", "epochs", "warmup_epochs", "lr", "lr_min")
+    names += ("num_frames", "input_size", "context_length")
+    return {
+        **{name: config[name] for name in names},
+        "data": config["data"]["name"],
+        "trainer": config["trainer"]["name"],
+        "num_videos": num_videos,
+    }
+
+
+def build_log(settings: Settings, ranks: Ranks, purge_step: int | None) -> RunLog:
+    """Return the log of the run; a dry run writes no file."""
+    return RunLog(
+        None if settings.dry_run else settings.output,
+        is_main=ranks.is_main,
+        progress=settings.progress,
+        tensorboard=settings.tensorboard and settings.eval is None,
+        purge_step=purge_step,
+    )
+
+
+def _check_data(config: Config) -> None:
+    data, protocol = config["data"], config["protocol"]
+    if not isinstance(data, Mapping) or "protocol" not in data:
+        raise ConfigError("data=: the data configuration does not say which protocol it belongs to (data.protocol)")
+    if data["protocol"] != protocol:
+        fitting = [name for name in config_names(REPOSITORY / "configs", "data") if name.startswith(f"{protocol}_")]
+        raise ConfigError(
+            f"data={data.get('name')} belongs to {data['protocol']}, not to {protocol}; "
+            f"-cn {protocol} goes with data={', '.join(fitting)}"
+        )
+
+
+def _check_batches(config: Config) -> None:
+    BatchPlan(config["total_batch_size"], config["batch_size"], config["total_batch_size"])
+
+
+def _wise_ft(config: Config) -> tuple[float | None, str | None]:
+    """Return the weight of the ensemble that the run tests, and what to tell where that is not what was asked for."""
+    value, random_weights = config["wise_ft"], config["trainer"]["clip_weights"] is None
+    if value == "auto":
+        if random_weights:
+            return None, "the weight ensemble (wise_ft) is off: this model starts from random weights"
+        return config["final_test"]["wise_ft"], None
+    if value is not None and random_weights:
+        raise ConfigError(
+            f"wise_ft={value}: this model starts from random weights (trainer.clip_weights=null), with which an "
+            "ensemble means nothing; give wise_ft=null"
+        )
+    return value, None
+
+
+def _read_list(config: Config, where: str, entry: Mapping[str, Any], opened: dict) -> VideoList:
+    require_keys(where, entry, ("name", "group", "dataset", "list", "class_names"))
+    name = entry["dataset"]
+    if name not in config["dataset"]:
+        raise ConfigError(f"{where}.dataset={name}: not among the data sets {', '.join(config['dataset'])}")
+    facts = config["dataset"][name]
+    require_keys(f"dataset.{name}", facts, ("root", "lists", "class_names", "flip", "split_camel_case"))
+    return read_video_list(
+        name=entry["name"],
+        group=entry["group"],
+        root=facts["root"],
+        list_path=Path(facts["lists"]) / entry["list"],
+        class_names_path=Path(entry["class_names"]),
+        flip=facts["flip"],
+        split_camel_case=facts["split_camel_case"],
+        opened=opened,
+    )
+
+
+def to_yaml(config: Config) -> str:
+    """Return the resolved configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(config))

@@ -1,0 +1,30 @@
+"""Errors that a user can mend: they end a run with one line and exit status 2, without a traceback."""
+
+
+class ConfigError(ValueError):
+    """The configuration is wrong; the message names the key and what would be right."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be written, or continuing from it would not give the run that the configuration describes."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on, as where the loss is not finite."""
+
+
+class ErrorOnAnotherRank(RuntimeError):  # noqa: N818 (it is a signal to leave quietly, told by the rank that failed)
+    """Another process of the run has failed and says why; this one leaves without a word."""
+
+
+def user_error_types() -> tuple[type[Exception], ...]:
+    """Return the classes of error that end in one line. Imports the packages that define them."""
+    from datasets.annotations import AnnotationError
+    from datasets.decoding import VideoReadError
+    from datasets.loaders import BadVideoError
+    from datasets.video_files import VideoFilesError
+    from datasets.workers import VideoTimeoutError, VideoWorkerError
+    from tc_clip.files import WeightsError
+
+    of_data = (AnnotationError, VideoFilesError, VideoReadError, BadVideoError, VideoTimeoutError, VideoWorkerError)
+    return (ConfigError, CheckpointError, TrainingError, WeightsError, *of_data)

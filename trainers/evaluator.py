@@ -1,0 +1,148 @@
+"""Evaluation: every video once over all ranks, the views' softmax scores summed, sums and counts returned."""
+
+import csv
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from datasets.batches import VideoBatch
+from datasets.loaders import EvalLoader
+from datasets.transforms import normalize
+from trainers.distributed import Ranks
+from trainers.metrics import AccuracyCounts
+from trainers.precision import Precision
+
+NUM_TOP = 5
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Best classes of a video, by index, best first, and their scores (mean over the views, each in 0 to 1)."""
+
+    index: int
+    label: int
+    classes: tuple[int, ...]
+    scores: tuple[float, ...]
+
+
+@dataclass
+class Evaluation:
+    """Result of one pass over a list of videos, the same on every rank.
+
+    Unreadable videos are counted apart and are not in `counts`. `predictions` is in the list's order.
+    """
+
+    counts: AccuracyCounts
+    unreadable: list[tuple[str, str]] = field(default_factory=list)  # (path, reason)
+    predictions: list[Prediction] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def values(self) -> dict[str, float | int]:
+        """Return what is worth logging."""
+        return {
+            "top1": self.counts.top1,
+            "top5": self.counts.top5,
+            "videos": self.counts.num_videos,
+            "unreadable": len(self.unreadable),
+            "seconds": self.seconds,
+        }
+
+
+def score_views(model: nn.Module, videos: Tensor, precision: Precision, views_at_once: int) -> Tensor:
+    """Return the views' softmax scores, summed.
+
+    Args:
+        videos: uint8 `(B, V, T, 3, H, W)`.
+        views_at_once: views of one forward pass; bounds the memory, whatever V is.
+
+    Returns:
+        `(B, C)`, at least float32, on the model's device.
+    """
+    B, V = videos.shape[:2]
+    scores = []
+    for views in videos.flatten(0, 1).split(views_at_once):  # (b, T, 3, H, W)
+        pixels = normalize(views.to(precision.device, non_blocking=True), dtype=precision.dtype)
+        with precision.autocast():
+            logits = model(pixels)
+        scores.append(logits.to(precision.dtype).softmax(-1))  # (b, C)
+    return torch.cat(scores).unflatten(0, (B, V)).sum(1)  # (B, C)
+
+
+@torch.no_grad()
+def score_videos(
+    model: nn.Module, loader: EvalLoader, precision: Precision, views_at_once: int
+) -> Iterator[tuple[VideoBatch, Tensor]]:
+    """Yield this rank's batches with their scores `(B, C)`; scores of invalid videos mean nothing."""
+    model.eval()
+    for batch in loader:
+        yield batch, score_views(model, batch.videos, precision, views_at_once)
+
+
+def evaluate(
+    model: nn.Module,
+    loader: EvalLoader,
+    *,
+    num_classes: int,
+    num_videos: int,
+    precision: Precision,
+    ranks: Ranks,
+    views_at_once: int,
+) -> Evaluation:
+    """Evaluate the model, with the class names that it has been set to, on a list of videos.
+
+    Args:
+        num_videos: length of the list, checked against what the ranks have seen in all.
+
+    Raises:
+        RuntimeError: where the ranks together did not see every video exactly once.
+    """
+    start = time.perf_counter()
+    counts = AccuracyCounts(num_classes)
+    predictions: list[Prediction] = []
+    unreadable: list[tuple[int, str, str]] = []
+    for batch, scores in score_videos(model, loader, precision, views_at_once):
+        num_views = batch.videos.shape[1]
+        top = (scores / num_views).topk(min(NUM_TOP, num_classes), dim=-1)
+        classes, values = top.indices.cpu(), top.values.cpu()
+        counts.add(classes[batch.valid], batch.labels[batch.valid])
+        for row in batch.valid.nonzero().flatten().tolist():
+            predictions.append(
+                Prediction(
+                    int(batch.indices[row]),
+                    int(batch.labels[row]),
+                    tuple(classes[row].tolist()),
+                    tuple(values[row].tolist()),
+                )
+            )
+        unreadable += [(video.index, video.path, video.reason) for video in batch.bad_videos]
+    counts.table = ranks.sum(counts.table)
+    gathered = ranks.gather((predictions, unreadable))
+    predictions = sorted((item for part, _ in gathered for item in part), key=lambda item: item.index)
+    unreadable = sorted(item for _, part in gathered for item in part)
+    seen = [item.index for item in predictions] + [index for index, _, _ in unreadable]
+    if sorted(seen) != list(range(num_videos)):
+        raise RuntimeError(f"{len(seen)} videos seen, {len(set(seen))} of them different, of a list of {num_videos}")
+    seconds = time.perf_counter() - start
+    return Evaluation(counts, [(path, reason) for _, path, reason in unreadable], predictions, seconds)
+
+
+def write_predictions(
+    path: Path, predictions: Sequence[Prediction], video_paths: Sequence[str], class_names: Sequence[str]
+) -> None:
+    """Write predictions as CSV: the video, its class and the best classes with their scores, a video a line."""
+    width = max((len(prediction.classes) for prediction in predictions), default=0)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        header = [f"{word}{place}" for place in range(1, width + 1) for word in ("predicted", "score")]
+        writer.writerow(["video", "label", "name", *header])
+        for item in predictions:
+            best = [
+                value
+                for index, score in zip(item.classes, item.scores, strict=True)
+                for value in (class_names[index], f"{score:.6f}")
+            ]
+            writer.writerow([video_paths[item.index], item.label, class_names[item.label], *best])

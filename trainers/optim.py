@@ -1,0 +1,81 @@
+"""Optimizer and learning-rate schedule of the published recipe (protocols, section 3)."""
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import nn
+
+
+def build_adamw(
+    model: nn.Module,
+    *,
+    lr: float,
+    betas: Sequence[float] = (0.9, 0.98),
+    eps: float = 1e-8,
+    weight_decay: float = 1e-3,
+    fast_parameters: Collection[str] = (),
+    fast_factor: float = 1.0,
+) -> torch.optim.AdamW:
+    """Build AdamW over every trainable parameter; weight decay falls on all of them.
+
+    Args:
+        lr: peak learning rate.
+        fast_parameters: names of the parameters whose rate is `lr * fast_factor`, in a group of their own.
+    """
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    unknown = sorted(set(fast_parameters) - names)
+    if unknown:
+        raise ValueError(f"not trainable parameters of the model: {', '.join(unknown)}")
+    groups = []
+    for group_name, group_lr, members in (
+        ("base", lr, names - set(fast_parameters)),
+        ("prompt", lr * fast_factor, set(fast_parameters)),
+    ):
+        # The model's own order, not the set's: the state in a checkpoint goes by position.
+        parameters = [parameter for name, parameter in model.named_parameters() if name in members]
+        if parameters:
+            groups.append({"params": parameters, "lr": group_lr, "name": group_name})
+    return torch.optim.AdamW(groups, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+
+
+class WarmupCosine:
+    """Linear warm-up from 0, then a cosine, by global micro-batch (timm's `CosineLRScheduler` without warm-up prefix).
+
+    After the warm-up the cosine goes on from its own position. Holds no state: `set_rates` says where the run stands.
+
+    Args:
+        num_micro_batches: micro-batches of an epoch over all ranks.
+        lr_min: rate at the end, the same for all groups.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        epochs: int,
+        warmup_epochs: int,
+        num_micro_batches: int,
+        lr_min: float,
+    ) -> None:
+        from timm.scheduler import CosineLRScheduler  # timm takes a second to import
+
+        self.num_micro_batches = num_micro_batches
+        self.schedule = CosineLRScheduler(
+            optimizer,
+            t_initial=epochs * num_micro_batches,
+            lr_min=lr_min,
+            warmup_t=warmup_epochs * num_micro_batches,
+            warmup_lr_init=0.0,
+            warmup_prefix=False,
+            t_in_epochs=False,
+        )
+
+    def set_rates(self, epoch: int, first_micro_batch: int) -> list[float]:
+        """Set and return the groups' rates for the update whose first micro-batch is named.
+
+        As published, the rate of an update is the schedule at the index of the micro-batch before it; the very first
+        update, which has none before it, stands at index 0 (rate 0 with a warm-up).
+        """
+        index = max(0, epoch * self.num_micro_batches + first_micro_batch - 1)
+        self.schedule.step_update(index)
+        return [group["lr"] for group in self.schedule.optimizer.param_groups]

@@ -1,0 +1,43 @@
+"""Number formats of a run: what weights are kept in, what the forward pass computes in."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp64")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A chosen precision (see `pick_precision`).
+
+    `dtype` is that of weights, gradients and input; `autocast_dtype` that of the forward pass where it differs.
+    """
+
+    name: str
+    device: torch.device
+    dtype: torch.dtype
+    autocast_dtype: torch.dtype | None
+
+    def autocast(self) -> AbstractContextManager:
+        """Return the context of a forward pass."""
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Return the loss scaler, which does nothing except for fp16, whose range loses small gradients."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
+
+
+def pick_precision(name: str, device: torch.device, tf32: bool = False) -> Precision:
+    """Choose the number format and set whether float32 products on GPUs may use TF32.
+
+    Args:
+        name: auto (bf16, or else fp16, on a GPU; fp32 on a CPU), fp32, bf16, fp16 or fp64.
+    """
+    if name == "auto":
+        name = "fp32" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
+    return Precision(name, device, torch.float64 if name == "fp64" else torch.float32, autocast_dtype)

@@ -1,0 +1,315 @@
+"""A whole run, as `main.py` starts it: prepare, say the plan, train, test the best checkpoint, tell the results."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+import tc_clip
+from trainers import build
+from trainers.build import REPOSITORY, Settings
+from trainers.checkpoint import BEST
+from trainers.distributed import Ranks, start_distributed, stop_distributed
+from trainers.errors import ConfigError
+from trainers.evaluator import Evaluation, evaluate, write_predictions
+from trainers.plan import count_parameters, device_lines, format_plan, list_line, millions, training_lines
+from trainers.precision import Precision
+from trainers.results import ResultRow, results_dict, results_table, summarise
+from trainers.run_log import RunLog, environment, make_writable, quiet_libraries
+from trainers.session import TrainingRun
+from trainers.trainer import Trainer
+from trainers.video_lists import VideoList
+
+
+@dataclass
+class Job:
+    """What a run works with, once everything is read and built."""
+
+    config: build.Config
+    settings: Settings
+    ranks: Ranks
+    precision: Precision
+    lists: dict[str, list[VideoList]]
+    model: tc_clip.VideoClip
+    log: RunLog | None = None
+
+
+def run(cfg: DictConfig) -> list[ResultRow]:
+    """Run what a composed configuration describes; return the rows of the result table.
+
+    Raises:
+        one of `trainers.errors.user_error_types()`: where the user can mend what is wrong.
+    """
+    config = build.resolve(cfg)
+    settings = build.read_settings(config)
+    ranks = start_distributed(settings.device, settings.distributed_timeout)
+    quiet_libraries(ranks.is_main)
+    job, error = None, None
+    try:
+        job = _prepare(config, settings, ranks)
+    except Exception as problem:
+        error = problem
+    ranks.raise_together(error)
+    try:
+        rows = _train(job) if settings.eval is None else _evaluate_only(job)
+    finally:
+        if job.log is not None:
+            job.log.close()
+    # Not after an error: leaving the group would wait for processes that are waiting for this one.
+    stop_distributed()
+    return rows
+
+
+def _prepare(config: build.Config, settings: Settings, ranks: Ranks) -> Job:
+    """Read the lists, create the model, load weights: everything that can go wrong before the first video is read."""
+    precision = build.build_precision(config, ranks.device)
+    if ranks.is_main:
+        make_writable(settings.output)
+    lists = build.read_lists(config, _parts(settings))
+    if settings.dry_run:
+        _look_for_videos(lists)
+    model = build.build_model(config, next(iter(lists.values()))[0])
+    if settings.eval is None and not model.trainable:
+        raise ConfigError(f"trainer={settings.trainer} is not trained: give eval=val or eval=test")
+    if settings.eval is not None and settings.random_weights and settings.resume is None:
+        raise ConfigError(f"eval={settings.eval}: this model's weights are random; give resume=<checkpoint>")
+    if settings.eval is not None and settings.wise_ft_alone and settings.resume is None:
+        raise ConfigError(f"wise_ft={settings.wise_ft}: needs fine-tuned weights; give resume=<checkpoint>")
+    if settings.resume is not None:
+        tc_clip.load_weights(model, settings.resume)
+    model.to(ranks.device, precision.dtype)
+    ranks.broadcast_model(model)
+    return Job(config, settings, ranks, precision, lists, model)
+
+
+def _parts(settings: Settings) -> tuple[str, ...]:
+    """Return the parts of the data that the run needs; the first one's classes are the model's first."""
+    if settings.eval is None:
+        return ("train", "val", "test") if settings.final_test else ("train", "val")
+    # The harmonic mean needs the base classes too.
+    return ("val", "test") if settings.eval == "test" and settings.protocol == "base2novel" else (settings.eval,)
+
+
+def _look_for_videos(lists: dict[str, list[VideoList]]) -> None:
+    for videos in (videos for part in lists.values() for videos in part):
+        missing = videos.missing()
+        if missing:
+            raise ConfigError(
+                f"{videos.name}: {len(missing)} of {len(videos.records)} videos are missing; the first: {missing[0]}"
+            )
+
+
+def _train(job: Job) -> list[ResultRow]:
+    """Train, then test the best checkpoint."""
+    settings, ranks = job.settings, job.ranks
+    train, val = job.lists["train"][0], job.lists["val"][0]
+    plan = build.build_batch_plan(job.config, len(train.records))
+    optimizer = build.build_optimizer(job.config, job.model)
+    rates = {"world_size": ranks.world_size, "epochs": settings.epochs, "warmup_epochs": settings.warmup_epochs}
+    lines = training_lines(plan, optimizer, lr_min=settings.lr_min, **rates)  # before the schedule sets the rates
+    trainer = Trainer(
+        job.model,
+        optimizer=optimizer,
+        schedule=build.build_schedule(job.config, optimizer, plan),
+        loader=build.build_train_loader(job.config, train, ranks),
+        plan=plan,
+        mixing=build.build_mixing(job.config, len(train.class_names)),
+        precision=job.precision,
+        ranks=ranks,
+        log=RunLog(None, is_main=False),
+        video_name=lambda index: train.records[index].path,
+        max_bad_videos=build.max_bad_videos(job.config, len(train.records)),
+        **build.trainer_options(job.config),
+    )
+    session = TrainingRun(
+        trainer,
+        partial(_validate, job, build.build_eval_loader(job.config, val, "val", ranks)),
+        output=settings.output,
+        epochs=settings.epochs,
+        save_freq=settings.save_freq,
+        keep_every=settings.keep_every,
+        save_updates=settings.save_updates,
+        run_numbers=build.run_numbers(job.config, len(train.records)),
+        config=job.config,
+        print_every=settings.print_every,
+    )
+    error, continued = None, False
+    try:
+        continued = settings.auto_resume and session.load_last()
+    except Exception as problem:
+        error = problem
+    ranks.raise_together(error)
+    log = _open_log(job, session.step)
+    trainer.log = log
+    _say_plan(job, lines, continued_at=session.position if continued else None)
+    if settings.dry_run:
+        log.info("dry run: everything is there; nothing was trained")
+        return []
+    position = session.fit()
+    trainer.loader.close()
+    rows = _final_rows(job, position.best)
+    _tell_results(job, rows)
+    return rows
+
+
+def _evaluate_only(job: Job) -> list[ResultRow]:
+    """Evaluate the weights that `resume` names, or the start weights."""
+    settings = job.settings
+    log = _open_log(job, None)
+    _say_plan(job, [], continued_at=None)
+    if settings.dry_run:
+        log.info("dry run: everything is there; nothing was evaluated")
+        return []
+    name = "start weights" if settings.resume is None else Path(settings.resume).name
+    parts = list(job.lists)
+    with_ensemble = settings.wise_ft is not None and settings.resume is not None
+    rows = []
+    if not (with_ensemble and settings.wise_ft_alone):
+        rows += [row for part in parts for row in _evaluate_part(job, part, name, None)]
+    if with_ensemble and (settings.wise_ft_alone or settings.eval == "test"):
+        _mix_with_start(job)
+        rows += [row for part in parts for row in _evaluate_part(job, part, name, settings.wise_ft)]
+    _tell_results(job, rows)
+    return rows
+
+
+def _final_rows(job: Job, best: dict[str, Any]) -> list[ResultRow]:
+    """Return the best validation, and the final test of the best weights where the protocol has one."""
+    settings = job.settings
+    weights = f"{BEST}, epoch {best['epoch']}"
+    rows = [_row(job, "val", job.lists["val"][0], weights, None, best)]
+    if settings.final_test:
+        _load_best(job)
+        rows += _evaluate_part(job, "test", weights, None)
+        if settings.wise_ft is not None:
+            _mix_with_start(job)
+            rows += _evaluate_part(job, "test", weights, settings.wise_ft)
+    return rows
+
+
+def _evaluate_part(job: Job, part: str, weights: str, wise_ft: float | None) -> list[ResultRow]:
+    return [_evaluate_list(job, part, videos, weights, wise_ft) for videos in job.lists[part]]
+
+
+def _evaluate_list(job: Job, part: str, videos: VideoList, weights: str, wise_ft: float | None) -> ResultRow:
+    """Evaluate the model on a list, with the list's own classes, and write what it answered."""
+    loader = build.build_eval_loader(job.config, videos, part, job.ranks)
+    evaluation = _evaluate(job, loader, videos)
+    row = _row(job, part, videos, weights, wise_ft, evaluation.values())
+    job.log.metrics("test", 0, {"list": videos.name, "part": part, "weights": row.label, **evaluation.values()})
+    job.log.info(f"{videos.name} ({part}, {row.label}): top-1 {row.top1:.2f} %, top-5 {row.top5:.2f} %")
+    for path, reason in evaluation.unreadable:
+        job.log.warning(f"{path}: cannot be read, left out: {reason}")
+    if job.ranks.is_main and job.settings.predictions:
+        suffix = "" if wise_ft is None else f"_wise_ft_{wise_ft:g}"
+        path = job.settings.output / f"predictions_{part}_{videos.name}{suffix}.csv"
+        write_predictions(path, evaluation.predictions, [r.path for r in videos.records], videos.class_names)
+    return row
+
+
+def _row(
+    job: Job, part: str, videos: VideoList, weights: str, wise_ft: float | None, values: dict[str, float | int]
+) -> ResultRow:
+    """Return the result of an evaluation as a row of the table."""
+    num_clip, num_crop = build.views_of(job.config, part)
+    numbers = {name: values[name] for name in ("videos", "unreadable", "top1", "top5")}
+    return ResultRow(
+        part, videos.name, videos.group, weights, wise_ft, num_clip, num_crop, chance=videos.chance, **numbers
+    )
+
+
+def _validate(job: Job, loader: Any) -> Evaluation:
+    """Evaluate on the validation list between epochs."""
+    train, val = job.lists["train"][0], job.lists["val"][0]
+    evaluation = _evaluate(job, loader, val)
+    job.model.set_class_names(train.class_names, train.split_camel_case)
+    return evaluation
+
+
+def _evaluate(job: Job, loader: Any, videos: VideoList) -> Evaluation:
+    job.model.set_class_names(videos.class_names, videos.split_camel_case)
+    return evaluate(
+        job.model,
+        loader,
+        num_classes=len(videos.class_names),
+        num_videos=len(videos.records),
+        precision=job.precision,
+        ranks=job.ranks,
+        views_at_once=job.settings.test_batch_size,
+    )
+
+
+def _load_best(job: Job) -> None:
+    """Load `best.pth`: the main process reads it and gives it to the others, who may be on other machines."""
+    error = None
+    try:
+        if job.ranks.is_main:
+            tc_clip.load_weights(job.model, job.settings.output / BEST)
+    except Exception as problem:
+        error = problem
+    job.ranks.raise_together(error)
+    job.ranks.broadcast_model(job.model)
+
+
+def _mix_with_start(job: Job) -> None:
+    """Replace the model's weights by the ensemble of the start weights and its own (WiSE-FT)."""
+    base = build.build_model(job.config, job.lists[next(iter(job.lists))][0]).state_dict()
+    tuned: dict[str, Tensor] = job.model.state_dict()
+    base = {name: value.to(tuned[name]) for name, value in base.items()}
+    mixed = tc_clip.interpolate_weights(base, tuned, job.settings.wise_ft, job.model.new_parameter_names())
+    job.model.load_state_dict(mixed)
+
+
+def _open_log(job: Job, purge_step: int | None) -> RunLog:
+    """Open the log and note configuration and environment."""
+    job.log = build.build_log(job.settings, job.ranks, purge_step)
+    prefix = "" if job.settings.eval is None else f"eval_{job.settings.eval}_"
+    job.log.save_text(f"{prefix}config.yaml", build.to_yaml(job.config))
+    facts = environment(REPOSITORY, job.ranks.device, job.ranks.world_size)
+    job.log.save_text(f"{prefix}environment.json", json.dumps(facts, indent=2) + "\n")
+    return job.log
+
+
+def _say_plan(job: Job, training: list[tuple[str, str]], continued_at: Any) -> None:
+    settings, config = job.settings, job.config
+    trained, total = count_parameters(job.model)
+    lines = device_lines(job.ranks, job.precision)
+    for part, lists in job.lists.items():
+        for videos in lists:
+            views = "" if part == "train" else ", {} x {} views".format(*build.views_of(config, part))
+            lines.append(list_line(part, videos, views))
+    lines += training
+    lines.append(("parameters", f"{millions(total)}, trained {millions(trained if settings.eval is None else 0)}"))
+    start = "random weights" if settings.random_weights else str(job.model.info()["clip_weights"])
+    if continued_at is not None:
+        start = f"goes on at epoch {continued_at.epoch + 1}, micro-batch {continued_at.micro_batch}"
+    elif settings.resume is not None:
+        start = f"weights of {settings.resume}"
+    lines += [("start", start), ("output", str(settings.output))]
+    if settings.wise_ft_note is not None:
+        lines.append(("note", settings.wise_ft_note))
+    job.log.info(format_plan(f"{settings.protocol}: {settings.trainer} on {settings.data}", lines))
+
+
+def _tell_results(job: Job, rows: Sequence[ResultRow]) -> None:
+    """Print the table and write it as `results.json`."""
+    settings = job.settings
+    summary = summarise(rows, settings.protocol)
+    job.log.info("\n" + results_table(rows, summary))
+    facts = {
+        "protocol": settings.protocol,
+        "data": settings.data,
+        "trainer": settings.trainer,
+        "weights": str(settings.output / BEST) if settings.eval is None else settings.resume,
+        "seed": settings.seed,
+        "torch": torch.__version__,
+    }
+    name = "results.json" if settings.eval is None else f"results_eval_{settings.eval}.json"
+    job.log.save_text(name, json.dumps(results_dict(rows, summary, facts), indent=2) + "\n")
+    job.log.info(f"\nresults: {settings.output / name}")

@@ -1,0 +1,234 @@
+"""What a run tells: the console, `log.txt`, `metrics.jsonl`, TensorBoard, `config.yaml` and `environment.json`.
+
+Only the main process of a run writes; on the others every call is without effect.
+"""
+
+import json
+import logging
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trainers.errors import ConfigError
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "hydra-core", "omegaconf", "av", "decord", "safetensors")
+
+
+class RunLog:
+    """Log of one run in one folder.
+
+    Args:
+        output: folder, made where it is missing; None: the console alone.
+        is_main: whether this process writes.
+        progress: bar, lines, or auto (a bar on a terminal, lines elsewhere).
+        tensorboard: whether to write TensorBoard files.
+        purge_step: position (micro-batches since the run began) that the run goes on from; what was noted beyond it is
+            dropped. None keeps everything: an evaluation adds to what is there.
+
+    Raises:
+        ConfigError: where the folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        output: Path | None,
+        *,
+        is_main: bool = True,
+        progress: str = "auto",
+        tensorboard: bool = False,
+        purge_step: int | None = None,
+    ) -> None:
+        self.output = output
+        self.is_main = is_main
+        self.show_bar = is_main and (progress == "bar" or (progress == "auto" and sys.stderr.isatty()))
+        self._bar = None
+        self._writer = None
+        self._metrics = None
+        self._handlers: list[logging.Handler] = []
+        self.logger = logging.getLogger("trainers.run")
+        self.logger.propagate = False
+        self.logger.setLevel(logging.INFO if is_main else logging.CRITICAL)
+        if not is_main:
+            return
+        self._add_handler(_ConsoleHandler(), "%(message)s")
+        if output is None:
+            return
+        make_writable(output)
+        self._add_handler(logging.FileHandler(output / "log.txt", encoding="utf-8"), "%(asctime)s %(message)s")
+        path = output / "metrics.jsonl"
+        if purge_step is not None:
+            _drop_beyond(path, purge_step)
+        self._metrics = path.open("a", encoding="utf-8")
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+            self._writer = SummaryWriter(str(output / "tensorboard"), purge_step=purge_step or None)
+
+    def info(self, message: str) -> None:
+        """Tell the user something."""
+        self.logger.info(message)
+
+    def warning(self, message: str) -> None:
+        """Tell the user about something that is not right, without stopping."""
+        self.logger.warning(f"warning: {message}")
+
+    def metrics(self, kind: str, step: int, values: Mapping[str, float | int | str]) -> None:
+        """Note numbers in `metrics.jsonl`, and those that are numbers in TensorBoard as `kind/name`.
+
+        Args:
+            kind: train, epoch, val or test.
+            step: micro-batches since the run began, over all ranks.
+        """
+        if self._metrics is None:
+            return
+        self._metrics.write(json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3), **values}) + "\n")
+        self._metrics.flush()
+        if self._writer is not None:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._writer.add_scalar(f"{kind}/{name}", value, step)
+
+    def sample_frames(self, videos: Tensor, step: int) -> None:
+        """Put frames into TensorBoard, a video a row.
+
+        Args:
+            videos: uint8 `(B, T, 3, H, W)`.
+        """
+        if self._writer is None:
+            return
+        grid = torch.cat([torch.cat(list(video), dim=-1) for video in videos.cpu()], dim=-2)  # (3, B*H, T*W)
+        self._writer.add_image("train/frames", grid, step)
+
+    def start_bar(self, description: str, total: int, done: int = 0) -> None:
+        """Begin a progress bar, where there is a terminal."""
+        if self.show_bar:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=done, desc=description, leave=False, dynamic_ncols=True)
+
+    def advance_bar(self, note: str = "") -> None:
+        """Move the bar by one."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update()
+
+    def close_bar(self) -> None:
+        """End the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def save_text(self, name: str, text: str) -> None:
+        """Write a file into the output folder."""
+        if self.is_main and self.output is not None:
+            (self.output / name).write_text(text, encoding="utf-8")
+
+    def close(self) -> None:
+        """Close all files; the logger can be set up again afterwards."""
+        self.close_bar()
+        if self._writer is not None:
+            self._writer.close()
+        if self._metrics is not None:
+            self._metrics.close()
+        for handler in self._handlers:
+            self.logger.removeHandler(handler)
+            handler.close()
+        self._handlers = []
+
+    def _add_handler(self, handler: logging.Handler, layout: str) -> None:
+        handler.setFormatter(logging.Formatter(layout))
+        self.logger.addHandler(handler)
+        self._handlers.append(handler)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Lines on standard output that do not tear a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def quiet_libraries(is_main: bool) -> None:
+    """Let the warnings of our other packages through once, from the main process.
+
+    Unreadable training videos are left to the trainer, which knows those of all processes.
+    """
+    for name in ("tc_clip", "datasets"):
+        logging.getLogger(name).setLevel(logging.WARNING if is_main else logging.CRITICAL)
+    logging.getLogger("datasets.loaders").setLevel(logging.CRITICAL)
+
+
+def make_writable(folder: Path) -> None:
+    """Make a folder, and find out whether files can be written there.
+
+    Raises:
+        ConfigError: where they cannot.
+    """
+    probe = folder / ".writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"output={folder}: cannot be written: {error}") from error
+
+
+def environment(repository: Path, device: torch.device, world_size: int) -> dict:
+    """Return what the numbers of a run may depend on besides its configuration."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "command": sys.argv,
+        "git": _git_state(repository),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+        "cuda": torch.version.cuda,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "processes": world_size,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _git_state(repository: Path) -> dict[str, str | bool] | None:
+    """Return commit and whether files differ from it, or None outside a checkout or without git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(repository), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "modified": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _drop_beyond(path: Path, step: int) -> None:
+    """Drop the lines past a step, which the run that goes on from there writes again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step and step > 0:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue  # the process was killed while it wrote this line
+    path.write_text("".join(kept), encoding="utf-8")

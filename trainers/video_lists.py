@@ -1,0 +1,67 @@
+"""A list of videos with its classes and the facts of its data set, read and checked before anything starts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets.annotations import VideoRecord, read_annotations, read_class_names
+from datasets.decoding import VideoReadError
+from datasets.video_files import VideoFiles, open_video_files
+
+
+@dataclass(frozen=True)
+class VideoList:
+    """Videos of one annotation list.
+
+    `name` stands in tables and file names; test sets of one `group` are averaged together.
+    """
+
+    name: str
+    group: str
+    records: list[VideoRecord]
+    files: VideoFiles
+    class_names: list[str]
+    flip: bool
+    split_camel_case: bool
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of guessing, in percent."""
+        return 100 / len(self.class_names)
+
+    def missing(self) -> list[str]:
+        """Return the reasons why listed videos are not where they should be (looks for every one of them)."""
+        reasons = []
+        for record in self.records:
+            try:
+                self.files.find(record.path)
+            except VideoReadError as error:
+                reasons.append(str(error))
+        return reasons
+
+
+def read_video_list(
+    *,
+    name: str,
+    group: str,
+    root: str,
+    list_path: Path,
+    class_names_path: Path,
+    flip: bool,
+    split_camel_case: bool,
+    opened: dict[str, VideoFiles],
+) -> VideoList:
+    """Read a list and its class names, and open the folder or tar of its videos.
+
+    Args:
+        opened: roots opened already, to share their index; a new one is added.
+
+    Raises:
+        AnnotationError: where the list or the class names are wrong.
+        VideoFilesError: where the root is.
+    """
+    class_names = read_class_names(class_names_path)
+    records = read_annotations(list_path, num_classes=len(class_names))
+    if root not in opened:
+        opened[root] = open_video_files(root)
+    opened[root].prepare(record.path for record in records)
+    return VideoList(name, group, records, opened[root], class_names, flip, split_camel_case)
