@@ -7,8 +7,9 @@ makes the data set, and travels to the workers with it.
 
 import os
 import tarfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from datasets.decoding import VideoReadError
@@ -51,12 +52,12 @@ def open_video_files(root: str | Path) -> "VideoFiles":
     raise VideoFilesError(f"{root}: no such folder or .tar of videos")
 
 
-@dataclass
-class VideoFiles:
+class VideoFiles(ABC):
     """The videos below one root. Picklable, holds no open file."""
 
-    root: str
-    _by_name: dict[str, list[str]] | None = field(default=None, repr=False)
+    def __init__(self, root: str):
+        self.root = root
+        self._by_name: dict[str, list[str]] | None = None
 
     def find(self, listed: str) -> str | TarMember:
         """Return what `decode` reads for a listed path: a path, or a member of the tar.
@@ -107,18 +108,19 @@ class VideoFiles:
             return relative
         return listed[2:] if listed.startswith("./") else listed
 
+    @abstractmethod
     def _exists(self, path: str) -> bool:
-        raise NotImplementedError
+        """Say whether there is a video at a normalised path."""
 
+    @abstractmethod
     def _source(self, path: str) -> str | TarMember:
-        raise NotImplementedError
+        """Return what `decode` reads."""
 
+    @abstractmethod
     def _index(self) -> dict[str, list[str]]:
         """Return file name -> relative paths, sorted."""
-        raise NotImplementedError
 
 
-@dataclass
 class FolderFiles(VideoFiles):
     """Videos in a folder and its subfolders."""
 
@@ -151,11 +153,8 @@ class FolderFiles(VideoFiles):
         return by_name
 
 
-@dataclass
 class TarFiles(VideoFiles):
     """Videos in one uncompressed tar: `members` maps a name to its (offset, size) in the archive."""
-
-    members: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False)
 
     def __init__(self, root: str, members: dict[str, tuple[int, int]]):
         super().__init__(root)

@@ -1,0 +1,80 @@
+"""MixUp, CutMix and label smoothing of one micro-batch (section 3 of the published protocols)."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Mixing:
+    """Mix the videos of a micro-batch in pairs and make their soft targets.
+
+    One lambda a micro-batch, partners by a random permutation of it, CutMix's box the same for all frames and videos.
+
+    Args:
+        num_classes: number of classes, `C`.
+        mixup_alpha: Beta(alpha, alpha) of MixUp's lambda; 0 is without MixUp.
+        cutmix_alpha: the same of CutMix; 0 is without CutMix. Without both, labels are smoothed only.
+        switch_prob: probability of CutMix where both are on.
+        label_smoothing: share of a target that is spread over all classes.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        mixup_alpha: float = 0.8,
+        cutmix_alpha: float = 1.0,
+        switch_prob: float = 0.5,
+        label_smoothing: float = 0.1,
+    ):
+        if mixup_alpha < 0 or cutmix_alpha < 0:
+            raise ValueError(f"alphas must be 0 or more, found mixup {mixup_alpha}, cutmix {cutmix_alpha}")
+        if not 0 <= switch_prob <= 1 or not 0 <= label_smoothing < 1:
+            raise ValueError(
+                f"switch_prob {switch_prob} must be in [0, 1], label_smoothing {label_smoothing} in [0, 1)"
+            )
+        self.num_classes = num_classes
+        self.mixup_alpha = mixup_alpha
+        self.cutmix_alpha = cutmix_alpha
+        self.switch_prob = switch_prob
+        self.label_smoothing = label_smoothing
+
+    def __call__(self, videos: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Mix float videos (B, T, 3, H, W) with labels (B,): videos of the same shape, float32 targets (B, C).
+
+        The input is left as it is. `rng` alone decides; `randomness.micro_batch_rng` makes the one of a micro-batch.
+        """
+        targets = self.smooth(labels)
+        if self.mixup_alpha == 0 and self.cutmix_alpha == 0:
+            return videos, targets
+        cut = self.mixup_alpha == 0 or (self.cutmix_alpha > 0 and rng.random() < self.switch_prob)
+        alpha = self.cutmix_alpha if cut else self.mixup_alpha
+        share = float(rng.beta(alpha, alpha))  # of the video itself; its partner has the rest
+        partners = torch.from_numpy(rng.permutation(len(videos))).to(videos.device)
+        if cut:
+            top, bottom, left, right = cutmix_box(videos.shape[-2], videos.shape[-1], share, rng)
+            mixed = videos.clone()
+            mixed[..., top:bottom, left:right] = videos[..., top:bottom, left:right][partners]
+            share = 1 - (bottom - top) * (right - left) / (videos.shape[-2] * videos.shape[-1])
+        else:
+            mixed = torch.lerp(videos[partners], videos, share)
+        return mixed, torch.lerp(targets[partners], targets, share)
+
+    def smooth(self, labels: Tensor) -> Tensor:
+        """Return smoothed targets of labels (B,): float32 (B, C), `s/C` off the label, `1 - s + s/C` on it."""
+        off = self.label_smoothing / self.num_classes
+        targets = torch.full((len(labels), self.num_classes), off, dtype=torch.float32, device=labels.device)
+        return targets.scatter_(1, labels[:, None], 1 - self.label_smoothing + off)
+
+
+def cutmix_box(height: int, width: int, share: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Draw the box that the partner fills: top, bottom, left, right.
+
+    Its sides are `sqrt(1 - share)` of the picture's, its centre is uniform, and what hangs over the edge is cut off,
+    so the true share is that of the box.
+    """
+    side = np.sqrt(1 - share)
+    box_height, box_width = int(height * side), int(width * side)
+    row, column = int(rng.integers(height)), int(rng.integers(width))
+    top, bottom = max(row - box_height // 2, 0), min(row + box_height // 2, height)
+    left, right = max(column - box_width // 2, 0), min(column + box_width // 2, width)
+    return top, bottom, left, right
