@@ -1,8 +1,10 @@
 """Worker processes that read batches, watched: a worker that hangs or dies is an error that names its video."""
 
+import contextlib
 import multiprocessing
 import os
 import re
+import signal
 import time
 from collections.abc import Iterable, Iterator
 
@@ -69,6 +71,7 @@ class BatchReader:
         self._prefetch_batches = prefetch_batches
         self._keep_workers = keep_workers
         self._loader: DataLoader | None = None
+        self._iterator: Iterator[VideoBatch] | None = None
         self._batches = _Batches()
         self._slots: Tensor | None = None
 
@@ -92,19 +95,22 @@ class BatchReader:
                 yield _raise_if_error(batch)
             finished = True
         finally:
-            del iterator
             # Workers of an unfinished read have batches of it underway; new ones are cheaper than waiting for those.
             if not (finished and self._keep_workers):
                 self.close()
 
     def close(self) -> None:
         """End the workers."""
-        self._loader = None
+        if self._iterator is not None:
+            # The loader has no public way. Left to the garbage collector, it may come after the queues to the workers
+            # are gone, and then waits 5 s for each of them.
+            self._iterator._shutdown_workers()
+        self._loader = self._iterator = None
 
     def _start(self) -> Iterator[VideoBatch]:
         if self._loader is not None:
             try:
-                return iter(self._loader)
+                return iter(self._loader)  # the one iterator of kept workers, reset
             except RuntimeError:  # kept workers that are dead, or do not answer: once more with new ones
                 self.close()
         context = multiprocessing.get_context(self._start_method)
@@ -123,7 +129,8 @@ class BatchReader:
             multiprocessing_context=context,
             generator=torch.Generator(),  # its seeds are not used; the global generator is not for us to move
         )
-        return iter(self._loader)
+        self._iterator = iter(self._loader)
+        return self._iterator
 
     def _next(self, iterator: Iterator[VideoBatch]) -> VideoBatch | None:
         started = time.monotonic()
@@ -142,9 +149,18 @@ class BatchReader:
                 if not str(error).startswith("DataLoader timed out"):
                     raise
             if time.monotonic() - started >= self._timeout_s:
-                raise VideoTimeoutError(
-                    f"no batch of videos came for {self._timeout_s:g} s (data.timeout_s): {self._describe(None)}"
-                )
+                message = f"no batch of videos came for {self._timeout_s:g} s (data.timeout_s): {self._describe(None)}"
+                self._kill_busy_workers()
+                raise VideoTimeoutError(message)
+
+    def _kill_busy_workers(self) -> None:
+        """Kill workers that hang, for which ending the others would wait 5 s each."""
+        if self._start_method != "forkserver":
+            return  # PyTorch's signal handler would take our own children's death for a failure
+        for index, _, pid in self._slots.tolist():
+            if index >= 0:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def _describe(self, pids: set[int] | None) -> str:
         """Say what the workers of the given processes, or all busy workers, are reading."""
