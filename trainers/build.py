@@ -90,6 +90,8 @@ def resolve(cfg: DictConfig) -> Config:
             f"warmup_epochs={config['warmup_epochs']} leaves nothing of epochs={config['epochs']}: "
             f"give warmup_epochs={config['epochs'] // 2} or more epochs"
         )
+    if config["lr_min"] > config["lr"]:
+        raise ConfigError(f"lr_min={config['lr_min']} is above lr={config['lr']}")
     _check_batches(config)
     _wise_ft(config)
     return config

@@ -1,0 +1,87 @@
+"""Evaluation with a model whose answers are known."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from datasets.batches import VideoBatch
+from datasets.transforms import normalize
+from datasets.video_dataset import BadVideo
+from trainers.distributed import Ranks
+from trainers.evaluator import evaluate, score_views
+from trainers.precision import pick_precision
+
+NUM_CLASSES = 6
+CPU = pick_precision("fp32", torch.device("cpu"))
+
+
+class BrightnessModel(nn.Module):
+    """Logits that are a fixed function of a view's mean brightness; notes how many views come at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1, 1, NUM_CLASSES))
+        self.sizes: list[int] = []
+
+    def forward(self, videos: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(videos))
+        return videos.mean(dim=(1, 2, 3, 4))[:, None] * self.weight * 3
+
+
+def batches(num_videos: int, num_views: int, bad: set[int] = frozenset()) -> list[VideoBatch]:
+    rng = np.random.default_rng(0)
+    made = []
+    for start in range(0, num_videos, 2):
+        indices = torch.arange(start, min(start + 2, num_videos))
+        shape = (len(indices), num_views, 2, 3, 4, 4)
+        made.append(
+            VideoBatch(
+                videos=torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8)),
+                labels=indices % NUM_CLASSES,
+                indices=indices,
+                valid=torch.tensor([index not in bad for index in indices.tolist()]),
+                number=start // 2,
+                bad_videos=[BadVideo(i, f"{i}.mp4", "cut off") for i in indices.tolist() if i in bad],
+            )
+        )
+    return made
+
+
+def run(loader: list[VideoBatch], num_videos: int, views_at_once: int = 3):
+    options = {"precision": CPU, "ranks": Ranks(), "views_at_once": views_at_once}
+    return evaluate(BrightnessModel(), loader, num_classes=NUM_CLASSES, num_videos=num_videos, **options)
+
+
+def test_scores_are_summed_softmaxes_in_bounded_pieces() -> None:
+    (batch,) = batches(2, num_views=4)
+    model = BrightnessModel()
+    scores = score_views(model, batch.videos, CPU, views_at_once=3)
+    assert model.sizes == [3, 3, 2]
+    for video, score in zip(batch.videos, scores, strict=True):
+        expected = sum(model(normalize(view)[None]).softmax(-1)[0] for view in video)
+        torch.testing.assert_close(score, expected)
+    assert scores.sum(-1).tolist() == pytest.approx([4, 4])
+
+
+def test_every_video_counts_once_and_predictions_say_so() -> None:
+    result = run(batches(7, 2), 7)
+    assert result.counts.num_videos == 7 and result.unreadable == []
+    assert [item.index for item in result.predictions] == list(range(7))
+    top1 = sum(item.classes[0] == item.label for item in result.predictions)
+    top5 = sum(item.label in item.classes for item in result.predictions)
+    assert result.counts.table.sum(1).tolist() == [7, top1, top5]
+    assert all(len(item.classes) == 5 and sum(item.scores) <= 1.0001 for item in result.predictions)
+
+
+def test_unreadable_videos_are_left_out_and_told() -> None:
+    result = run(batches(7, 1, bad={3}), 7)
+    assert result.counts.num_videos == 6
+    assert result.unreadable == [("3.mp4", "cut off")]
+    assert 3 not in [item.index for item in result.predictions]
+
+
+@pytest.mark.parametrize("loader", [batches(7, 1)[:-1], batches(7, 1) + batches(2, 1)])
+def test_lost_and_repeated_videos_are_noticed(loader: list[VideoBatch]) -> None:
+    with pytest.raises(RuntimeError, match="of a list of 7"):
+        run(loader, 7)
