@@ -1,5 +1,6 @@
 """Listed videos as items: find, choose frames, decode, transform. All randomness is in the key of an item."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -129,6 +130,10 @@ class VideoDataset:
         Raises:
             VideoFilesError: two files have the name of the listed one.
         """
+        with _one_thread():
+            return self._load(key, note_reading)
+
+    def _load(self, key: ItemKey, note_reading: Callable[[int], None]) -> VideoItem:
         index = key.index
         bad_videos: list[BadVideo] = []
         for attempt in range(_MAX_ATTEMPTS if self.training else 1):
@@ -166,6 +171,20 @@ class VideoDataset:
         crops = self.transform(frames)  # (num_crops, num_clips * T, 3, S, S)
         crops = crops.unflatten(1, (self.num_clips, self.num_frames))  # (num_crops, num_clips, T, 3, S, S)
         return crops.transpose(0, 1).flatten(0, 1)  # (V, T, 3, S, S)
+
+
+@contextlib.contextmanager
+def _one_thread():
+    """Keep PyTorch to one thread, as in workers: on one frame, several mostly wait for each other."""
+    num_threads = torch.get_num_threads()
+    if num_threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def _rng(key: ItemKey, attempt: int, purpose: int) -> np.random.Generator:

@@ -32,6 +32,19 @@ def test_a_training_item_is_a_function_of_its_key(small_videos, small_records):
         assert not torch.equal(dataset[key._replace(**change)].videos, item.videos), change
 
 
+def test_items_are_made_by_one_thread_and_leave_the_number_alone(small_videos, small_records, monkeypatch):
+    dataset = train_dataset(small_videos, small_records)
+    transform, seen = dataset.transform, []
+    dataset.transform = lambda *arguments: seen.append(torch.get_num_threads()) or transform(*arguments)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        dataset[ItemKey(0)]
+        assert seen == [1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_both_decoders_give_one_item(small_videos, small_records):
     key = ItemKey(2, 1, 1, 1, 1)
     auto, pyav = (train_dataset(small_videos, small_records, decoder=decoder)[key] for decoder in ("auto", "pyav"))
