@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainers.errors import ErrorOnAnotherRank, user_error_types
+from trainers.errors import ConfigError, ErrorOnAnotherRank, user_error_types
 from trainers.schema import PROTOCOLS, RULES, did_you_mean
 
 USER_ERROR = 2
@@ -36,14 +36,14 @@ configs/base.yaml explains every key. `python main.py -cn PROTOCOL data=DATA --c
 
 
 @contextmanager
-def composition_errors(configs: str) -> Iterator[None]:
+def composition_errors(configs: Path) -> Iterator[None]:
     """Around Hydra's main: answer `--help`, and turn errors of composing the configuration into one line.
 
     Args:
         configs: folder of the configuration files.
     """
     if {"-h", "--help"} & set(sys.argv[1:]):
-        sys.stdout.write(help_text(Path(configs)))
+        sys.stdout.write(help_text(configs))
         sys.exit(0)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would have printed in many lines
     from hydra.errors import HydraException
@@ -53,11 +53,11 @@ def composition_errors(configs: str) -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        _leave(describe_composition_error(error, sys.argv[1:], Path(configs)), WANTS_TRACEBACK)
+        _leave(describe_composition_error(error, sys.argv[1:], configs), WANTS_TRACEBACK)
     except Exception as error:
         # Hydra's grammar errors have no common class with the above in every version.
         if type(error).__module__.startswith(("hydra.", "antlr4.")):
-            _leave(describe_composition_error(error, sys.argv[1:], Path(configs)), WANTS_TRACEBACK)
+            _leave(describe_composition_error(error, sys.argv[1:], configs), WANTS_TRACEBACK)
         raise
 
 
@@ -72,7 +72,7 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if isinstance(error, user_error_types()):
+        if isinstance(error, ConfigError) or isinstance(error, user_error_types()):
             _leave(" ".join(str(error).split()), full)
         if type(error).__name__ == "OutOfMemoryError":
             memory = "out of GPU memory: lower batch_size (total_batch_size may stay) or test_batch_size"

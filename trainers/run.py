@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
 import tc_clip
 from trainers import build
-from trainers.build import REPOSITORY, Settings
 from trainers.checkpoint import BEST
 from trainers.distributed import Ranks, start_distributed, stop_distributed
 from trainers.errors import ConfigError
@@ -23,6 +21,7 @@ from trainers.precision import Precision
 from trainers.results import ResultRow, results_dict, results_table, summarise
 from trainers.run_log import RunLog, environment, make_writable, quiet_libraries
 from trainers.session import TrainingRun
+from trainers.settings import REPOSITORY, Config, Settings, read_settings, to_yaml, views_of
 from trainers.trainer import Trainer
 from trainers.video_lists import VideoList
 
@@ -31,7 +30,7 @@ from trainers.video_lists import VideoList
 class Job:
     """What a run works with, once everything is read and built."""
 
-    config: build.Config
+    config: Config
     settings: Settings
     ranks: Ranks
     precision: Precision
@@ -40,14 +39,13 @@ class Job:
     log: RunLog | None = None
 
 
-def run(cfg: DictConfig) -> list[ResultRow]:
-    """Run what a composed configuration describes; return the rows of the result table.
+def run(config: Config) -> list[ResultRow]:
+    """Run what a checked configuration describes (`trainers.settings.resolve`); return the rows of the result table.
 
     Raises:
         one of `trainers.errors.user_error_types()`: where the user can mend what is wrong.
     """
-    config = build.resolve(cfg)
-    settings = build.read_settings(config)
+    settings = read_settings(config)
     ranks = start_distributed(settings.device, settings.distributed_timeout)
     quiet_libraries(ranks.is_main)
     job, error = None, None
@@ -66,7 +64,7 @@ def run(cfg: DictConfig) -> list[ResultRow]:
     return rows
 
 
-def _prepare(config: build.Config, settings: Settings, ranks: Ranks) -> Job:
+def _prepare(config: Config, settings: Settings, ranks: Ranks) -> Job:
     """Read the lists, create the model, load weights: everything that can go wrong before the first video is read."""
     precision = build.build_precision(config, ranks.device)
     if ranks.is_main:
@@ -217,7 +215,7 @@ def _row(
     job: Job, part: str, videos: VideoList, weights: str, wise_ft: float | None, values: dict[str, float | int]
 ) -> ResultRow:
     """Return the result of an evaluation as a row of the table."""
-    num_clip, num_crop = build.views_of(job.config, part)
+    num_clip, num_crop = views_of(job.config, part)
     numbers = {name: values[name] for name in ("videos", "unreadable", "top1", "top5")}
     return ResultRow(
         part, videos.name, videos.group, weights, wise_ft, num_clip, num_crop, chance=videos.chance, **numbers
@@ -270,7 +268,7 @@ def _open_log(job: Job, purge_step: int | None) -> RunLog:
     """Open the log and note configuration and environment."""
     job.log = build.build_log(job.settings, job.ranks, purge_step)
     prefix = "" if job.settings.eval is None else f"eval_{job.settings.eval}_"
-    job.log.save_text(f"{prefix}config.yaml", build.to_yaml(job.config))
+    job.log.save_text(f"{prefix}config.yaml", to_yaml(job.config))
     facts = environment(REPOSITORY, job.ranks.device, job.ranks.world_size)
     job.log.save_text(f"{prefix}environment.json", json.dumps(facts, indent=2) + "\n")
     return job.log
@@ -282,7 +280,7 @@ def _say_plan(job: Job, training: list[tuple[str, str]], continued_at: Any) -> N
     lines = device_lines(job.ranks, job.precision)
     for part, lists in job.lists.items():
         for videos in lists:
-            views = "" if part == "train" else ", {} x {} views".format(*build.views_of(config, part))
+            views = "" if part == "train" else ", {} x {} views".format(*views_of(config, part))
             lines.append(list_line(part, videos, views))
     lines += training
     lines.append(("parameters", f"{millions(total)}, trained {millions(trained if settings.eval is None else 0)}"))

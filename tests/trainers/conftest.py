@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+
+from trainers.settings import Config, resolve
 
 NUM_TRAIN, NUM_VAL, NUM_CLASSES = 11, 7, 3
 TINY = {
@@ -45,7 +46,7 @@ TINY_TC = {
     "trainer.options.prompt_layers": [2],
 }
 
-Compose = Callable[..., DictConfig]
+Compose = Callable[..., Config]
 
 
 def write_video(path: Path, seed: int, num_frames: int = 9, width: int = 48, height: int = 40) -> None:
@@ -102,15 +103,15 @@ def overrides(root: Path, output: Path, protocol: str, trainer: str, options: di
 
 @pytest.fixture(scope="session")
 def compose_tiny(repository: Path, tiny_root: Path) -> Compose:
-    """Return a function that composes the configuration of a tiny run; `__` in an option's name stands for a dot."""
+    """Return a function that gives the checked configuration of a tiny run; `__` in an option's name is a dot."""
 
     def compose_options(
         *, output: Path, protocol: str = "few_shot", trainer: str = "vifi_clip_tiny", **options: object
-    ) -> DictConfig:
+    ) -> Config:
         options = {key.replace("__", "."): value for key, value in options.items()}
         arguments = overrides(tiny_root, output, protocol, trainer, options)
         with initialize_config_dir(str(repository / "configs"), version_base="1.3"):
-            return compose(protocol, overrides=arguments)
+            return resolve(compose(protocol, overrides=arguments))
 
     return compose_options
 
@@ -119,7 +120,7 @@ def compose_tiny(repository: Path, tiny_root: Path) -> Compose:
 def compose_run(compose_tiny: Compose, tmp_path: Path) -> Compose:
     """Return the same with an output folder of the test's own."""
 
-    def compose_options(**options: object) -> DictConfig:
+    def compose_options(**options: object) -> Config:
         return compose_tiny(**{"output": tmp_path / "run", **options})
 
     return compose_options
@@ -162,9 +163,10 @@ import torch
 torch.set_num_threads(1)
 from hydra import compose, initialize_config_dir
 from trainers.run import run
+from trainers.settings import resolve
 with initialize_config_dir({repository!r} + "/configs", version_base="1.3"):
     cfg = compose({protocol!r}, overrides={arguments!r})
-run(cfg)
+run(resolve(cfg))
 """
 
 

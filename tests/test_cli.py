@@ -1,0 +1,91 @@
+"""The command line as a user meets it: help in a moment, errors of one line, status 2."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trainers.command_line import composition_errors, describe_composition_error, one_line_errors
+from trainers.errors import ConfigError, ErrorOnAnotherRank
+
+
+def call(repository: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    inherited = {key: value for key, value in os.environ.items() if key not in ("RANK", "HYDRA_FULL_ERROR")}
+    return subprocess.run(
+        [sys.executable, "main.py", *arguments],
+        cwd=repository,
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_help_is_quick_and_lists_the_choices(repository: Path) -> None:
+    start = time.perf_counter()
+    done = call(repository, "--help")
+    assert time.perf_counter() - start < 5, "help must not wait for torch"
+    assert done.returncode == 0 and done.stderr == ""
+    for word in ("zero_shot_k400", "few_shot_shapes", "tc_clip_tiny", "eval=val", "dry_run=true"):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "choose a protocol with -cn (zero_shot, few_shot, base2novel, fully_supervised)"),
+        (("-cn", "zero_sot"), "-cn zero_sot: no such protocol; did you mean zero_shot"),
+        (("-cn", "zero_shot"), "data= is missing; -cn zero_shot goes with: zero_shot_k400"),
+        (("-cn", "zero_shot", "data=zero_shot_shape"), "no such choice; did you mean zero_shot_shapes"),
+        (("-cn", "zero_shot", "data=zero_shot_shapes", "trainer=tcclip"), "trainer=tcclip: no such choice; did you"),
+        (("-cn", "zero_shot", "data=zero_shot_shapes", "lrr=1"), "unknown key lrr; did you mean lr?"),
+        (("-cn", "zero_shot", "data=zero_shot_shapes", "mixup=0"), "unknown key mixup; did you mean aug.mixup?"),
+        (("-cn", "zero_shot", "data=zero_shot_shapes", "lr"), "cannot read the command line"),
+    ],
+)
+def test_errors_of_composition_are_one_line(repository: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = call(repository, *arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert message in done.stderr
+
+
+def test_errors_of_a_run_are_one_line_and_leave_nothing(repository: Path, tmp_path: Path) -> None:
+    command = ["-cn", "zero_shot", "data=few_shot_shapes", f"output={tmp_path / 'run'}"]
+    done = call(repository, *command)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "data=few_shot_shapes belongs to few_shot, not to zero_shot" in done.stderr
+    assert not (tmp_path / "run").exists()
+    second = call(repository, *command, RANK="1", WORLD_SIZE="2")
+    assert (second.returncode, second.stdout, second.stderr) == (2, "", ""), "one process of a run speaks for all"
+    full = call(repository, *command, HYDRA_FULL_ERROR="1")
+    assert full.returncode == 2 and "Traceback" in full.stderr
+
+
+def test_errors_become_one_line(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as left, one_line_errors():
+        raise ConfigError("wrong\n  in two lines")
+    assert left.value.code == 2 and capsys.readouterr().err == "error: wrong in two lines\n"
+    with pytest.raises(SystemExit) as left, one_line_errors():
+        raise ErrorOnAnotherRank("told there")
+    assert left.value.code == 2 and capsys.readouterr().err == ""
+    with pytest.raises(ZeroDivisionError), one_line_errors():
+        raise ZeroDivisionError("a fault of ours keeps its traceback")
+    with pytest.raises(SystemExit), one_line_errors(debug=True):
+        raise ConfigError("wrong")
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_faults_pass_through_composition(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with pytest.raises(ZeroDivisionError), composition_errors(repository / "configs"):
+        raise ZeroDivisionError
+
+
+def test_unknown_messages_are_kept(repository: Path) -> None:
+    assert describe_composition_error(ValueError("some\nthing"), [], repository / "configs") == "some thing"

@@ -1,0 +1,153 @@
+"""Every configuration composes, holds the published numbers, and is checked in both directions."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from trainers import build
+from trainers.errors import ConfigError
+from trainers.schema import PROTOCOLS, RULES
+from trainers.settings import read_settings, resolve, views_of
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+DATA = sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml"))
+TRAINERS = sorted(path.stem for path in (CONFIGS / "trainer").glob("*.yaml"))
+NEEDED = {"few_shot": ["shot=16"], "base2novel": ["base=1"]}
+
+
+def protocol_of(data: str) -> str:
+    return next(protocol for protocol in PROTOCOLS if data.startswith(f"{protocol}_"))
+
+
+def composed(protocol: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose(protocol, overrides=["output=runs/test", *NEEDED.get(protocol, []), *overrides])
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("data", DATA)
+def test_every_combination_composes_and_is_valid(data: str, trainer: str) -> None:
+    config = resolve(composed(protocol_of(data), f"data={data}", f"trainer={trainer}"))
+    settings = read_settings(config)
+    assert settings.protocol == protocol_of(data) and settings.data == data
+    for entry in (config["data"]["train"], config["data"]["val"], *config["data"]["test"]):
+        assert entry["dataset"] in config["dataset"]
+
+
+@pytest.mark.parametrize("group", ["aug", "optimizer", "logging"])
+def test_every_choice_of_the_small_groups_composes(group: str) -> None:
+    for path in (CONFIGS / group).glob("*.yaml"):
+        resolve(composed("zero_shot", "data=zero_shot_shapes", f"{group}={path.stem}"))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_data_of_another_protocol_is_refused_with_those_that_fit(protocol: str) -> None:
+    for data in (name for name in DATA if protocol_of(name) != protocol):
+        with pytest.raises(ConfigError, match=f"belongs to {protocol_of(data)}, not to {protocol}.*{protocol}_shapes"):
+            resolve(composed(protocol, f"data={data}"))
+
+
+# Section 3 of the protocols: epochs, warm-up, lr, lr_min, total batch, save_freq, keep_every, views, final test.
+PUBLISHED = {
+    "zero_shot": (10, 5, 8e-6, 8e-8, 256, 1, None, (1, 1), (2, 1), True, 0.7),
+    "few_shot": (50, 5, 2e-6, 2e-8, 64, 10, None, (2, 1), (2, 1), False, None),
+    "base2novel": (12, 2, 3.33e-6, 3.33e-8, 64, 1, None, (2, 1), (2, 1), True, None),
+    "fully_supervised": (30, 5, 2.2e-5, 2.2e-7, 512, 1, 10, (1, 1), (4, 3), True, None),
+}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_published_numbers(protocol: str) -> None:
+    data = "few_shot_ssv2" if protocol == "few_shot" else f"{protocol}_k400"
+    config = resolve(composed(protocol, f"data={data}"))
+    settings = read_settings(config)
+    assert PUBLISHED[protocol] == (
+        settings.epochs,
+        settings.warmup_epochs,
+        config["lr"],
+        settings.lr_min,
+        config["total_batch_size"],
+        settings.save_freq,
+        settings.keep_every,
+        views_of(config, "val"),
+        views_of(config, "test"),
+        settings.final_test,
+        settings.wise_ft,
+    )
+    assert (config["batch_size"], config["num_frames"], config["input_size"]) == (4, 16, 224)
+    assert (config["seed"], config["context_length"]) == (1024, 30)
+    optimizer, aug = config["optimizer"], config["aug"]
+    assert (optimizer["betas"], optimizer["eps"], optimizer["weight_decay"]) == ([0.9, 0.98], 1e-8, 1e-3)
+    assert optimizer["clip_grad_norm"] is None
+    assert (aug["mixup"], aug["cutmix"], aug["switch_prob"], aug["label_smoothing"]) == (0.8, 1.0, 0.5, 0.1)
+    assert (aug["color_jitter"], aug["gray"], aug["jitter_per_frame"]) == (0.8, 0.2, True)
+    assert config["trainer"]["prompt_lr_factor"] == 10
+
+
+def test_the_user_decides_on_views() -> None:
+    config = resolve(composed("fully_supervised", "data=fully_supervised_k400", "num_clip=2", "num_crop=1"))
+    assert views_of(config, "val") == views_of(config, "test") == (2, 1)
+
+
+def test_without_mixup_labels_are_smoothed_only() -> None:
+    config = resolve(composed("zero_shot", "data=zero_shot_k400", "aug.mixup=0"))
+    mixing = build.build_mixing(config, 10)
+    assert (mixing.mixup_alpha, mixing.cutmix_alpha, mixing.label_smoothing) == (0, 0, 0.1)
+
+
+def test_every_key_of_base_is_explained_and_has_a_rule() -> None:
+    lines = (CONFIGS / "base.yaml").read_text().split("\nhydra:")[0].splitlines()
+    keys = [line for line in lines[lines.index("# What to do") :] if ":" in line and not line.lstrip().startswith("#")]
+    sections = {"views:", "final_test:", "data:"}
+    unexplained = [line for line in keys if "#" not in line and line not in sections]
+    assert unexplained == []
+    top = yaml.safe_load((CONFIGS / "base.yaml").read_text())
+    for key in top.keys() - {"defaults", "hydra"}:
+        assert key in RULES or any(rule.startswith(f"{key}.") for rule in RULES), key
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_protocols_hold_only_differences_and_known_keys(protocol: str) -> None:
+    base, own = (yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in ("base", protocol))
+    assert own.pop("defaults") == ["base", "_self_"]
+    assert own.pop("protocol") == protocol
+    assert own.keys() <= base.keys()
+
+
+def test_the_configuration_is_read_only_afterwards() -> None:
+    cfg = composed("zero_shot", "data=zero_shot_shapes")
+    resolve(cfg)
+    assert OmegaConf.is_readonly(cfg)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+lrr=1", "unknown key lrr; did you mean lr"),
+        ("+aug.mixp=1", "unknown key aug.mixp; did you mean aug.mixup"),
+        ("lr=0", "lr=0: must be a number above 0"),
+        ("lr=fast", "lr=fast: must be a number above 0"),
+        ("num_workers=-1", "num_workers=-1: must be a whole number of at least 0"),
+        ("num_workers=1.5", "num_workers=1.5: must be a whole number"),
+        ("precision=fp8", "precision=fp8: must be one of auto, fp32, bf16, fp16, fp64"),
+        ("auto_resume=2", "auto_resume=2: must be true or false"),
+        ("optimizer.betas=[0.9]", "optimizer.betas=.*: must be two numbers"),
+        ("data.decoder=opencv", "data.decoder=opencv: must be one of auto, decord, pyav"),
+        ("warmup_epochs=10", "warmup_epochs=10 leaves nothing of epochs=10"),
+        ("output=???", "output is not set"),
+        ("data.train.dataset=k401", "data.train.dataset=k401: not among the data sets k400"),
+    ],
+)
+def test_wrong_values_are_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config = resolve(composed("zero_shot", "data=zero_shot_k400", override))
+        build.read_lists(config, ("train",))
+
+
+def test_a_missing_list_is_named_with_its_path() -> None:
+    config = resolve(composed("zero_shot", "data=zero_shot_k400", "lists_root=nowhere"))
+    with pytest.raises(ValueError, match="^nowhere/"):
+        build.read_lists(config, ("train",))
