@@ -97,8 +97,10 @@ def build_train_loader(config: Config, videos: VideoList, ranks: Ranks) -> Train
     )
 
 
-def build_eval_loader(config: Config, videos: VideoList, part: str, ranks: Ranks) -> EvalLoader:
-    """Return this rank's loader of the videos of an evaluation."""
+def build_eval_loader(
+    config: Config, videos: VideoList, part: str, ranks: Ranks, keep_workers: bool = False
+) -> EvalLoader:
+    """Return this rank's loader of the videos of an evaluation; `keep_workers` where it is iterated many times."""
     data = config["data"]
     num_clip, num_crop = views_of(config, part)
     dataset = VideoDataset(
@@ -120,6 +122,7 @@ def build_eval_loader(config: Config, videos: VideoList, part: str, ranks: Ranks
         timeout_s=data["timeout_s"],
         max_bad_share=data["max_bad_share"],
         seed=config["seed"],
+        keep_workers=keep_workers,
     )
 
 

@@ -74,6 +74,8 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, ConfigError) or isinstance(error, user_error_types()):
             _leave(" ".join(str(error).split()), full)
+        if _lost_another_process(error):
+            _leave("lost the connection to another process of the run, which has failed and says why", full)
         if type(error).__name__ == "OutOfMemoryError":
             memory = "out of GPU memory: lower batch_size (total_batch_size may stay) or test_batch_size"
             _leave(f"{memory}: {str(error).splitlines()[0]}", full)
@@ -146,6 +148,12 @@ def _suggest_key(wrong: str) -> str:
     if whole:
         return f"; did you mean {' or '.join(whole)}?"
     return did_you_mean(wrong, [*RULES, "data", "trainer", "aug", "optimizer", "logging"])
+
+
+def _lost_another_process(error: Exception) -> bool:
+    """Whether an error of a reduction only mirrors that another process is gone."""
+    gone = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+    return isinstance(error, RuntimeError) and _is_connected() and any(words in str(error) for words in gone)
 
 
 def _is_connected() -> bool:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class Job:
     lists: dict[str, list[VideoList]]
     model: tc_clip.VideoClip
     log: RunLog | None = None
+    told: set[str] = field(default_factory=set)  # unreadable test videos that the log has named
 
 
 def run(config: Config) -> list[ResultRow]:
@@ -125,9 +126,10 @@ def _train(job: Job) -> list[ResultRow]:
         max_bad_videos=build.max_bad_videos(job.config, len(train.records)),
         **build.trainer_options(job.config),
     )
+    val_loader = build.build_eval_loader(job.config, val, "val", ranks, keep_workers=True)
     session = TrainingRun(
         trainer,
-        partial(_validate, job, build.build_eval_loader(job.config, val, "val", ranks)),
+        partial(_validate, job, val_loader),
         output=settings.output,
         epochs=settings.epochs,
         save_freq=settings.save_freq,
@@ -151,6 +153,7 @@ def _train(job: Job) -> list[ResultRow]:
         return []
     position = session.fit()
     trainer.loader.close()
+    val_loader.close()
     rows = _final_rows(job, position.best)
     _tell_results(job, rows)
     return rows
@@ -202,8 +205,6 @@ def _evaluate_list(job: Job, part: str, videos: VideoList, weights: str, wise_ft
     row = _row(job, part, videos, weights, wise_ft, evaluation.values())
     job.log.metrics("test", 0, {"list": videos.name, "part": part, "weights": row.label, **evaluation.values()})
     job.log.info(f"{videos.name} ({part}, {row.label}): top-1 {row.top1:.2f} %, top-5 {row.top5:.2f} %")
-    for path, reason in evaluation.unreadable:
-        job.log.warning(f"{path}: cannot be read, left out: {reason}")
     if job.ranks.is_main and job.settings.predictions:
         suffix = "" if wise_ft is None else f"_wise_ft_{wise_ft:g}"
         path = job.settings.output / f"predictions_{part}_{videos.name}{suffix}.csv"
@@ -232,7 +233,7 @@ def _validate(job: Job, loader: Any) -> Evaluation:
 
 def _evaluate(job: Job, loader: Any, videos: VideoList) -> Evaluation:
     job.model.set_class_names(videos.class_names, videos.split_camel_case)
-    return evaluate(
+    evaluation = evaluate(
         job.model,
         loader,
         num_classes=len(videos.class_names),
@@ -241,6 +242,11 @@ def _evaluate(job: Job, loader: Any, videos: VideoList) -> Evaluation:
         ranks=job.ranks,
         views_at_once=job.settings.test_batch_size,
     )
+    for path, reason in evaluation.unreadable:
+        if path not in job.told:
+            job.told.add(path)
+            job.log.warning(f"{path}: cannot be read, left out of the accuracy: {reason}")
+    return evaluation
 
 
 def _load_best(job: Job) -> None:

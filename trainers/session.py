@@ -204,6 +204,8 @@ class TrainingRun:
         }
         groups = self.trainer.optimizer.param_groups
         values |= {f"lr_{group['name']}": rate for group, rate in zip(groups[1:], done.rates[1:], strict=True)}
+        if self.trainer.scaler.is_enabled():
+            values["loss_scale"] = self.trainer.scaler.get_scale()
         if done.grad_norm is not None:
             values["grad_norm"] = done.grad_norm
         log.metrics("train", self.step, values)

@@ -68,12 +68,12 @@ def resolve(cfg: DictConfig) -> Config:
         raise ConfigError("choose a protocol with -cn, as in: python main.py -cn zero_shot data=... output=...")
     _check_data(config)
     check_values(config)
-    protocol = config["protocol"]
-    if protocol == "few_shot" and config["shot"] is None:
+    protocol, trains = config["protocol"], config["eval"] is None
+    if trains and protocol == "few_shot" and config["shot"] is None:
         raise ConfigError("few_shot needs the number of training videos a class: give shot=2, 4, 8 or 16")
-    if protocol == "base2novel" and config["base"] is None:
+    if trains and protocol == "base2novel" and config["base"] is None:
         raise ConfigError("base2novel needs the number of its training list: give base=1, 2 or 3")
-    if config["warmup_epochs"] >= config["epochs"] and config["epochs"] > 1 and config["eval"] is None:
+    if config["warmup_epochs"] >= config["epochs"] and config["epochs"] > 1 and trains:
         raise ConfigError(
             f"warmup_epochs={config['warmup_epochs']} leaves nothing of epochs={config['epochs']}: "
             f"give warmup_epochs={config['epochs'] // 2} or more epochs"

@@ -227,3 +227,32 @@ def test_wrong_values_are_refused(compose_run, options: dict, message: str) -> N
 def test_vanilla_clip_is_not_trained(compose_run, tiny_clip: Path) -> None:
     with pytest.raises(ConfigError, match="vanilla_clip is not trained: give eval=val or eval=test"):
         run(compose_run(trainer="vanilla_clip", trainer__clip_weights=tiny_clip))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_float32_weights(compose_run, tmp_path: Path, precision: str) -> None:
+    options = {"precision": precision, "trainer": "tc_clip_tiny", "lr": 1e-6, "lr_min": 0}
+    run(compose_run(epochs=1, warmup_epochs=0, output=tmp_path / "exact", **{**options, "precision": "fp32"}))
+    run(compose_run(epochs=1, warmup_epochs=0, **options))
+    last = load(tmp_path / "run" / "last.pth")
+    assert {value.dtype for value in last["model"].values()} == {torch.float32}
+    # The loss scaler belongs to fp16 alone, and its scale must survive a restart.
+    assert (last["scaler"] is not None) == (precision == "fp16")
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "exact"), rel=0.02)
+    run(compose_run(epochs=1, warmup_epochs=0, eval="val", resume=tmp_path / "run" / "best.pth", **options))
+
+
+def test_gradients_are_clipped_only_when_asked_for(compose_run, tmp_path: Path) -> None:
+    run(compose_run(epochs=1, warmup_epochs=0, optimizer__clip_grad_norm=1e-3))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["grad_norm"] > 1e-3 for line in lines if line["kind"] == "train")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["auto", "fp16", "fp32"])
+def test_one_gpu_trains_and_tests(compose_run, tmp_path: Path, precision: str) -> None:
+    options = {"device": "cuda", "precision": precision, "trainer": "tc_clip_tiny", "lr": 1e-6, "lr_min": 0}
+    run(compose_run(**options))
+    run(compose_run(output=tmp_path / "cpu", **{**options, "device": "cpu", "precision": "fp32"}))
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "cpu"), rel=0.02)
+    assert {value.device.type for value in load(tmp_path / "run" / "best.pth")["model"].values()} == {"cpu"}

@@ -1,0 +1,69 @@
+"""Reductions of a single process, and how processes agree on an error, with the network played by a list."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from trainers.distributed import Ranks, _buckets, pick_device, start_distributed
+from trainers.errors import ConfigError, ErrorOnAnotherRank
+
+
+@dataclass(frozen=True)
+class TalkingRanks(Ranks):
+    """Ranks of which the others' messages are known."""
+
+    messages: list = field(default_factory=list)
+
+    def gather(self, value: object) -> list:
+        return [value if rank == self.rank else message for rank, message in enumerate(self.messages)]
+
+
+def test_a_single_process_changes_nothing() -> None:
+    ranks = start_distributed("cpu")
+    assert (ranks.rank, ranks.world_size, ranks.is_main) == (0, 1, True)
+    value = torch.arange(3.0)
+    assert ranks.sum(value) is value and ranks.gather("x") == ["x"]
+    ranks.raise_together(None)
+    with pytest.raises(ConfigError, match="mine"):
+        ranks.raise_together(ConfigError("mine"))
+
+
+def test_equal_errors_are_told_by_one() -> None:
+    wrong_path = "ConfigError: wrong path"
+    with pytest.raises(ConfigError):
+        TalkingRanks(0, 2, messages=[None, wrong_path]).raise_together(ConfigError("wrong path"))
+    with pytest.raises(ErrorOnAnotherRank):
+        TalkingRanks(1, 2, messages=[wrong_path, None]).raise_together(ConfigError("wrong path"))
+
+
+def test_an_error_of_one_stops_all() -> None:
+    with pytest.raises(ErrorOnAnotherRank, match="disk full"):
+        TalkingRanks(0, 3, messages=[None, None, "OSError: disk full"]).raise_together(None)
+    with pytest.raises(OSError, match="disk full"):
+        TalkingRanks(2, 3, messages=[None, None, None]).raise_together(OSError("disk full"))
+    TalkingRanks(0, 3, messages=[None, None, None]).raise_together(None)
+
+
+def test_buckets_hold_one_type_and_a_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainers.distributed.BUCKET_NUMEL", 10)
+    shapes = [(4, torch.float32), (6, torch.float32), (1, torch.float32), (2, torch.float64), (30, torch.float64)]
+    parameters = [torch.nn.Parameter(torch.zeros(size, dtype=dtype)) for size, dtype in shapes]
+    assert [[p.numel() for p in bucket] for bucket in _buckets(parameters)] == [[4, 6], [1], [2], [30]]
+
+
+def test_more_processes_than_gpus_is_an_error_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match="3 processes on a machine with 2 GPUs"):
+        pick_device("auto", 0)
+    assert pick_device("cpu", 0) == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert pick_device("auto", 1) == torch.device("cuda", 1)
+
+
+def test_no_gpu_where_one_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert pick_device("auto", 0) == torch.device("cpu")
+    with pytest.raises(ConfigError, match="1 processes on a machine with 0 GPUs"):
+        pick_device("cuda", 0)
