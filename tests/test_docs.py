@@ -1,0 +1,405 @@
+"""The documents are true where a machine can tell: commands, files, links, and names of the Python interface.
+
+Every fenced shell block of every document is read by a small interpreter (loops, variables, continued lines). A
+command of a kind that is not known here fails, so that nothing unchecked gets into a document.
+"""
+
+import argparse
+import ast
+import importlib
+import importlib.util
+import inspect
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+import tc_clip
+from tests.documents import CONFIGS, DOCUMENTS, REPOSITORY, Block, blocks_of, commands_of, prose_of, statements
+from trainers.errors import ConfigError
+from trainers.schema import PROTOCOLS
+from trainers.settings import read_settings, resolve
+
+REQUIRED = {"README.md", "INSTALL.md", "DATASETS.md", "CONFIG.md", "TRAIN_EVAL.md"}
+SHELL, PYTHON, YAML = {"bash", "sh", "shell", "console"}, {"python", "py"}, {"yaml"}
+LANGUAGES = SHELL | PYTHON | YAML | {"text", "json"}
+# What stands for something of the user's, and need not be in the repository.
+USERS_FILES = ("runs/", "data/", "names/", "my_lists/", "my_videos", "configs/local/", "/")
+
+BLOCKS = [block for document in DOCUMENTS for block in blocks_of(document)]
+COMMANDS = [
+    pytest.param(words, id=f"{block.place} {' '.join(words)[:100]}")
+    for block in BLOCKS
+    if block.language in SHELL
+    for words in commands_of(statements(block.text))
+]
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copy the configurations, and add the files that the documents tell the user to write."""
+    folder = tmp_path_factory.mktemp("documents") / "configs"
+    shutil.copytree(CONFIGS, folder, ignore=shutil.ignore_patterns("local", "local.yaml"))
+    for path, text in written_configs().items():
+        if not path.startswith("configs/local/"):
+            target = folder.parent / path
+            assert not target.exists(), f"{path} of a document is there already"
+            target.write_text(text, encoding="utf-8")
+    return folder
+
+
+def written_configs() -> dict[str, str]:
+    """Return the configuration files that documents show: YAML blocks whose first line names the file."""
+    files = {}
+    for block in BLOCKS:
+        if block.language in YAML:
+            named = re.match(r"# (configs/[\w/]+\.yaml)\n", block.text)
+            assert named, f"{block.place}: the first line must be `# configs/....yaml`"
+            files[named[1]] = block.text
+    return files
+
+
+def composed(configs: Path, protocol: str, *overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(configs), version_base="1.3"):
+        return resolve(compose(protocol, overrides=list(overrides)))
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_command(words: list[str], configs: Path) -> None:
+    check_command(words, configs)
+
+
+def check_command(words: list[str], configs: Path) -> None:
+    """Check one command, or raise AssertionError: kinds that are not known are an error."""
+    while words and re.fullmatch(r"[A-Z_][A-Z0-9_]*=\S*", words[0]):
+        words = words[1:]
+    assert words, "an assignment without a command"
+    assert not {"|", ">", ">>", "&&", ";", "&", "<"} & set(words), f"only single commands: {' '.join(words)}"
+    for start, check in CHECKS.items():
+        if words[: len(start)] == list(start):
+            check(words[len(start) :], configs)
+            return
+    raise AssertionError(f"a kind of command that this test does not know: {' '.join(words)}")
+
+
+def check_torchrun(words: list[str], configs: Path) -> None:
+    from torch.distributed.run import get_args_parser
+
+    options = get_args_parser().parse_args(words)
+    assert options.training_script == "main.py", f"torchrun runs {options.training_script}"
+    assert re.fullmatch(r"[1-9]\d*|gpu|cpu|auto", options.nproc_per_node)
+    check_main(options.training_script_args, configs)
+
+
+def check_main(arguments: list[str], configs: Path) -> None:
+    """Compose the command's configuration and put it through every check that needs no videos."""
+    if arguments == ["--help"]:
+        return
+    rest, protocol = [], None
+    words = iter(arguments)
+    for word in words:
+        if word == "-cn":
+            protocol = next(words)
+        elif word == "--cfg":
+            assert next(words) in ("job", "hydra", "all")
+        elif word != "--resolve":
+            assert not word.startswith("-") and "=" in word, f"not an override: {word}"
+            rest.append(word)
+    assert protocol in PROTOCOLS, f"-cn {protocol}"
+    assert any(word.startswith("output=") for word in rest), "output= is missing"
+    config = composed(configs, protocol, *rest)
+    settings = read_settings(config)
+    model, options = config["trainer"]["name"], config["trainer"]["options"]
+    assert model in tc_clip.model_names()
+    sizes = {"image_size", "patch_size", "vision_width", "vision_depth", "text_width", "text_depth", "embed_dim"}
+    known = tc_clip.model_options(model).keys() | sizes | {"head_width"}
+    assert options.keys() <= known, f"unknown options {sorted(options.keys() - known)}"
+    weights = config["trainer"]["clip_weights"]
+    assert weights is None or weights in tc_clip.KNOWN_CLIP_WEIGHTS or weights.startswith(USERS_FILES)
+    assert settings.eval is not None or model != "vanilla_clip", "vanilla_clip is not trained"
+    parts = [config["data"][part] for part in ("train", "val")] + config["data"]["test"]
+    for entry in parts:
+        assert entry["dataset"] in config["dataset"]
+        names = entry["class_names"]
+        assert names.startswith(USERS_FILES) or (REPOSITORY / names).is_file(), f"no class names at {names}"
+
+
+def check_bash(words: list[str], configs: Path) -> None:
+    script = REPOSITORY / words[0]
+    assert script.is_file() and words[0].startswith("scripts/"), f"no script {words[0]}"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    for word in words[1:]:
+        assert not word.startswith("tests/") or (REPOSITORY / word.split("::")[0]).exists(), f"no {word}"
+
+
+def check_script(words: list[str], configs: Path) -> None:
+    """Parse the arguments with the script's own parser, and stop there."""
+    script = REPOSITORY / words[0]
+    assert script.is_file(), f"no script {words[0]}"
+    parsed: list[argparse.Namespace] = []
+
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(self: argparse.ArgumentParser, args=None, namespace=None) -> None:
+        parsed.append(parse(self, args, namespace))
+        raise Stop
+
+    spec = importlib.util.spec_from_file_location(f"documented_{script.stem}", script)
+    module = importlib.util.module_from_spec(spec)
+    path, before = list(sys.path), sys.modules.get(spec.name)
+    sys.modules[spec.name] = module
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+            spec.loader.exec_module(module)
+            assert inspect.signature(module.main).parameters, f"{words[0]}: main takes no arguments"
+            with pytest.raises(Stop):
+                module.main(words[1:])
+    except SystemExit as left:
+        raise AssertionError(f"{words[0]} does not take {words[1:]}") from left
+    finally:
+        sys.path[:] = path
+        if before is None:
+            del sys.modules[spec.name]
+    assert parsed
+
+
+def check_code(words: list[str], configs: Path) -> None:
+    assert len(words) == 1
+    check_python(words[0], "python -c")
+
+
+def check_pip(words: list[str], configs: Path) -> None:
+    assert words[0] == "-r" and (REPOSITORY / words[1]).is_file() and len(words) == 2
+
+
+def check_pytest(words: list[str], configs: Path) -> None:
+    for word in words:
+        assert word.startswith("-") or not word.startswith("tests") or (REPOSITORY / word).exists(), f"no {word}"
+
+
+def check_venv(words: list[str], configs: Path) -> None:
+    assert words == [".venv"]
+
+
+def check_source(words: list[str], configs: Path) -> None:
+    assert words == [".venv/bin/activate"]
+
+
+def check_tensorboard(words: list[str], configs: Path) -> None:
+    assert words[0] == "--logdir" and len(words) == 2
+
+
+CHECKS: dict[tuple[str, ...], Callable[[list[str], Path], None]] = {
+    ("torchrun",): check_torchrun,
+    ("python", "main.py"): check_main,
+    ("python", "-c"): check_code,
+    ("python", "-m", "pip", "install"): check_pip,
+    ("python", "-m", "pytest"): check_pytest,
+    ("python3", "-m", "venv"): check_venv,
+    ("python",): check_script,
+    ("bash",): check_bash,
+    ("source",): check_source,
+    ("tensorboard",): check_tensorboard,
+}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "curl somewhere",
+        "bash scripts/nothing.sh",
+        "python scripts/make_shapes.py --sed 3",
+        "python main.py -cn zero_shot data=few_shot_shapes output=runs/x",
+        "python main.py -cn zero_shot data=zero_shot_shapes output=runs/x lrr=1",
+        "python main.py -cn zero_shot data=zero_shot_shapes output=runs/x lr=-1",
+        "python main.py -cn zero_shot data=zero_shot_shapes output=runs/x total_batch_size=30",
+        "python main.py -cn few_shot data=few_shot_shapes output=runs/x",
+        "python main.py -cn zero_shot data=zero_shot_shapes output=runs/x trainer=vanilla_clip",
+        "python main.py -cn zero_shot data=zero_shot_shapes output=runs/x +trainer.options.merge=1",
+        "python main.py -cn zero_shot data=zero_shot_shapes",
+        "torchrun --nproc=2 main.py -cn zero_shot data=zero_shot_shapes",
+        "python -c 'import tc_clip; tc_clip.nothing'",
+        "python main.py --help | head",
+    ],
+)
+def test_wrong_commands_are_noticed(line: str, configs: Path) -> None:
+    with pytest.raises((AssertionError, ConfigError, HydraException, SystemExit)):
+        check_command(shlex.split(line), configs)
+
+
+def test_loops_and_variables_are_run() -> None:
+    text = "for a in 1 2; do\n  for b in x y; do\n    echo $a-${b} \\\n      end\n  done\ndone\n# comment\nlast"
+    found = list(commands_of(statements(text)))
+    assert found == [["echo", f"{a}-{b}", "end"] for a in "12" for b in "xy"] + [["last"]]
+
+
+def test_documents_and_their_blocks() -> None:
+    assert {document.name for document in DOCUMENTS} >= REQUIRED
+    unknown = [block.place for block in BLOCKS if block.language not in LANGUAGES]
+    assert unknown == [], "blocks without a language, or of one that nothing checks"
+    assert len(COMMANDS) > 100
+
+
+# ---- what documents tell the user to write --------------------------------------------------------------------------
+
+
+def test_local_paths_are_read(configs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "configs"
+    shutil.copytree(configs, folder)
+    (folder / "local").mkdir()
+    text = written_configs()["configs/local/default.yaml"]
+    (folder / "local" / "default.yaml").write_text(text, encoding="utf-8")
+    config = composed(folder, "zero_shot", "data=zero_shot_k400", "output=runs/x")
+    wanted = yaml.safe_load(text)
+    assert config["data_root"] == wanted["data_root"] and config["dataset"]["k400"]["lists"] == wanted["lists_root"]
+    assert config["dataset"]["ucf101"]["root"] == wanted["dataset"]["ucf101"]["root"]
+    assert config["dataset"]["k400"]["root"] == f"{wanted['data_root']}/k400"
+    ignored = (REPOSITORY / ".gitignore").read_text().split()
+    assert {"configs/local/", "configs/local/default.yaml"} & set(ignored), "git must not see this machine's paths"
+
+
+# ---- Python ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language in PYTHON], ids=lambda block: block.place)
+def test_python_block(block: Block) -> None:
+    check_python(block.text, block.place)
+
+
+def check_python(text: str, place: str) -> None:
+    """Compile code; hold that what it imports and takes from our packages exists, and that calls bind."""
+    tree = ast.parse(text, place)
+    names: dict[str, Any] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                module = importlib.import_module(alias.name)
+                names[alias.asname or alias.name.split(".")[0]] = (
+                    module if alias.asname else sys.modules[alias.name.split(".")[0]]
+                )
+        elif isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                assert hasattr(module, alias.name), f"{place}: {node.module} has no {alias.name}"
+                names[alias.asname or alias.name] = getattr(module, alias.name)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in names:
+            assert hasattr(names[node.value.id], node.attr), f"{place}: {node.value.id} has no {node.attr}"
+        if isinstance(node, ast.Call):
+            check_call(node, names, place)
+
+
+def check_call(node: ast.Call, names: dict[str, Any], place: str) -> None:
+    path = ast.unparse(node.func).split(".")
+    if path[0] not in names:
+        return
+    target = names[path[0]]
+    for name in path[1:]:
+        target = getattr(target, name)
+    if (getattr(target, "__module__", None) or "").split(".")[0] not in ("tc_clip", "datasets", "trainers"):
+        return
+    keywords = {keyword.arg: None for keyword in node.keywords}
+    inspect.signature(target).bind(*node.args, **keywords)
+    if target is tc_clip.create_model:
+        model = ast.literal_eval(node.args[0])
+        own = inspect.signature(target).parameters.keys()
+        options = tc_clip.model_options(model)
+        for keyword in node.keywords:
+            if keyword.arg not in own:
+                assert keyword.arg in options, f"{place}: {model} has no option {keyword.arg}"
+                assert ast.literal_eval(keyword.value) == options[keyword.arg], f"{place}: default of {keyword.arg}"
+
+
+def test_readme_shows_every_option_of_the_model() -> None:
+    (block,) = (b for b in BLOCKS if b.place.startswith("README.md") and b.language in PYTHON)
+    missing = [name for name in tc_clip.model_options("tc_clip") if not re.search(rf"\b{name}=", block.text)]
+    assert missing == []
+
+
+# ---- links, files, words --------------------------------------------------------------------------------------------
+
+
+def anchors_of(document: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", prose_of(document), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", prose_of(document)):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (document.parent / name).resolve() if name else document
+        assert path.is_file(), f"{document.name}: no file {name}"
+        assert path.is_relative_to(REPOSITORY)
+        assert not anchor or anchor in anchors_of(path), f"{document.name}: no heading #{anchor} in {path.name}"
+
+
+TOP = {path.name for path in REPOSITORY.iterdir() if path.is_dir() and not path.name.startswith(".")} - {"data", "runs"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_named_files_exist(document: Path) -> None:
+    for quoted in re.findall(r"`([^`\n]+)`", prose_of(document)):
+        if "/" not in quoted or quoted.split("/")[0] not in TOP or re.search(r"[\s<>{}=]", quoted):
+            continue
+        written = quoted in written_configs()
+        users = quoted.startswith(USERS_FILES) or quoted.startswith("labels/labels_froster")
+        assert written or users or (REPOSITORY / quoted).exists(), f"{document.name}: no {quoted}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_words_that_do_not_belong(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for word in ("TODO", "FIXME", "TBD", "XXX", "/work/", "/tmp/", "pypi.org", "localhost"):
+        assert word not in text, f"{document.name} says {word}"
+
+
+def test_sums_of_the_weights() -> None:
+    text = (REPOSITORY / "INSTALL.md").read_text()
+    for name, archive in tc_clip.KNOWN_CLIP_WEIGHTS.items():
+        assert f"| `{name}` | `{archive.filename}` | `{archive.sha256}` |" in text
+
+
+def test_facts_of_the_shapes() -> None:
+    spec = importlib.util.spec_from_file_location("documented_shapes", REPOSITORY / "scripts" / "make_shapes.py")
+    shapes = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = shapes
+    try:
+        spec.loader.exec_module(shapes)
+    finally:
+        del sys.modules[spec.name]
+    made = shapes.Settings()
+    num_classes, num_base = len(shapes.all_classes()), len(shapes.base_classes())
+    num_files = num_classes * (made.train_clips + made.val_clips)
+    sentences = {
+        "DATASETS.md": (
+            f"{made.train_clips} training and {made.val_clips} validation clips a class, {num_files:,} files of "
+            f"{made.side} x {made.side} pixels and {made.min_frames} to {made.max_frames} frames.",
+            f"make {num_classes} classes with names in words",
+            f"{num_base} combinations to train on and {num_classes - num_base} held out",
+        ),
+        "README.md": (
+            f"{num_classes} classes such as",
+            f"top-1, {num_base} trained classes | top-1, {num_classes - num_base} held-out classes",
+            f"(chance {100 / num_base:.1f} %)",
+            f"(chance {100 / (num_classes - num_base):.1f} %)",
+        ),
+    }
+    for name, wanted in sentences.items():
+        text = " ".join((REPOSITORY / name).read_text(encoding="utf-8").split())
+        assert [sentence for sentence in wanted if sentence not in text] == [], name
