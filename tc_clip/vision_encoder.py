@@ -192,7 +192,8 @@ class VisionEncoder(nn.Module):
         D, N = config.width, 1 + config.num_patches
         self.patch_embedding = nn.Conv2d(3, D, config.patch_size, stride=config.patch_size, bias=False)
         self.class_embedding = nn.Parameter(torch.randn(D) * D**-0.5)
-        positions = torch.randn(N, D) * D**-0.5
+        # Five times CLIP's own start, so that a model from random weights sees places as clearly as colours.
+        positions = torch.randn(N, D) * 5 * D**-0.5
         if positional_frames is not None:
             positions = positions.repeat(positional_frames, 1, 1)
         self.positional_embedding = nn.Parameter(positions)

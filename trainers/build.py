@@ -80,6 +80,7 @@ def build_train_loader(config: Config, videos: VideoList, ranks: Ranks) -> Train
         color_jitter=aug["color_jitter"],
         grayscale=aug["gray"],
         jitter_per_frame=aug["jitter_per_frame"],
+        crop_scales=tuple(aug["crop_scales"]),
     )
     dataset = VideoDataset(
         videos.records, videos.files, transform, num_frames=config["num_frames"], decoder=data["decoder"]
@@ -145,15 +146,18 @@ def build_mixing(config: Config, num_classes: int) -> Mixing:
 
 def build_optimizer(config: Config, model: tc_clip.VideoClip) -> torch.optim.Optimizer:
     """Return the optimizer, its groups at their peak rates."""
-    optimizer = config["optimizer"]
+    optimizer, trainer = config["optimizer"], config["trainer"]
+    text = [name for name, _ in model.named_parameters() if name.startswith("text.")]
     return build_adamw(
         model,
         lr=config["lr"],
         betas=optimizer["betas"],
         eps=optimizer["eps"],
         weight_decay=optimizer["weight_decay"],
-        fast_parameters=model.prompt_parameter_names(),
-        fast_factor=config["trainer"]["prompt_lr_factor"],
+        factors={
+            "prompt": (model.prompt_parameter_names(), trainer["prompt_lr_factor"]),
+            "text": (text, trainer["text_lr_factor"]),
+        },
     )
 
 

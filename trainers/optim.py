@@ -1,6 +1,6 @@
 """Optimizer and learning-rate schedule of the published recipe (protocols, section 3)."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -13,28 +13,27 @@ def build_adamw(
     betas: Sequence[float] = (0.9, 0.98),
     eps: float = 1e-8,
     weight_decay: float = 1e-3,
-    fast_parameters: Collection[str] = (),
-    fast_factor: float = 1.0,
+    factors: Mapping[str, tuple[Collection[str], float]] | None = None,
 ) -> torch.optim.AdamW:
     """Build AdamW over every trainable parameter; weight decay falls on all of them.
 
     Args:
         lr: peak learning rate.
-        fast_parameters: names of the parameters whose rate is `lr * fast_factor`, in a group of their own.
+        factors: groups of their own: a group's name -> names of its parameters and the factor of their rate. A group
+            of factor 1 stays with the rest.
     """
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    unknown = sorted(set(fast_parameters) - names)
+    apart = {group: (set(members), factor) for group, (members, factor) in (factors or {}).items() if factor != 1}
+    unknown = sorted(set().union(*(members for members, _ in apart.values())) - names)
     if unknown:
         raise ValueError(f"not trainable parameters of the model: {', '.join(unknown)}")
+    rest = names.difference(*(members for members, _ in apart.values()))
     groups = []
-    for group_name, group_lr, members in (
-        ("base", lr, names - set(fast_parameters)),
-        ("prompt", lr * fast_factor, set(fast_parameters)),
-    ):
+    for group, (members, factor) in {"base": (rest, 1.0), **apart}.items():
         # The model's own order, not the set's: the state in a checkpoint goes by position.
         parameters = [parameter for name, parameter in model.named_parameters() if name in members]
         if parameters:
-            groups.append({"params": parameters, "lr": group_lr, "name": group_name})
+            groups.append({"params": parameters, "lr": lr * factor, "name": group})
     return torch.optim.AdamW(groups, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
 
 

@@ -41,6 +41,10 @@ def _text(optional: bool = False) -> tuple[Rule, str]:
     )
 
 
+def _is_share(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value <= 1
+
+
 _switch = (lambda value: isinstance(value, bool), "true or false")
 
 
@@ -95,6 +99,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     "trainer.name": _text(),
     "trainer.clip_weights": _text(optional=True),
     "trainer.prompt_lr_factor": _number(0, above=True),
+    "trainer.text_lr_factor": _number(0, above=True),
     "trainer.options": (lambda value: isinstance(value, Mapping), "options of the model"),
     "data.name": _text(),
     "data.protocol": _one_of(*PROTOCOLS),
@@ -112,6 +117,10 @@ RULES: dict[str, tuple[Rule, str]] = {
     "aug.color_jitter": _number(0, 1),
     "aug.gray": _number(0, 1),
     "aug.jitter_per_frame": _switch,
+    "aug.crop_scales": (
+        lambda value: isinstance(value, list) and bool(value) and all(_is_share(scale) for scale in value),
+        "a list of numbers above 0, up to 1",
+    ),
     "optimizer.name": _one_of("adamw"),
     "optimizer.betas": (
         lambda value: isinstance(value, list) and len(value) == 2 and all(0 <= beta < 1 for beta in value),

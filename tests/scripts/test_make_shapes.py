@@ -18,6 +18,7 @@ import pytest
 from scripts import make_shapes
 from scripts.make_shapes import MOTIONS, Settings, ShapesError
 
+BINS = 12  # along a side of the grid of places
 SMALL = Settings(train_clips=3, val_clips=1, shots=(1, 2), base2novel_shots=2)
 
 
@@ -65,29 +66,41 @@ def test_without_the_motion_half_of_the_held_out_classes_is_the_most_that_can_be
     assert Counter(Counter((c.colour, c.shape) for c in novel).values()) == {2: 12}
 
 
+def place_counts(frame: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Count how often each motion puts the shape into each cell of a 12 x 12 grid in one frame: (motions, cells)."""
+    counts = []
+    for motion in MOTIONS:
+        places = np.array([make_shapes.trajectory(motion, 16, rng)[frame] for _ in range(count)])
+        counts.append(np.bincount(cells_of(places), minlength=BINS**2))
+    return np.array(counts)
+
+
+def cells_of(places: np.ndarray) -> np.ndarray:
+    low, high = make_shapes.CENTRE_RANGE
+    cells = np.clip(((places - low) / (high - low) * BINS).astype(int), 0, BINS - 1)
+    return np.ravel_multi_index(cells.T, (BINS, BINS))
+
+
 @pytest.mark.parametrize("frame", [0, 7, 15])
 def test_no_single_frame_tells_the_motion(frame: int):
-    """Position and size in one frame: uniform over the same box for every motion, and independent of each other."""
+    """The best guess from the place in one frame, on other draws than it was learned from."""
     rng = np.random.default_rng(3)
-    low, high = np.array([make_shapes.CENTRE_RANGE, make_shapes.CENTRE_RANGE, make_shapes.RADIUS_RANGE]).T
-    bins, count = 3, 5400
-    for motion in MOTIONS:
-        values = np.array([make_shapes.trajectory(motion, 16, rng)[frame] for _ in range(count)])
-        cells = np.clip(((values - low) / (high - low) * bins).astype(int), 0, bins - 1)
-        counts = np.bincount(np.ravel_multi_index(cells.T, (bins,) * 3), minlength=bins**3)
-        expected = count / bins**3
-        # Chi-squared with 26 degrees of freedom: above 62 once in ten thousand draws.
-        assert ((counts - expected) ** 2 / expected).sum() < 62, motion
+    known, new = place_counts(frame, 6000, rng), place_counts(frame, 3000, rng)
+    right = new[known.argmax(axis=0), np.arange(BINS**2)].sum() / new.sum()
+    assert 0.5 < right < 0.66
+    sure = known.max(axis=0) > 0.99 * known.sum(axis=0)
+    assert known[:, sure].sum() < 0.06 * known.sum(), "nearly every place is passed in several motions"
 
 
 def test_several_frames_do_tell_the_motion():
     rng = np.random.default_rng(4)
-    for motion, moves in MOTIONS.items():
-        for _ in range(50):
-            path = make_shapes.trajectory(motion, SMALL.min_frames, rng)
-            span = np.ptp(path, axis=0) / np.ptp([make_shapes.CENTRE_RANGE] * 2 + [make_shapes.RADIUS_RANGE], axis=1)
-            assert ((span > 0.6) == moves).all()
-            assert (span[~np.array(moves)] == 0).all()
+    logs = np.log(place_counts(7, 6000, rng) / 6000 + 1e-5)
+    right = [
+        logs[:, cells_of(make_shapes.trajectory(motion, 16, rng)[::2])].sum(axis=1).argmax() == label
+        for label, motion in enumerate(MOTIONS)
+        for _ in range(150)
+    ]
+    assert np.mean(right) > 0.95
 
 
 def test_files_are_h264_and_show_what_was_drawn(shapes: Path):

@@ -19,7 +19,7 @@ def model() -> nn.Module:
 def optimizer() -> torch.optim.AdamW:
     network = model()
     network["frozen"].requires_grad_(False)
-    return build_adamw(network, lr=LR, fast_parameters={"prompts.weight"}, fast_factor=FACTOR)
+    return build_adamw(network, lr=LR, factors={"prompt": ({"prompts.weight"}, FACTOR), "text": ({"body.bias"}, 1)})
 
 
 def test_groups_follow_the_recipe(optimizer: torch.optim.AdamW) -> None:
@@ -33,7 +33,7 @@ def test_groups_follow_the_recipe(optimizer: torch.optim.AdamW) -> None:
 
 def test_unknown_fast_parameter_is_refused() -> None:
     with pytest.raises(ValueError, match="not trainable parameters of the model: prompt.weight"):
-        build_adamw(model(), lr=LR, fast_parameters={"prompt.weight"})
+        build_adamw(model(), lr=LR, factors={"prompt": ({"prompt.weight"}, FACTOR)})
 
 
 def closed_form(peak: float, index: int, steps: int, epochs: int, warmup_epochs: int) -> float:
