@@ -63,6 +63,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     "data_root": _text(),
     "lists_root": _text(),
     "labels_root": _text(),
+    "label_files": (lambda value: isinstance(value, Mapping), "files of class names"),
     "num_frames": _integer(1),
     "input_size": _integer(1),
     "num_clip": _integer(1, optional=True),
