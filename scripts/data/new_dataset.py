@@ -24,6 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
 from datasets.annotations import VideoRecord  # noqa: E402
+from datasets.decoding import VideoReadError  # noqa: E402
 from datasets.video_files import VideoFilesError, open_video_files  # noqa: E402
 from scripts.data import listing  # noqa: E402
 from scripts.data.listing import DataError  # noqa: E402
@@ -120,7 +121,7 @@ def videos_of_csv(path: Path, root: Path) -> list[tuple[str, str]]:
                     raise DataError(f"{place}: {cells[0]!r} has the classes {found[cells[0]]!r} and {cells[1]!r}")
                 try:
                     files.find(cells[0])
-                except Exception as error:  # each is one line about this video
+                except (VideoReadError, VideoFilesError) as error:
                     raise DataError(f"{place}: {error}") from error
     except (OSError, UnicodeDecodeError, csv.Error, VideoFilesError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
