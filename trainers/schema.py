@@ -104,6 +104,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     "data.test": (lambda value: isinstance(value, list), "a list of test sets"),
     "data.decoder": _one_of("auto", "decord", "pyav"),
     "data.max_bad_share": _number(0, 1),
+    "data.bad_videos": _text(optional=True),
     "data.timeout_s": _number(0, above=True),
     "dataset": (lambda value: isinstance(value, Mapping), "facts of data sets"),
     "aug.mixup": _number(0),

@@ -1,4 +1,4 @@
-"""The class that a video's path tells, where the data set's names do: class folders and known patterns of file names."""
+"""The class that a video's path tells, where a data set's names do: class folders and known patterns of names."""
 
 import re
 from collections.abc import Sequence

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from datasets.annotations import VideoRecord, read_class_names
+from datasets.video_files import FolderFiles, TarFiles, VideoFiles
 
 MANIFEST_VERSION = 1
+VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp"}
 
 
 class DataError(ValueError):
@@ -63,6 +65,17 @@ def relabel(
         for record in records
         if class_names[record.label] in place
     ]
+
+
+def all_videos(files: VideoFiles) -> list[str]:
+    """Return the path of every video below a root, sorted."""
+    if isinstance(files, TarFiles):
+        names = sorted(files.members)
+    else:
+        assert isinstance(files, FolderFiles)
+        root = Path(files.root)
+        names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    return [name for name in names if Path(name).suffix.lower() in VIDEO_SUFFIXES]
 
 
 def list_text(records: Iterable[VideoRecord]) -> str:

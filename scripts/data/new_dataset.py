@@ -27,10 +27,9 @@ from datasets.annotations import VideoRecord  # noqa: E402
 from datasets.decoding import VideoReadError  # noqa: E402
 from datasets.video_files import VideoFilesError, open_video_files  # noqa: E402
 from scripts.data import listing  # noqa: E402
-from scripts.data.listing import DataError  # noqa: E402
+from scripts.data.listing import VIDEO_SUFFIXES, DataError  # noqa: E402
 from scripts.data.published import BASE2NOVEL_SEEDS, BASE2NOVEL_SHOTS, SHOTS  # noqa: E402
 
-VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp"}
 PROTOCOLS = ("zero_shot", "few_shot", "base2novel", "fully_supervised")
 TAKEN = {"k400", "k400_tiny", "hmdb51", "ucf101", "ssv2", "shapes", "custom"}
 # What a draw is for; part of its seed.

@@ -2,7 +2,7 @@
 """Look at every video before a training run meets it: is it there, does it decode, is it what its list says.
 
     python scripts/data/verify.py --data few_shot_hmdb51 shot=16        # all lists of a configuration
-    python scripts/data/verify.py --list data/lists/hmdb_splits/val1.txt --videos data/hmdb51 --class-names labels/hmdb51.csv
+    python scripts/data/verify.py --list my.txt --videos data/mine --class-names my_classes.csv
     python scripts/data/verify.py --videos data/hmdb51 --full            # every video below a folder or in a tar
 
 Quick by default: the frames of one test view are decoded. --full decodes every frame in order and compares their number
@@ -15,10 +15,7 @@ question is wrong.
 """
 
 import argparse
-import json
-import os
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,15 +28,14 @@ sys.path.insert(0, str(REPOSITORY))
 
 from datasets.annotations import AnnotationError, read_annotations, read_class_names  # noqa: E402
 from datasets.decoding import VideoReadError  # noqa: E402
-from datasets.video_files import FolderFiles, TarFiles, VideoFiles, VideoFilesError, open_video_files  # noqa: E402
+from datasets.video_files import VideoFiles, VideoFilesError, open_video_files  # noqa: E402
 from scripts.data.inspect_video import Job, VideoFacts, inspect_video  # noqa: E402
 from scripts.data.labels_in_paths import class_in_path  # noqa: E402
-from scripts.data.listing import DataError  # noqa: E402
-from scripts.data.new_dataset import VIDEO_SUFFIXES  # noqa: E402
+from scripts.data.listing import VIDEO_SUFFIXES, DataError, all_videos  # noqa: E402
+from scripts.data.progress import Progress, key_of  # noqa: E402
 from scripts.data.verify_report import Verified, write_report  # noqa: E402
 from scripts.data.watched_pool import Failure, available_cores, watched_map  # noqa: E402
 
-PROGRESS = "progress.jsonl"
 NUM_SAMPLES = 24
 
 
@@ -86,12 +82,14 @@ def read_entries(lists: list[ListToVerify]) -> list[Entry]:
     roots: dict[str, VideoFiles] = {}
     entries: dict[tuple[str, str, str | None], Entry] = {}
     for item in lists:
-        files = roots.setdefault(item.root, open_video_files(item.root)) if item.root not in roots else roots[item.root]
         names = read_class_names(item.class_names_path) if item.class_names_path is not None else []
+        records = [] if item.list_path is None else read_annotations(item.list_path, len(names) or None)
+        if item.root not in roots:
+            roots[item.root] = open_video_files(item.root)
+        files = roots[item.root]
         if item.list_path is None:
-            listed = [(path, None) for path in _all_videos(files)]
+            listed = [(path, None) for path in all_videos(files)]
         else:
-            records = read_annotations(item.list_path, len(names) or None)
             listed = [(r.path, names[r.label] if names else str(r.label)) for r in records]
             files.prepare(path for path, _ in listed)
         for path, class_name in listed:
@@ -107,17 +105,6 @@ def read_entries(lists: list[ListToVerify]) -> list[Entry]:
     return list(entries.values())
 
 
-def _all_videos(files: VideoFiles) -> Iterator[str]:
-    if isinstance(files, TarFiles):
-        names = sorted(files.members)
-    elif isinstance(files, FolderFiles):
-        root = Path(files.root)
-        names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-    for name in names:
-        if Path(name).suffix.lower() in VIDEO_SUFFIXES:
-            yield name
-
-
 def verify(lists: list[ListToVerify], output: Path, options: Options, again: bool = False) -> list[Verified]:
     """Look at every video of the lists, and write the report.
 
@@ -131,33 +118,25 @@ def verify(lists: list[ListToVerify], output: Path, options: Options, again: boo
     entries = read_entries(lists)
     if not entries:
         raise DataError(f"{lists[0].root}: no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
-    output.mkdir(parents=True, exist_ok=True)
-    progress = output / PROGRESS
-    if again:
-        progress.unlink(missing_ok=True)
-    known = _read_progress(progress)
     samples = set(np.random.default_rng(0).permutation(len(entries))[:NUM_SAMPLES].tolist())
-    jobs: dict[str, Job] = {}
-    keys: list[str | None] = []
-    for number, entry in enumerate(entries):
-        key = None if entry.missing is not None else _key(entry.source, options)
-        keys.append(key)
-        if key is not None and key not in known and key not in jobs:
-            jobs[key] = Job(key, entry.source, options.full, options.num_frames, number in samples, options.decoder)
-    with (
-        progress.open("a", encoding="utf-8") as file,
-        tqdm(total=len(jobs), desc="verify", unit="video", disable=None) as bar,
-    ):
-        for job, result in watched_map(inspect_video, jobs.values(), options.workers, options.time_limit_s):
-            if isinstance(result, Failure):
-                facts = VideoFacts()
-                facts.add("error", "hangs or crashes", result.reason)
-                result = asdict(facts)
-            known[job.key] = result
-            file.write(json.dumps({"key": job.key, "facts": result}) + "\n")
-            file.flush()
-            bar.update()
-    verified = [_judge(entry, known.get(key)) for entry, key in zip(entries, keys, strict=True)]
+    way = "full" if options.full else options.decoder
+    with Progress(output, again) as progress:
+        jobs: dict[str, Job] = {}
+        keys: list[str | None] = []
+        for number, entry in enumerate(entries):
+            key = None if entry.missing is not None else key_of(entry.source, way, options.num_frames)
+            keys.append(key)
+            if key is not None and key not in progress.known and key not in jobs:
+                jobs[key] = Job(key, entry.source, options.full, options.num_frames, number in samples, options.decoder)
+        with tqdm(total=len(jobs), desc="verify", unit="video", disable=None) as bar:
+            for job, result in watched_map(inspect_video, jobs.values(), options.workers, options.time_limit_s):
+                if isinstance(result, Failure):
+                    facts = VideoFacts()
+                    facts.add("error", "hangs or crashes", result.reason)
+                    result = asdict(facts)
+                progress.add(job.key, result)
+                bar.update()
+    verified = [_judge(entry, progress.known.get(key)) for entry, key in zip(entries, keys, strict=True)]
     _compare_contents(verified)
     title = ", ".join(dict.fromkeys(item.name for item in lists))
     write_report(output, title, verified, options.full, options.max_bad_share, sorted(samples))
@@ -168,29 +147,6 @@ def is_safe(verified: list[Verified], max_bad_share: float) -> bool:
     """Whether training may start: few enough unreadable videos, none mislabelled."""
     bad = sum(item.is_bad for item in verified)
     return bad <= max_bad_share * len(verified) and not any(item.is_mislabelled for item in verified)
-
-
-def _key(source: Any, options: Options) -> str:
-    """Name a video as it is now and the way of looking, so that what changed is looked at again."""
-    path = source if isinstance(source, str) else source.archive
-    try:
-        status = os.stat(path)
-        state = f"{status.st_size}:{status.st_mtime_ns}"
-    except OSError:
-        state = "gone"
-    return f"{source}|{state}|{'full' if options.full else options.decoder}|{options.num_frames}"
-
-
-def _read_progress(path: Path) -> dict[str, dict[str, Any]]:
-    known = {}
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-                known[entry["key"]] = entry["facts"]
-            except (ValueError, KeyError):
-                continue  # the process was killed while it wrote this line
-    return known
 
 
 def _judge(entry: Entry, facts: dict[str, Any] | None) -> Verified:

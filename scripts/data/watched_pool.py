@@ -20,8 +20,9 @@ class Failure:
 class _Worker:
     process: multiprocessing.Process
     pipe: Connection
-    job: Any = None
-    started: float = 0.0
+    job: Any
+    deadline: float
+    ready: bool = False  # whether it has started and imported what it needs
 
 
 def watched_map(
@@ -45,14 +46,11 @@ def watched_map(
         process = context.Process(target=_serve, args=(theirs, function, os.getpid()), daemon=True)
         process.start()
         theirs.close()
-        worker = _Worker(process, ours)
-        give(worker, job)
-        return worker
+        # The job is sent when the process says that it is ready: its imports are no fault of the job.
+        return _Worker(process, ours, job, time.monotonic() + _START_S)
 
     def give(worker: _Worker, job: Any) -> None:
-        worker.job = job
-        # A new process imports first, which is no fault of the job.
-        worker.started = time.monotonic() if worker.started else time.monotonic() + _START_S
+        worker.job, worker.deadline = job, time.monotonic() + time_limit_s
         worker.pipe.send(job)
 
     try:
@@ -61,16 +59,20 @@ def watched_map(
             if len(pool) == workers:
                 break
         while pool:
-            nearest = min(worker.started for worker in pool) + time_limit_s - time.monotonic()
+            nearest = min(worker.deadline for worker in pool) - time.monotonic()
             ready = wait([worker.pipe for worker in pool], timeout=max(0.0, nearest))
             for worker in list(pool):
-                late = time.monotonic() - worker.started >= time_limit_s
+                late = time.monotonic() >= worker.deadline
                 if worker.pipe not in ready and not late:
                     continue
                 alive = True
                 if worker.pipe in ready:
                     try:
                         result = worker.pipe.recv()
+                        if not worker.ready:
+                            worker.ready = True
+                            give(worker, worker.job)
+                            continue
                     except (EOFError, OSError):
                         worker.process.join()
                         result, alive = Failure(f"its process died ({_how(worker.process.exitcode)})"), False
@@ -98,7 +100,7 @@ def watched_map(
 
 
 _NOTHING = object()
-_START_S = 30.0
+_START_S = 120.0
 
 
 def available_cores() -> int:
@@ -117,6 +119,7 @@ def _how(exit_code: int | None) -> str:
 
 def _serve(pipe: Connection, function: Callable[[Any], Any], parent: int) -> None:
     """Do jobs until the pipe closes, or the parent is gone."""
+    pipe.send("ready")
     while True:
         try:
             while not pipe.poll(5):
