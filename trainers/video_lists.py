@@ -23,6 +23,8 @@ class VideoList:
     class_names: list[str]
     flip: bool
     split_camel_case: bool
+    list_path: Path
+    class_names_path: Path
     left_out: int = 0  # listed videos that `without` took out
 
     @property
@@ -71,4 +73,5 @@ def read_video_list(
     if root not in opened:
         opened[root] = open_video_files(root)
     opened[root].prepare(record.path for record in records)
-    return VideoList(name, group, records, opened[root], class_names, flip, split_camel_case)
+    facts = (flip, split_camel_case, list_path, class_names_path)
+    return VideoList(name, group, records, opened[root], class_names, *facts)
