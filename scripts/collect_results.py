@@ -4,10 +4,10 @@
     python scripts/collect_results.py runs --output runs/tables
 
 Reads every results*.json below the folders, of training and of eval=test. Where several are of one cell (protocol,
-data set, trainer, names, start, seed), the newest counts. Zero-shot: mean +- std over a data set's splits. Few-shot: the best
-validation (mean +- std where there are several seeds). Base-to-novel: means over the lists 1 to 3, and their harmonic
-mean. (LLM): rephrased names; (P): trained from a checkpoint. Cells without a run stay empty. The folder --output gets
-tables.md, tables.tex and a CSV a table with every number in full.
+data set, trainer, names, start, seed), the newest counts. Zero-shot: mean +- std over a data set's splits. Few-shot:
+the best validation (mean +- std where there are several seeds). Base-to-novel: means over the lists 1 to 3, and their
+harmonic mean. (LLM): rephrased names; (P): trained from a checkpoint. Cells without a run stay empty. The folder
+--output gets tables.md, tables.tex and a CSV a table with every number in full.
 """
 
 import argparse

@@ -66,6 +66,7 @@ class Entry:
     """A video of a list: where it is, and its class by name (None without a list)."""
 
     lists: list[str]
+    root: str
     path: str
     class_name: str | None
     class_names: list[str]
@@ -97,7 +98,7 @@ def read_entries(lists: list[ListToVerify]) -> list[Entry]:
             if key in entries:
                 entries[key].lists.append(item.name)
                 continue
-            entry = entries[key] = Entry([item.name], path, class_name, names)
+            entry = entries[key] = Entry([item.name], item.root, path, class_name, names)
             try:
                 entry.source = files.find(path)
             except VideoReadError as error:
@@ -159,16 +160,16 @@ def _judge(entry: Entry, facts: dict[str, Any] | None) -> Verified:
         other = class_in_path(str(entry.source), entry.class_names)
         if other is not None and other != entry.class_name:
             found.add("warning", "mislabelled", f"listed as {entry.class_name!r}, its path says {other!r}")
-    return Verified(entry.path, entry.class_name, entry.lists, found)
+    return Verified(entry.root, entry.path, entry.class_name, entry.lists, found)
 
 
 def _compare_contents(verified: list[Verified]) -> None:
-    """Note videos of one content: a repetition under the same class, a contradiction under another one."""
-    first: dict[str, Verified] = {}
+    """Note videos of a root with one content: a repetition under the same class, a contradiction under another one."""
+    first: dict[tuple[str, str], Verified] = {}
     for item in verified:
         if not item.facts.digest or item.is_bad:
             continue
-        other = first.setdefault(item.facts.digest, item)
+        other = first.setdefault((item.root, item.facts.digest), item)
         if other is item or other.path == item.path:
             continue
         if item.class_name == other.class_name:

@@ -28,6 +28,7 @@ _STYLE = (
 class Verified:
     """A listed video and what was found."""
 
+    root: str
     path: str
     class_name: str | None
     lists: list[str]
