@@ -115,13 +115,7 @@ def check_lists(folder: Path, labels: Path, findings: Findings) -> None:
 
 def check_label_files(folder: Path, labels: Path, findings: Findings) -> None:
     """Compare the published label files that are there with ours."""
-    for name, ours in _present(folder, LABEL_FILES):
-        expected = listing.read_labels(labels, ours)
-        try:
-            found = read_class_names(folder / name)
-        except AnnotationError as error:
-            findings.add(name, None, len(expected), [str(error)])
-            continue
+    for name, ours, found, expected in _name_files(folder, LABEL_FILES, labels, findings):
         wrong = []
         if len(found) != len(expected):
             wrong.append(f"{len(found)} classes, labels/{ours}.csv has {len(expected)}")
@@ -139,13 +133,7 @@ def check_label_files(folder: Path, labels: Path, findings: Findings) -> None:
 
 def check_froster(folder: Path, labels: Path, findings: Findings) -> None:
     """Read FROSTER's rephrased names: as many as classes, each about the class of its number as far as it says so."""
-    for name, ours in _present(folder, FROSTER):
-        expected = listing.read_labels(labels, ours)
-        try:
-            found = read_class_names(folder / name)
-        except AnnotationError as error:
-            findings.add(name, None, len(expected), [str(error)])
-            continue
+    for name, _, found, expected in _name_files(folder, FROSTER, labels, findings):
         wrong = [] if len(found) == len(expected) else [f"{len(found)} names of {len(expected)} classes"]
         findings.add(name, len(found), len(expected), wrong)
         if not wrong:
@@ -157,6 +145,19 @@ def check_froster(folder: Path, labels: Path, findings: Findings) -> None:
             ]
             if other:
                 findings.notes.append(f"{name}: {len(other)} sentences lack their class's own words, as {other[0]!r}")
+
+
+def _name_files(
+    folder: Path, names: dict[str, str], labels: Path, findings: Findings
+) -> Iterator[tuple[str, str, list[str], list[str]]]:
+    """Yield (file, our file, names in it, our names) of those that are there; one that cannot be read is a finding."""
+    for name, ours in names.items():
+        if (folder / name).is_file():
+            expected = listing.read_labels(labels, ours)
+            try:
+                yield name, ours, read_class_names(folder / name), expected
+            except AnnotationError as error:
+                findings.add(name, None, len(expected), [str(error)])
 
 
 def import_splits(
@@ -180,10 +181,6 @@ def import_splits(
                 shutil.copyfile(path, froster / path.name)
         set_local(local, "lists_root", str(lists.resolve()))
     return findings
-
-
-def _present(folder: Path, names: dict[str, str]) -> Iterator[tuple[str, str]]:
-    return ((name, ours) for name, ours in names.items() if (folder / name).is_file())
 
 
 def _file(record: VideoRecord) -> str:
