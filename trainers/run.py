@@ -224,7 +224,8 @@ def _row(
 ) -> ResultRow:
     """Return the result of an evaluation as a row of the table."""
     num_clip, num_crop = views_of(job.config, part)
-    numbers = {name: values[name] for name in ("videos", "unreadable", "top1", "top5", "mean_class")}
+    numbers = {name: values[name] for name in ("videos", "unreadable", "top1", "top5")}
+    numbers["mean_class"] = values.get("mean_class")  # the best of a run that began before there was one
     numbers |= {"chance": videos.chance, "files": list_facts(videos)}
     if job.settings.predictions:
         numbers["predictions"] = f"predictions_{file_stem(part, videos, wise_ft)}.csv"
