@@ -6,8 +6,9 @@
 
 Reading 16 frames of a 10 s Kinetics video then costs a third to a quarter. Every frame is kept, in order (time stamps
 are not: the result has a constant rate), and the number of frames is checked. Files keep their relative paths and
-names, whatever their suffix, so the lists stay as they are; inside they are MP4. Originals are only read. A second start
-goes on where the first one stopped. Videos that cannot be decoded to the end are left out and listed in failures.csv.
+names, whatever their suffix, so the lists stay as they are; inside they are MP4. Originals are only read. A second
+start goes on where the first one stopped. Videos that cannot be decoded to the end are left out and listed in
+failures.csv.
 
 Exit status: 0 all is there; 1 some videos failed; 2 the question is wrong.
 """
