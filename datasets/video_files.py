@@ -1,14 +1,15 @@
-"""Where listed videos are: a folder or one uncompressed tar, found as listed or else by file name.
+"""Where listed videos are: a folder, or uncompressed tars, found as listed or else by file name.
 
 Published lists are flat (`name.avi 0`), while public archives unpack into class folders, so a video that is not where
 the list says is looked for by its file name in an index of the root. The index is built once, in the process that
 makes the data set, and travels to the workers with it.
 """
 
+import json
 import os
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -39,16 +40,20 @@ class TarMember:
 
 
 def open_video_files(root: str | Path) -> "VideoFiles":
-    """Open a folder of videos, or one uncompressed `.tar` of them.
+    """Open a folder of videos, one uncompressed `.tar` of them, or a folder of nothing but such tars.
+
+    A tar's members are taken from the index beside it (`write_tar_index`) where it is newer than the tar; a tar of
+    many videos is then open at once.
 
     Raises:
-        VideoFilesError: there is nothing at `root`, or it is a compressed or damaged tar.
+        VideoFilesError: there is nothing at `root`, it is a compressed or damaged tar, or two tars have one member.
     """
     root = os.path.abspath(os.path.expanduser(root))
     if os.path.isdir(root):
-        return FolderFiles(root)
+        archives = _tars_alone(root)
+        return TarFiles(root, archives, [_tar_members(path) for path in archives]) if archives else FolderFiles(root)
     if os.path.isfile(root):
-        return TarFiles(root, _tar_members(root))
+        return TarFiles(root, [root], [_tar_members(root)])
     raise VideoFilesError(f"{root}: no such folder or .tar of videos")
 
 
@@ -154,18 +159,34 @@ class FolderFiles(VideoFiles):
 
 
 class TarFiles(VideoFiles):
-    """Videos in one uncompressed tar: `members` maps a name to its (offset, size) in the archive."""
+    """Videos in uncompressed tars.
 
-    def __init__(self, root: str, members: dict[str, tuple[int, int]]):
+    Args:
+        root: the tar or the folder of tars.
+        archives: the tars.
+        members: of each tar, name -> (offset, size).
+
+    Raises:
+        VideoFilesError: two tars have a member of one name.
+    """
+
+    def __init__(self, root: str, archives: Sequence[str], members: Sequence[Mapping[str, tuple[int, int]]]):
         super().__init__(root)
-        self.members = members
+        self.archives = list(archives)
+        self.members: dict[str, tuple[int, int, int]] = {}  # number of the archive, offset, size
+        for number, of_archive in enumerate(members):
+            for name, (offset, size) in of_archive.items():
+                if name in self.members:
+                    first = self.archives[self.members[name][0]]
+                    raise VideoFilesError(f"{root}: {name!r} is in two tars, {first} and {self.archives[number]}")
+                self.members[name] = (number, offset, size)
 
     def _exists(self, path: str) -> bool:
         return path in self.members
 
     def _source(self, path: str) -> TarMember:
-        offset, size = self.members[path]
-        return TarMember(self.root, path, offset, size)
+        number, offset, size = self.members[path]
+        return TarMember(self.archives[number], path, offset, size)
 
     def _index(self) -> dict[str, list[str]]:
         by_name: dict[str, list[str]] = {}
@@ -174,7 +195,51 @@ class TarFiles(VideoFiles):
         return by_name
 
 
-def _tar_members(path: str) -> dict[str, tuple[int, int]]:
+def write_tar_index(path: str | Path) -> Path:
+    """Write the index of a tar beside it, as `<tar>.index`; return its path.
+
+    Raises:
+        VideoFilesError: the tar cannot be read.
+    """
+    path = os.path.abspath(path)
+    index = {"version": 1, "bytes": os.path.getsize(path), "members": _scan_tar(path)}
+    temporary, target = Path(f"{path}{_INDEX}.making"), Path(path + _INDEX)
+    temporary.write_text(json.dumps(index), encoding="utf-8")
+    os.replace(temporary, target)
+    return target
+
+
+_INDEX = ".index"
+
+
+def _tars_alone(folder: str) -> list[str]:
+    """Return the tars of a folder that has nothing else but their indexes; none where it has."""
+    tars = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(".tar") and entry.is_file():
+                tars.append(entry.path)
+            elif not entry.name.endswith(".tar" + _INDEX):
+                return []
+    return sorted(tars)
+
+
+def _tar_members(path: str) -> Mapping[str, tuple[int, int]]:
+    index = path + _INDEX
+    try:
+        is_newer = os.stat(index).st_mtime_ns >= os.stat(path).st_mtime_ns
+    except FileNotFoundError:
+        return _scan_tar(path)
+    try:
+        found = json.loads(Path(index).read_text(encoding="utf-8"))
+        if is_newer and found["version"] == 1 and found["bytes"] == os.path.getsize(path):
+            return {name: (offset, size) for name, (offset, size) in found["members"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise VideoFilesError(f"{index}: is no index of a tar ({error!r}); remove it") from error
+    return _scan_tar(path)
+
+
+def _scan_tar(path: str) -> dict[str, tuple[int, int]]:
     try:
         with tarfile.open(path, "r:") as archive:
             # A name that comes twice means the later one, as it would after unpacking.

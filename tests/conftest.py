@@ -12,6 +12,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_VIDEOS = REPOSITORY.parent / "shared" / "videos"
 
 
+# No test may depend on the paths of the machine it runs on (configs/local.yaml).
+os.environ["TC_CLIP_LOCAL"] = "none"
 # Most tests compute little, and threads that wait for one another cost such tests ten times their work.
 torch.set_num_threads(1)
 

@@ -38,9 +38,11 @@ def test_help_is_quick_and_lists_the_choices(repository: Path) -> None:
     [
         ((), "choose a protocol with -cn (zero_shot, few_shot, base2novel, fully_supervised)"),
         (("-cn", "zero_sot"), "-cn zero_sot: no such protocol; did you mean zero_shot"),
-        (("-cn", "zero_shot"), "data= is missing; -cn zero_shot goes with: zero_shot_k400"),
+        (("-cn", "zero_shot"), "data= is missing; -cn zero_shot goes with: zero_shot_custom, zero_shot_k400"),
         (("-cn", "zero_shot", "data=zero_shot_shape"), "no such choice; did you mean zero_shot_shapes"),
         (("-cn", "zero_shot", "data=zero_shot_shapes", "trainer=tcclip"), "trainer=tcclip: no such choice; did you"),
+        (("-cn", "few_shot", "data=few_shot_ssv2_llm"), "no such choice; did you mean few_shot_ssv2"),
+        (("-cn", "few_shot", "data=few_shot_hmdb51", "labels=lmm"), "labels=lmm: no such choice; did you mean llm?"),
         (("-cn", "zero_shot", "data=zero_shot_shapes", "lrr=1"), "unknown key lrr; did you mean lr?"),
         (("-cn", "zero_shot", "data=zero_shot_shapes", "mixup=0"), "unknown key mixup; did you mean aug.mixup?"),
         (("-cn", "zero_shot", "data=zero_shot_shapes", "lr"), "cannot read the command line"),

@@ -35,7 +35,8 @@ def documented_keys(document: str = "CONFIG.md") -> dict[str, str | None]:
         elif columns[0] == "key" and cells[0].startswith("`"):
             key = cells[0].strip("`")
             assert key not in found, f"{document}: {key} stands twice"
-            found[key] = cells[1].strip("`") if columns[1] in ("default", "tiny") else None
+            has_default = columns[1] in ("default", "tiny") and bool(cells[1])
+            found[key] = cells[1].strip("`") if has_default else None
     return found
 
 
@@ -50,7 +51,8 @@ def all_keys() -> dict[str, Any]:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             config = OmegaConf.to_container(compose(protocol, overrides=overrides))
         for key, value in leaves(config):
-            keys.setdefault(re.sub(r"^dataset\.\w+\.", "dataset.<name>.", key), value)
+            key = re.sub(r"^dataset\.\w+\.", "dataset.<name>.", key)
+            keys.setdefault(re.sub(r"^label_files\.\w+", "label_files.<set>", key), value)
     base = yaml.safe_load((CONFIGS / "base.yaml").read_text())
     defaults = dict(leaves({key: value for key, value in base.items() if key not in ("defaults", "hydra")}))
     for group in ("aug", "optimizer", "logging", "trainer"):

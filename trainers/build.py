@@ -41,6 +41,8 @@ def read_lists(config: Config, parts: tuple[str, ...]) -> dict[str, list[VideoLi
             _read_list(config, f"data.{part}" + (f"[{number}]" if part == "test" else ""), entry, opened)
             for number, entry in enumerate(entries)
         ]
+    if "train" in lists and config["data"]["bad_videos"] is not None:
+        lists["train"] = [_without_bad_videos(lists["train"][0], Path(config["data"]["bad_videos"]))]
     names = [videos.name for videos in lists.get("test", [])]
     if len(names) != len(set(names)):
         raise ConfigError(f"data.test: two test sets of one name among {', '.join(names)}")
@@ -207,6 +209,17 @@ def build_log(settings: Settings, ranks: Ranks, purge_step: int | None) -> RunLo
         tensorboard=settings.tensorboard and settings.eval is None,
         purge_step=purge_step,
     )
+
+
+def _without_bad_videos(videos: VideoList, path: Path) -> VideoList:
+    try:
+        bad = set(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"data.bad_videos={path}: cannot be read: {error}") from error
+    kept = videos.without(bad)
+    if not kept.records:
+        raise ConfigError(f"data.bad_videos={path}: leaves none of the {len(videos.records)} videos of {videos.name}")
+    return kept
 
 
 def _read_list(config: Config, where: str, entry: Mapping[str, Any], opened: dict) -> VideoList:

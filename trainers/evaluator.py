@@ -41,11 +41,12 @@ class Evaluation:
     predictions: list[Prediction] = field(default_factory=list)
     seconds: float = 0.0
 
-    def values(self) -> dict[str, float | int]:
+    def values(self) -> dict[str, float | int | None]:
         """Return what is worth logging."""
         return {
             "top1": self.counts.top1,
             "top5": self.counts.top5,
+            "mean_class": self.counts.mean_class,
             "videos": self.counts.num_videos,
             "unreadable": len(self.unreadable),
             "seconds": self.seconds,

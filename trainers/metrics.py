@@ -12,7 +12,7 @@ from torch import Tensor
 class AccuracyCounts:
     """Counts by class of videos, of right first answers and of right answers among the first five.
 
-    `table` is `(3, C)` int64: videos, top-1, top-5. With fewer than five classes "top-5" is among all of them.
+    `table` is `(3, C)` int64: videos, top-1, top-5.
     """
 
     num_classes: int
@@ -43,9 +43,15 @@ class AccuracyCounts:
         return self._percent(1)
 
     @property
-    def top5(self) -> float:
-        """Share of right answers among the first five, in percent."""
-        return self._percent(2)
+    def top5(self) -> float | None:
+        """Share of right answers among the first five, in percent; None where five answers are all that there are."""
+        return self._percent(2) if self.num_classes > 5 else None
+
+    @property
+    def mean_class(self) -> float:
+        """Mean over the classes that have videos of the share of right first answers, in percent."""
+        seen = self.table[0] > 0
+        return float((100 * self.table[1][seen] / self.table[0][seen]).double().mean())
 
     def per_class(self) -> list[dict[str, int]]:
         """Return the counts class by class."""
@@ -53,6 +59,11 @@ class AccuracyCounts:
 
     def _percent(self, row: int) -> float:
         return 100 * float(self.table[row].sum()) / self.num_videos if self.num_videos else float("nan")
+
+
+def percent(value: float | None) -> str:
+    """Return an accuracy as text; a dash where it means nothing."""
+    return "-" if value is None else f"{value:.2f}"
 
 
 def harmonic_mean(first: float, second: float) -> float:

@@ -24,7 +24,8 @@ def device_lines(ranks: Ranks, precision: Precision) -> list[tuple[str, str]]:
 
 def list_line(title: str, videos: VideoList, views: str = "") -> tuple[str, str]:
     """Return the size of a list."""
-    return title, f"{videos.name}: {len(videos.records):,} videos, {len(videos.class_names)} classes{views}"
+    left_out = f" ({videos.left_out:,} left out by data.bad_videos)" if videos.left_out else ""
+    return title, f"{videos.name}: {len(videos.records):,} videos{left_out}, {len(videos.class_names)} classes{views}"
 
 
 def training_lines(

@@ -1,17 +1,18 @@
 """The table at the end of a run, and the same as `results.json`."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from trainers.metrics import harmonic_mean, mean_and_std
+from trainers.metrics import harmonic_mean, mean_and_std, percent
 
 
 @dataclass(frozen=True)
 class ResultRow:
     """Accuracy of some weights on one list of videos, in percent.
 
-    `part` says what the list is to the protocol (val or test); `weights` what was tested, as "best.pth".
+    `part` says what the list is to the protocol (val or test); `weights` what was tested, as "best.pth". With five
+    classes or fewer there is no top-5.
     """
 
     part: str
@@ -24,8 +25,11 @@ class ResultRow:
     videos: int
     unreadable: int
     top1: float
-    top5: float
+    top5: float | None
+    mean_class: float | None
     chance: float
+    predictions: str | None = None  # file beside `results.json`
+    files: dict[str, Any] = field(default_factory=dict)  # list and class names, with their hashes
 
     @property
     def label(self) -> str:
@@ -42,7 +46,8 @@ def summarise(rows: Sequence[ResultRow], protocol: str) -> list[dict[str, Any]]:
             members = [row for row in tests if row.group == group]
             if len(members) > 1:
                 top1, std1 = mean_and_std([row.top1 for row in members])
-                top5, std5 = mean_and_std([row.top5 for row in members])
+                known = [row.top5 for row in members if row.top5 is not None]
+                top5, std5 = mean_and_std(known) if len(known) == len(members) else (None, None)
                 summary.append(
                     {"kind": "mean", "name": group, "weights": label, "splits": len(members)}
                     | {"top1": top1, "top1_std": std1, "top5": top5, "top5_std": std5}
@@ -59,7 +64,7 @@ def summarise(rows: Sequence[ResultRow], protocol: str) -> list[dict[str, Any]]:
 
 def results_table(rows: Sequence[ResultRow], summary: Sequence[dict[str, Any]]) -> str:
     """Return the table as text."""
-    lines = [("list", "weights", "views", "videos", "top-1", "top-5", "chance")]
+    lines = [("list", "weights", "views", "videos", "top-1", "top-5", "by class", "chance")]
     for row in rows:
         unreadable = f" (+{row.unreadable} unreadable)" if row.unreadable else ""
         lines.append(
@@ -69,15 +74,16 @@ def results_table(rows: Sequence[ResultRow], summary: Sequence[dict[str, Any]]) 
                 f"{row.num_clip} x {row.num_crop}",
                 f"{row.videos:,}{unreadable}",
                 f"{row.top1:.2f}",
-                f"{row.top5:.2f}",
+                percent(row.top5),
+                percent(row.mean_class),
                 f"{row.chance:.2f}",
             )
         )
     for item in summary:
         if item["kind"] == "mean":
             top1 = f"{item['top1']:.2f} +- {item['top1_std']:.2f}"
-            top5 = f"{item['top5']:.2f} +- {item['top5_std']:.2f}"
-            lines.append((f"{item['name']}, mean of {item['splits']}", item["weights"], "", "", top1, top5, ""))
+            top5 = "-" if item["top5"] is None else f"{item['top5']:.2f} +- {item['top5_std']:.2f}"
+            lines.append((f"{item['name']}, mean of {item['splits']}", item["weights"], "", "", top1, top5, "", ""))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = []
     for line in lines:

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import tc_clip
@@ -15,9 +14,11 @@ from trainers import build
 from trainers.checkpoint import BEST
 from trainers.distributed import Ranks, start_distributed, stop_distributed
 from trainers.errors import ConfigError
-from trainers.evaluator import Evaluation, evaluate, write_predictions
+from trainers.evaluator import Evaluation, evaluate
+from trainers.metrics import percent
 from trainers.plan import count_parameters, device_lines, format_plan, list_line, millions, training_lines
 from trainers.precision import Precision
+from trainers.result_files import file_stem, list_facts, run_facts, write_evaluation
 from trainers.results import ResultRow, results_dict, results_table, summarise
 from trainers.run_log import RunLog, environment, make_writable, quiet_libraries
 from trainers.session import TrainingRun
@@ -130,6 +131,7 @@ def _train(job: Job) -> list[ResultRow]:
     session = TrainingRun(
         trainer,
         partial(_validate, job, val_loader),
+        note_best=partial(_write_files, job, "val", val, None),
         output=settings.output,
         epochs=settings.epochs,
         save_freq=settings.save_freq,
@@ -204,12 +206,17 @@ def _evaluate_list(job: Job, part: str, videos: VideoList, weights: str, wise_ft
     evaluation = _evaluate(job, loader, videos)
     row = _row(job, part, videos, weights, wise_ft, evaluation.values())
     job.log.metrics("test", 0, {"list": videos.name, "part": part, "weights": row.label, **evaluation.values()})
-    job.log.info(f"{videos.name} ({part}, {row.label}): top-1 {row.top1:.2f} %, top-5 {row.top5:.2f} %")
-    if job.ranks.is_main and job.settings.predictions:
-        suffix = "" if wise_ft is None else f"_wise_ft_{wise_ft:g}"
-        path = job.settings.output / f"predictions_{part}_{videos.name}{suffix}.csv"
-        write_predictions(path, evaluation.predictions, [r.path for r in videos.records], videos.class_names)
+    job.log.info(f"{videos.name} ({part}, {row.label}): top-1 {row.top1:.2f} %, top-5 {percent(row.top5)} %")
+    _write_files(job, part, videos, wise_ft, evaluation)
     return row
+
+
+def _write_files(job: Job, part: str, videos: VideoList, wise_ft: float | None, evaluation: Evaluation) -> None:
+    settings = job.settings
+    if job.ranks.is_main and settings.predictions:
+        write_evaluation(
+            settings.output, file_stem(part, videos, wise_ft), evaluation, videos, pictures=settings.pictures
+        )
 
 
 def _row(
@@ -218,9 +225,11 @@ def _row(
     """Return the result of an evaluation as a row of the table."""
     num_clip, num_crop = views_of(job.config, part)
     numbers = {name: values[name] for name in ("videos", "unreadable", "top1", "top5")}
-    return ResultRow(
-        part, videos.name, videos.group, weights, wise_ft, num_clip, num_crop, chance=videos.chance, **numbers
-    )
+    numbers["mean_class"] = values.get("mean_class")  # the best of a run that began before there was one
+    numbers |= {"chance": videos.chance, "files": list_facts(videos)}
+    if job.settings.predictions:
+        numbers["predictions"] = f"predictions_{file_stem(part, videos, wise_ft)}.csv"
+    return ResultRow(part, videos.name, videos.group, weights, wise_ft, num_clip, num_crop, **numbers)
 
 
 def _validate(job: Job, loader: Any) -> Evaluation:
@@ -306,14 +315,12 @@ def _tell_results(job: Job, rows: Sequence[ResultRow]) -> None:
     settings = job.settings
     summary = summarise(rows, settings.protocol)
     job.log.info("\n" + results_table(rows, summary))
-    facts = {
-        "protocol": settings.protocol,
-        "data": settings.data,
-        "trainer": settings.trainer,
-        "weights": str(settings.output / BEST) if settings.eval is None else settings.resume,
-        "seed": settings.seed,
-        "torch": torch.__version__,
-    }
+    if settings.eval is None:
+        checkpoint = settings.output / BEST
+    else:
+        checkpoint = None if settings.resume is None else Path(settings.resume)
+    # Hashes of large files: one process of a run writes.
+    facts = run_facts(job.config, settings, checkpoint) if job.ranks.is_main else {}
     name = "results.json" if settings.eval is None else f"results_eval_{settings.eval}.json"
     job.log.save_text(name, json.dumps(results_dict(rows, summary, facts), indent=2) + "\n")
     job.log.info(f"\nresults: {settings.output / name}")

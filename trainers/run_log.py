@@ -185,23 +185,28 @@ def make_writable(folder: Path) -> None:
 
 def environment(repository: Path, device: torch.device, world_size: int) -> dict:
     """Return what the numbers of a run may depend on besides its configuration."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
     return {
         "command": sys.argv,
         "git": _git_state(repository),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": versions,
+        "packages": package_versions(),
         "cuda": torch.version.cuda,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "processes": world_size,
         "threads": torch.get_num_threads(),
     }
+
+
+def package_versions() -> dict[str, str | None]:
+    """Return the versions of the packages that numbers may depend on, None for those that are not installed."""
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
 
 
 def _git_state(repository: Path) -> dict[str, str | bool] | None:

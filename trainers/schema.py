@@ -67,6 +67,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     "data_root": _text(),
     "lists_root": _text(),
     "labels_root": _text(),
+    "label_files": (lambda value: isinstance(value, Mapping), "files of class names"),
     "num_frames": _integer(1),
     "input_size": _integer(1),
     "num_clip": _integer(1, optional=True),
@@ -108,6 +109,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     "data.test": (lambda value: isinstance(value, list), "a list of test sets"),
     "data.decoder": _one_of("auto", "decord", "pyav"),
     "data.max_bad_share": _number(0, 1),
+    "data.bad_videos": _text(optional=True),
     "data.timeout_s": _number(0, above=True),
     "dataset": (lambda value: isinstance(value, Mapping), "facts of data sets"),
     "aug.mixup": _number(0),
@@ -134,6 +136,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     "logging.tensorboard": _switch,
     "logging.sample_frames": _switch,
     "logging.predictions": _switch,
+    "logging.pictures": _switch,
 }
 
 

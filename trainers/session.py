@@ -9,6 +9,7 @@ from typing import Any
 
 from trainers.checkpoint import BEST, LAST, load_training_checkpoint, save_checkpoint
 from trainers.evaluator import Evaluation
+from trainers.metrics import percent
 from trainers.plan import duration
 from trainers.trainer import EpochReport, Trainer, UpdateReport
 
@@ -29,6 +30,7 @@ class TrainingRun:
 
     Args:
         validate: evaluates the model on the validation list; the model is in training mode again afterwards.
+        note_best: is given every evaluation that is the best so far, on every process.
         output: folder of the checkpoints.
         save_freq: epochs between validations (each followed by writing `last.pth`).
         keep_every: epochs between kept copies, or None.
@@ -43,6 +45,7 @@ class TrainingRun:
         trainer: Trainer,
         validate: Callable[[], Evaluation],
         *,
+        note_best: Callable[[Evaluation], None],
         output: Path,
         epochs: int,
         save_freq: int,
@@ -54,6 +57,7 @@ class TrainingRun:
     ) -> None:
         self.trainer = trainer
         self.validate = validate
+        self.note_best = note_best
         self.output = output
         self.epochs = epochs
         self.save_freq = save_freq
@@ -137,13 +141,14 @@ class TrainingRun:
         start = time.perf_counter()
         evaluation = self.validate()
         self._validation_seconds = time.perf_counter() - start
-        top1 = evaluation.counts.top1
+        top1, top5 = evaluation.counts.top1, percent(evaluation.counts.top5)
         log.metrics("val", self.step, {"epoch": epoch + 1, **evaluation.values()})
         is_best = self.position.best is None or top1 > self.position.best["top1"]
         if is_best:
             self.position.best = {"epoch": epoch + 1, **evaluation.values()}
+            self.note_best(evaluation)
         log.info(
-            f"epoch {epoch + 1}/{self.epochs} validation: top-1 {top1:.2f} %, top-5 {evaluation.counts.top5:.2f} % of "
+            f"epoch {epoch + 1}/{self.epochs} validation: top-1 {top1:.2f} %, top-5 {top5} % of "
             f"{evaluation.counts.num_videos:,} videos, {duration(evaluation.seconds)}"
             + (f", {len(evaluation.unreadable)} unreadable" if evaluation.unreadable else "")
             + (", the best so far" if is_best else f" (best: {self.position.best['top1']:.2f} %)")

@@ -1,6 +1,7 @@
 """A list of videos with its classes and the facts of its data set, read and checked before anything starts."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datasets.annotations import VideoRecord, read_annotations, read_class_names
@@ -22,11 +23,19 @@ class VideoList:
     class_names: list[str]
     flip: bool
     split_camel_case: bool
+    list_path: Path
+    class_names_path: Path
+    left_out: int = 0  # listed videos that `without` took out
 
     @property
     def chance(self) -> float:
         """Accuracy of guessing, in percent."""
         return 100 / len(self.class_names)
+
+    def without(self, paths: Collection[str]) -> "VideoList":
+        """Return the list without the videos of some paths, as the list spells them."""
+        kept = [record for record in self.records if record.path not in paths]
+        return replace(self, records=kept, left_out=self.left_out + len(self.records) - len(kept))
 
     def missing(self) -> list[str]:
         """Return the reasons why listed videos are not where they should be (looks for every one of them)."""
@@ -64,4 +73,5 @@ def read_video_list(
     if root not in opened:
         opened[root] = open_video_files(root)
     opened[root].prepare(record.path for record in records)
-    return VideoList(name, group, records, opened[root], class_names, flip, split_camel_case)
+    facts = (flip, split_camel_case, list_path, class_names_path)
+    return VideoList(name, group, records, opened[root], class_names, *facts)

@@ -29,6 +29,7 @@ TINY = {
     "device": "cpu",
     "shot": 2,
     "logging.tensorboard": False,
+    "logging.pictures": False,
     "logging.print_every": 1,
     "data.decoder": "pyav",
 }

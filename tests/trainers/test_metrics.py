@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from trainers.metrics import AccuracyCounts, harmonic_mean, mean_and_std
+from trainers.metrics import AccuracyCounts, harmonic_mean, mean_and_std, percent
 from trainers.results import ResultRow, results_table, summarise
 
 
 def test_counts_add_up() -> None:
-    counts = AccuracyCounts(4)
+    counts = AccuracyCounts(6)
     counts.add(torch.tensor([[0, 1, 2], [3, 2, 1]]), torch.tensor([0, 1]))
     counts.add(torch.tensor([[0, 1, 2]]), torch.tensor([3]))
     assert counts.num_videos == 3
@@ -18,6 +18,7 @@ def test_counts_add_up() -> None:
         {"videos": 1, "top1": 0, "top5": 1},
         {"videos": 0, "top1": 0, "top5": 0},
         {"videos": 1, "top1": 0, "top5": 0},
+        *[{"videos": 0, "top1": 0, "top5": 0}] * 2,
     ]
     counts.add(torch.empty(0, 3, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
     assert counts.num_videos == 3
@@ -25,6 +26,21 @@ def test_counts_add_up() -> None:
 
 def test_nothing_counted_is_not_a_number() -> None:
     assert AccuracyCounts(3).top1 != AccuracyCounts(3).top1
+    assert AccuracyCounts(3).mean_class != AccuracyCounts(3).mean_class
+
+
+def test_the_mean_over_classes_weighs_them_alike() -> None:
+    counts = AccuracyCounts(6)
+    counts.add(torch.tensor([[0], [0], [0], [0], [2]]), torch.tensor([0, 0, 0, 1, 1]))
+    assert counts.top1 == pytest.approx(60) and counts.mean_class == pytest.approx(50)
+
+
+@pytest.mark.parametrize(("num_classes", "meant"), [(2, False), (5, False), (6, True)])
+def test_five_answers_of_five_classes_are_no_top_5(num_classes: int, meant: bool) -> None:
+    counts = AccuracyCounts(num_classes)
+    counts.add(torch.arange(min(5, num_classes))[None], torch.tensor([1]))
+    assert (counts.top5 is not None) == meant
+    assert percent(None) == "-" and percent(12.345) == "12.35"
 
 
 def test_published_means() -> None:
@@ -36,7 +52,7 @@ def test_published_means() -> None:
 
 
 def row(part: str, name: str, group: str, top1: float, wise_ft: float | None = None) -> ResultRow:
-    return ResultRow(part, name, group, "best.pth", wise_ft, 2, 1, 1530, 0, top1, 80.0, 1.96)
+    return ResultRow(part, name, group, "best.pth", wise_ft, 2, 1, 1530, 0, top1, 80.0, top1 - 1, 1.96)
 
 
 def test_splits_are_averaged_by_group_and_weights() -> None:

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Test the best checkpoints of zero-shot with LLM-rephrased names (labels=froster takes FROSTER's): row (LLM).
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh" "$@"
+
+evaluate zero_shot/k400_llm -cn zero_shot data=zero_shot_k400_llm

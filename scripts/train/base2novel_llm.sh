@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Train base-to-novel with LLM-rephrased names: row (LLM).
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh" "$@"
+
+each_base train base2novel _llm "k400 hmdb51 ucf101"

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Train zero-shot, trained on Kinetics-400: row TC-CLIP.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh" "$@"
+
+train zero_shot/k400 -cn zero_shot data=zero_shot_k400

@@ -1,0 +1,28 @@
+"""Jobs that misbehave, for the tests of watched processes: importable by the processes themselves."""
+
+import os
+import signal
+import time
+
+
+def misbehave(job: tuple[str, float]) -> str:
+    """Do what the job says: sleep, die, raise, or answer."""
+    kind, seconds = job
+    if kind == "hang":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        time.sleep(600)
+    if kind == "die":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if kind == "raise":
+        raise ValueError("two\nlines")
+    time.sleep(seconds)
+    return f"{kind} done"
+
+
+def hang_at_april(job: object) -> dict:
+    """Look at a video as verify.py does, but hang at some."""
+    from scripts.data.inspect_video import inspect_video
+
+    if "April_09_kick_ball" in job.source:
+        time.sleep(600)
+    return inspect_video(job)

@@ -1,0 +1,25 @@
+"""data.bad_videos: training leaves out what verify.py found unreadable."""
+
+from pathlib import Path
+
+import pytest
+
+from trainers import build
+from trainers.errors import ConfigError
+from trainers.run import run
+
+
+def test_listed_videos_are_left_out_of_training_alone(compose_run, tmp_path: Path) -> None:
+    (tmp_path / "bad.txt").write_text("03.mp4\n05.mp4\n12.mp4\nnot listed.mp4\n")
+    run(compose_run(epochs=1, warmup_epochs=0, data__bad_videos=tmp_path / "bad.txt"))
+    text = (tmp_path / "run" / "log.txt").read_text()
+    assert "9 videos (2 left out by data.bad_videos)" in text
+    assert "few_shot_shapes: 7 videos, 3 classes" in text, "validation keeps all that is listed"
+
+
+def test_a_file_that_cannot_be_used_is_told(compose_run, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data.bad_videos=.*none.txt: cannot be read"):
+        build.read_lists(compose_run(data__bad_videos=tmp_path / "none.txt"), ("train",))
+    (tmp_path / "all.txt").write_text("".join(f"{index:02d}.mp4\n" for index in range(11)))
+    with pytest.raises(ConfigError, match="leaves none of the 11 videos"):
+        build.read_lists(compose_run(data__bad_videos=tmp_path / "all.txt"), ("train",))
