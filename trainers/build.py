@@ -66,9 +66,7 @@ def build_model(config: Config, videos: VideoList) -> tc_clip.VideoClip:
         raise ConfigError(f"trainer={trainer['name']}: {error}") from error
     image_size = model.info()["sizes"]["vision"]["image_size"]
     if image_size != config["input_size"]:
-        raise ConfigError(
-            f"input_size={config['input_size']}: trainer.options.image_size={image_size} differs; leave it out"
-        )
+        raise ConfigError(f"input_size={config['input_size']}: leave out trainer.options.image_size={image_size}")
     return model
 
 
