@@ -62,9 +62,9 @@ MOTIONS = {
     "growing and shrinking": (False, False, True),
 }
 
-# A second set, `--motions directions`, whose motions differ in the order of frames alone: (centre x, centre y, size) move
-# along a sawtooth, forwards or backwards. A clip of one direction, reversed, is a clip of the opposite one, so whoever
-# sees the frames but not their order is right half of the time at most.
+# A second set, `--motions directions`, whose motions differ in the order of frames alone: the shape moves along a
+# sawtooth, forwards or backwards in x or y. A clip of one direction, reversed, is a clip of the opposite one, so
+# whoever sees the frames but not their order is right half of the time at most.
 DIRECTIONS = {
     "moving left": (-1, 0, 0),
     "moving right": (1, 0, 0),

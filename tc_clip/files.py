@@ -26,6 +26,8 @@ import safetensors.torch
 import torch
 from torch.hub import tqdm  # tqdm, or torch's silent stand-in where tqdm is not installed
 
+from tc_clip.packing import METADATA, OTHERS, unpack
+
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 60.0
 _CHUNK_BYTES = 1 << 20
@@ -228,14 +230,31 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return the dict of a checkpoint, ours or published: tensors on the CPU, the `config` as plain containers.
 
-    Raises WeightsError, also for a file that holds objects of any class but the few expected ones.
+    Weights of a .safetensors file are under `model`. Raises WeightsError, also for a file that holds objects of any
+    class but the few expected ones.
     """
     path = Path(path)
     with _readable(path):
+        if path.suffix == ".safetensors":
+            return _read_packed(path)
         if _is_torchscript(path):
             raise WeightsError("is a TorchScript archive, not a checkpoint; it belongs in `clip_weights=`")
         content = _load_pickle(path)
         return {key: _plain(value) if _holds_stand_in(value) else value for key, value in content.items()}
+
+
+def is_archive(path: str | Path) -> bool:
+    """Return whether a file is a TorchScript archive, which `read_tensors` reads. Raises WeightsError."""
+    with _readable(Path(path)):
+        return _is_torchscript(Path(path))
+
+
+def _read_packed(path: Path) -> dict[str, Any]:
+    tensors = safetensors.torch.load_file(path, device="cpu")
+    with safetensors.safe_open(path, framework="pt") as file:
+        others = (file.metadata() or {}).get(METADATA)
+    weights = {name: value for name, value in tensors.items() if not name.startswith(OTHERS)}
+    return {"model": weights, **({} if others is None else unpack(others, tensors))}
 
 
 @contextlib.contextmanager
