@@ -71,7 +71,15 @@ DIRECTIONS = {
     "moving up": (0, -1, 0),
     "moving down": (0, 1, 0),
 }
-MOTION_SETS = {"paths": tuple(MOTIONS), "directions": tuple(DIRECTIONS)}
+# A third set, `--motions places`, of shapes at rest: a single frame tells everything. For a start that knows what and
+# where but not how things move, as CLIP does. The range of (centre x, centre y) as shares of CENTRE_RANGE.
+PLACES = {
+    "on the left": ((0.0, 0.3), (0.2, 0.8)),
+    "on the right": ((0.7, 1.0), (0.2, 0.8)),
+    "at the top": ((0.2, 0.8), (0.0, 0.3)),
+    "at the bottom": ((0.2, 0.8), (0.7, 1.0)),
+}
+MOTION_SETS = {"paths": tuple(MOTIONS), "directions": tuple(DIRECTIONS), "places": tuple(PLACES)}
 
 # The ranges of (centre x, centre y, size) as a share of the frame's side, and the length of a wave in frames.
 CENTRE_RANGE = (0.27, 0.73)
@@ -192,6 +200,9 @@ def trajectory(motion: str, num_frames: int, rng: np.random.Generator) -> np.nda
     For every motion and every frame number, the three values are independent and uniform over the same box.
     """
     low, high = np.array([CENTRE_RANGE, CENTRE_RANGE, RADIUS_RANGE]).T
+    if motion in PLACES:
+        first, last = np.array([*PLACES[motion], (0, 1)]).T
+        return np.repeat([low + (high - low) * rng.uniform(first, last)], num_frames, axis=0)
     phases = rng.uniform(size=3)
     periods = rng.uniform(*PERIOD_RANGE, size=3)
     moves = np.array(MOTIONS[motion] if motion in MOTIONS else DIRECTIONS[motion], dtype=float)
@@ -441,7 +452,7 @@ def main(argv: list[str] | None = None) -> int:
         "--shots", type=int, nargs="+", default=list(default.shots), help="few-shot lists, clips a class"
     )
     parser.add_argument("--base2novel-shots", type=int, default=default.base2novel_shots, help="clips a base class")
-    parser.add_argument("--motions", choices=MOTION_SETS, default=default.motions, help="directions: order of frames")
+    parser.add_argument("--motions", choices=MOTION_SETS, default=default.motions, help="what the classes differ in")
     parser.add_argument("--workers", type=int, default=available_cores(), help="processes that draw and encode")
     args = parser.parse_args(argv)
     try:

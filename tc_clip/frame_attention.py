@@ -26,11 +26,17 @@ class FrameAttention(Attention):
         if local_global_bias:
             nn.init.trunc_normal_(self.local_global_bias, std=0.02)
 
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, further: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Attend from (B, T, A, n, h) to own keys and values (B, T, A, N, h) and to further ones (B, T, A, F, h)."""
-        B, T, A, N, h = keys.shape
-        if further is None:
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, context: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Attend from (B, T, A, n, h) to own keys and values (B, T, A, N, h) and to the context's (B, A, K, h)."""
+        if context is None:
             return F.scaled_dot_product_attention(queries, keys, values)  # (B, T, A, n, h)
+        num_frames = keys.shape[1]
+        further = tuple(x.unsqueeze(1).expand(-1, num_frames, -1, -1, -1) for x in context)  # (B, T, A, K, h) each
+        return self.attend_further(queries, keys, values, further)
+
+    def attend_further(self, queries: Tensor, keys: Tensor, values: Tensor, further: tuple[Tensor, Tensor]) -> Tensor:
+        """Attend from (B, T, A, n, h) to own keys and values (B, T, A, N, h) and to each frame's own (B, T, A, F, h)."""
+        B, T, A, N, h = keys.shape
         keys, values = (torch.cat(pair, dim=3) for pair in zip((keys, values), further, strict=True))
         queries, keys, values = (x.flatten(0, 1) for x in (queries, keys, values))  # (B * T, A, n or N + F, h)
         if self.local_global_bias is None:
@@ -126,9 +132,7 @@ class ContextTokens(VisionAttention):
     uses_context: ClassVar[bool] = True
 
     def attend(self, attention, queries, keys, values, context):  # noqa: D102
-        num_frames = keys.shape[1]
-        further = tuple(x.unsqueeze(1).expand(-1, num_frames, -1, -1, -1) for x in context)  # (B, T, A, K, h) each
-        return attention.attend(queries, keys, values, further)
+        return attention.attend(queries, keys, values, context)
 
     def class_attention(self, attention, queries, keys, context):  # noqa: D102
         return class_token_attention(queries, keys, context[0], attention.local_global_bias)
@@ -149,11 +153,12 @@ class OtherFrames(VisionAttention):
         parts, order = [], []
         flat = [x.transpose(2, 3).flatten(1, 2) for x in (keys, values)]  # (B, T * N, A, h) each
         for group in _groups(self, T, N, keys.device):
-            further = None
+            own = (x[:, group.frames] for x in (queries, keys, values))
             if group.tokens.shape[1]:
                 further = tuple(x[:, group.tokens].transpose(2, 3) for x in flat)  # (B, g, A, F, h) each
-            own = (x[:, group.frames] for x in (queries, keys, values))
-            parts.append(attention.attend(*own, further))  # (B, g, A, n, h)
+                parts.append(attention.attend_further(*own, further))  # (B, g, A, n, h)
+            else:
+                parts.append(attention.attend(*own, None))
             order.append(group.frames)
         if len(parts) == 1:
             return parts[0]
