@@ -71,15 +71,7 @@ DIRECTIONS = {
     "moving up": (0, -1, 0),
     "moving down": (0, 1, 0),
 }
-# A third set, `--motions places`, of shapes at rest: a single frame tells everything. For a start that knows what and
-# where but not how things move, as CLIP does. The range of (centre x, centre y) as shares of CENTRE_RANGE.
-PLACES = {
-    "on the left": ((0.0, 0.3), (0.2, 0.8)),
-    "on the right": ((0.7, 1.0), (0.2, 0.8)),
-    "at the top": ((0.2, 0.8), (0.0, 0.3)),
-    "at the bottom": ((0.2, 0.8), (0.7, 1.0)),
-}
-MOTION_SETS = {"paths": tuple(MOTIONS), "directions": tuple(DIRECTIONS), "places": tuple(PLACES)}
+MOTION_SETS = {"paths": tuple(MOTIONS), "directions": tuple(DIRECTIONS)}
 
 # The ranges of (centre x, centre y, size) as a share of the frame's side, and the length of a wave in frames.
 CENTRE_RANGE = (0.27, 0.73)
@@ -200,9 +192,6 @@ def trajectory(motion: str, num_frames: int, rng: np.random.Generator) -> np.nda
     For every motion and every frame number, the three values are independent and uniform over the same box.
     """
     low, high = np.array([CENTRE_RANGE, CENTRE_RANGE, RADIUS_RANGE]).T
-    if motion in PLACES:
-        first, last = np.array([*PLACES[motion], (0, 1)]).T
-        return np.repeat([low + (high - low) * rng.uniform(first, last)], num_frames, axis=0)
     phases = rng.uniform(size=3)
     periods = rng.uniform(*PERIOD_RANGE, size=3)
     moves = np.array(MOTIONS[motion] if motion in MOTIONS else DIRECTIONS[motion], dtype=float)

@@ -35,7 +35,7 @@ class FrameAttention(Attention):
         return self.attend_further(queries, keys, values, further)
 
     def attend_further(self, queries: Tensor, keys: Tensor, values: Tensor, further: tuple[Tensor, Tensor]) -> Tensor:
-        """Attend from (B, T, A, n, h) to own keys and values (B, T, A, N, h) and to each frame's own (B, T, A, F, h)."""
+        """Attend from (B, T, A, n, h) to own keys and values (B, T, A, N, h) and further ones (B, T, A, F, h)."""
         B, T, A, N, h = keys.shape
         keys, values = (torch.cat(pair, dim=3) for pair in zip((keys, values), further, strict=True))
         queries, keys, values = (x.flatten(0, 1) for x in (queries, keys, values))  # (B * T, A, n or N + F, h)

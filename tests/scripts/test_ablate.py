@@ -86,9 +86,9 @@ def test_a_second_start_does_what_is_missing(listed: Path, tmp_path: Path) -> No
 
 
 def test_runs_with_other_settings_are_not_mixed(listed: Path, tmp_path: Path, capsys) -> None:
-    command = [str(listed), "--output", str(tmp_path / "out"), "--seeds", "1"]
-    assert ablate.main([*command, "epochs=1"], start=finish) == 0
-    assert ablate.main([*command, "epochs=2"], start=finish) == 2
+    options = ["--output", str(tmp_path / "out"), "--seeds", "1"]
+    assert ablate.main([str(listed), "epochs=1", *options], start=finish) == 0
+    assert ablate.main([str(listed), "epochs=2", *options], start=finish) == 2
     assert "made with other settings (epochs=1, epochs=2): choose another --output" in capsys.readouterr().err
 
 
@@ -140,4 +140,4 @@ def test_real_runs(tmp_path: Path) -> None:
     finished = {(cell["variant"], cell["seeds"]) for cell in cells}
     assert finished == {("window", 1), ("broken", 0)}
     errors = list((output).glob("*/broken/seed1/console.txt"))
-    assert errors and "lr=0.0: must be a number above 0" in errors[0].read_text()
+    assert errors and "lr=0: must be a number above 0" in errors[0].read_text()
