@@ -267,14 +267,14 @@ def main(argv: list[str] | None = None, start: Callable[[Run, int], None] = run_
     """Run the command line; return the exit status: 1 where a run failed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("name", help="a list of configs/ablations, or a file")
-    parser.add_argument("overrides", nargs="*", help="further key=value for every run")
+    parser.add_argument("overrides", nargs="*", help="further key=value for every run, right after the name")
     parser.add_argument("--output", type=Path, required=True, help="folder of the runs, the data and the table")
     parser.add_argument("--seeds", type=int, nargs="+", help="in place of the list's")
     parser.add_argument("--variants", nargs="+", help="only these")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; each gets its share of the cores")
     parser.add_argument("--table", action="store_true", help="run nothing, print the table of what is there")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
-    options = parser.parse_intermixed_args(argv)
+    options = parser.parse_args(argv)
     try:
         return _main(options, start)
     except (AblationError, make_shapes.ShapesError) as error:
