@@ -64,6 +64,17 @@ COLOURS = {
 SHAPES = ("square", "ring")
 MOTIONS = ("moving sideways", "moving up and down", "going round in circles", "bouncing around")
 
+# A second set, `--motions directions`, whose motions differ in the order of frames alone: the shape moves along a
+# sawtooth, forwards or backwards in x or y. A clip of one direction, reversed, is a clip of the opposite one, so
+# whoever sees the frames but not their order is right half of the time at most.
+DIRECTIONS = {
+    "moving left": (-1, 0),
+    "moving right": (1, 0),
+    "moving up": (0, -1),
+    "moving down": (0, 1),
+}
+MOTION_SETS = {"paths": MOTIONS, "directions": tuple(DIRECTIONS)}
+
 # The ranges of the shape's centre and radius as shares of the frame's side, and of a turn's length in frames.
 CENTRE_RANGE = (0.2, 0.8)
 RADIUS_RANGE = (0.17, 0.22)
@@ -115,6 +126,7 @@ class Settings:
     shots: tuple[int, ...] = (2, 4, 8, 16)
     base2novel_shots: int = 16
     base2novel_seeds: tuple[int, ...] = (1, 2, 3)
+    motions: str = "paths"  # one of MOTION_SETS
 
     def __post_init__(self) -> None:
         """Check the values, raising ShapesError with the key and the limit."""
@@ -130,22 +142,27 @@ class Settings:
                 raise ShapesError(f"{key} is {value}; it must be at least {least}")
         if self.side % 2:
             raise ShapesError(f"side is {self.side}; it must be even (H.264 4:2:0)")
+        if self.motions not in MOTION_SETS:
+            raise ShapesError(f"motions is {self.motions!r}; it must be one of {', '.join(MOTION_SETS)}")
         most = max(*self.shots, self.base2novel_shots)
         if most > self.train_clips:
             raise ShapesError(f"{most} shots a class need as many training clips; train_clips is {self.train_clips}")
 
     def digest(self) -> str:
         """Return the hash of the settings and of the generator's version."""
-        text = json.dumps({"version": VERSION, **dataclasses.asdict(self)}, sort_keys=True)
+        values = dataclasses.asdict(self)
+        if self.motions == "paths":
+            del values["motions"]  # sets made before there were other motions keep their hash
+        text = json.dumps({"version": VERSION, **values}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def all_classes() -> list[ShapeClass]:
+def all_classes(motions: str = "paths") -> list[ShapeClass]:
     """Return the 48 classes; labels are indices into this list."""
-    return [ShapeClass(*factors) for factors in itertools.product(COLOURS, SHAPES, MOTIONS)]
+    return [ShapeClass(*factors) for factors in itertools.product(COLOURS, SHAPES, MOTION_SETS[motions])]
 
 
-def held_out_classes() -> list[ShapeClass]:
+def held_out_classes(motions: str = "paths") -> list[ShapeClass]:
     """Return the 12 held-out classes: every second (colour, shape) cell, with another pair of motions in each.
 
     Six cells and six pairs of motions: every confusion of two motions is asked for once.
@@ -155,22 +172,22 @@ def held_out_classes() -> list[ShapeClass]:
         for (i, colour), (j, shape) in itertools.product(enumerate(COLOURS), enumerate(SHAPES))
         if (i + j) % 2 == 0
     ]
-    pairs = itertools.combinations(MOTIONS, 2)
+    pairs = itertools.combinations(MOTION_SETS[motions], 2)
     chosen = {ShapeClass(*cell, motion) for cell, pair in zip(cells, pairs, strict=True) for motion in pair}
-    return [c for c in all_classes() if c in chosen]
+    return [c for c in all_classes(motions) if c in chosen]
 
 
-def base_classes() -> list[ShapeClass]:
+def base_classes(motions: str = "paths") -> list[ShapeClass]:
     """Return the 36 classes of the zero-shot training."""
-    held_out = set(held_out_classes())
-    return [c for c in all_classes() if c not in held_out]
+    held_out = set(held_out_classes(motions))
+    return [c for c in all_classes(motions) if c not in held_out]
 
 
-def base2novel_halves() -> tuple[list[ShapeClass], list[ShapeClass]]:
+def base2novel_halves(motions: str = "paths") -> tuple[list[ShapeClass], list[ShapeClass]]:
     """Return the base and the novel half, 24 classes each: a checkerboard, so that both hold every factor value."""
-    order = {name: i for names in (COLOURS, SHAPES, MOTIONS) for i, name in enumerate(names)}
+    order = {name: i for names in (COLOURS, SHAPES, MOTION_SETS[motions]) for i, name in enumerate(names)}
     halves: tuple[list[ShapeClass], list[ShapeClass]] = ([], [])
-    for c in all_classes():
+    for c in all_classes(motions):
         halves[(order[c.colour] + order[c.shape] + order[c.motion]) % 2].append(c)
     return halves
 
@@ -180,7 +197,10 @@ def trajectory(motion: str, num_frames: int, rng: np.random.Generator) -> np.nda
     turns = rng.uniform(size=2) + np.arange(num_frames)[:, None] / rng.uniform(*PERIOD_RANGE, size=2)
     angles = 2 * np.pi * turns  # (num_frames, 2)
     path = np.sin(angles)
-    if motion == "moving sideways":
+    if motion in DIRECTIONS:
+        cycles = rng.uniform(size=2) + np.array(DIRECTIONS[motion]) * turns
+        path = 2 * (cycles % 1) - 1  # a sawtooth; uniform in every frame, whatever the direction
+    elif motion == "moving sideways":
         path[:, 1] = rng.uniform(*OFFSET_RANGE)
     elif motion == "moving up and down":
         path[:, 0] = rng.uniform(*OFFSET_RANGE)
@@ -190,7 +210,7 @@ def trajectory(motion: str, num_frames: int, rng: np.random.Generator) -> np.nda
     elif motion == "bouncing around":
         path *= BOUNCE
     else:
-        raise ShapesError(f"there is no motion {motion!r}; there are: {', '.join(MOTIONS)}")
+        raise ShapesError(f"there is no motion {motion!r}; there are: {', '.join((*MOTIONS, *DIRECTIONS))}")
     low, high = CENTRE_RANGE
     return low + (high - low) * (path + 1) / 2
 
@@ -236,7 +256,7 @@ _OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
 
 def render(shape_class: ShapeClass, number: int, settings: Settings) -> np.ndarray:
     """Return the frames of one clip, (num_frames, side, side, 3) uint8 RGB, decided by (seed, class, number) alone."""
-    label = all_classes().index(shape_class)
+    label = all_classes(settings.motions).index(shape_class)
     rng = np.random.default_rng([settings.seed, label, number])
     side = settings.side
     num_frames = int(rng.integers(settings.min_frames, settings.max_frames + 1))
@@ -268,13 +288,13 @@ def file_name(shape_class: ShapeClass, number: int) -> str:
     return f"{shape_class.stem}_{number:03d}.mp4"
 
 
-def class_sets() -> dict[str, list[ShapeClass]]:
+def class_sets(motions: str = "paths") -> dict[str, list[ShapeClass]]:
     """Return the class-name files (without .csv) and their classes in order."""
-    base_half, novel_half = base2novel_halves()
+    base_half, novel_half = base2novel_halves(motions)
     return {
-        "all": all_classes(),
-        "base": base_classes(),
-        "held_out": held_out_classes(),
+        "all": all_classes(motions),
+        "base": base_classes(motions),
+        "held_out": held_out_classes(motions),
         "b2n_base": base_half,
         "b2n_novel": novel_half,
     }
@@ -282,7 +302,7 @@ def class_sets() -> dict[str, list[ShapeClass]]:
 
 def annotation_lists(settings: Settings) -> dict[str, list[tuple[str, int]]]:
     """Return every list (without .txt) as (file name, label) rows; labels count within the class set of the list."""
-    sets = class_sets()
+    sets = class_sets(settings.motions)
     train = range(settings.train_clips)
     val = range(settings.train_clips, settings.train_clips + settings.val_clips)
 
@@ -354,12 +374,12 @@ def make_shapes(folder: Path, settings: Settings, workers: int | None = None, pr
 def _make_files(folder: Path, settings: Settings, workers: int, progress: bool) -> None:
     for name in ("videos", "lists", "labels"):
         (folder / name).mkdir(parents=True)
-    clips = list(itertools.product(all_classes(), range(settings.train_clips + settings.val_clips)))
+    clips = list(itertools.product(all_classes(settings.motions), range(settings.train_clips + settings.val_clips)))
     jobs = [(folder / "videos" / file_name(c, number), c, number, settings) for c, number in clips]
     with tqdm(total=len(jobs), desc="shapes", unit="video", disable=None if progress else True) as bar:
         for _ in _map(_make_video, jobs, workers):
             bar.update()
-    for name, classes in class_sets().items():
+    for name, classes in class_sets(settings.motions).items():
         lines = ["id,name", *(f"{label},{c.name}" for label, c in enumerate(classes))]
         (folder / "labels" / f"{name}.csv").write_text("\n".join(lines) + "\n")
     for name, rows in annotation_lists(settings).items():
@@ -384,7 +404,7 @@ def _write_overview(path: Path, settings: Settings) -> None:
     """Draw six of the clips, a row each, as a picture."""
     from PIL import Image
 
-    combinations = itertools.islice(itertools.cycle(itertools.product(SHAPES, MOTIONS)), 0, 30, 5)
+    combinations = itertools.islice(itertools.cycle(itertools.product(SHAPES, MOTION_SETS[settings.motions])), 0, 30, 5)
     rows = []
     for colour, (shape, motion) in zip(itertools.cycle(COLOURS), combinations, strict=False):
         frames = render(ShapeClass(colour, shape, motion), 0, settings)
@@ -435,6 +455,7 @@ def main(argv: list[str] | None = None) -> int:
         "--shots", type=int, nargs="+", default=list(default.shots), help="few-shot lists, clips a class"
     )
     parser.add_argument("--base2novel-shots", type=int, default=default.base2novel_shots, help="clips a base class")
+    parser.add_argument("--motions", choices=MOTION_SETS, default=default.motions, help="what the classes differ in")
     parser.add_argument("--workers", type=int, default=available_cores(), help="processes that draw and encode")
     args = parser.parse_args(argv)
     try:
@@ -445,6 +466,7 @@ def main(argv: list[str] | None = None) -> int:
             side=args.side,
             shots=tuple(args.shots),
             base2novel_shots=args.base2novel_shots,
+            motions=args.motions,
         )
         made = make_shapes(args.output, settings, max(1, args.workers))
     except ShapesError as error:

@@ -1,9 +1,10 @@
 """Sizes and options of the models as frozen values; everything that can be computed from them is a property."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 CLIP_HEAD_WIDTH = 64
+ACTIVATION_NAMES = ("quick_gelu", "gelu")
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class VisionConfig:
         depth: number of blocks.
         embed_dim: channels of the joint space (`E`).
         head_width: channels of an attention head.
+        activation: of the feed-forward parts, "quick_gelu" (OpenAI's CLIP) or "gelu" (most of open_clip's).
     """
 
     image_size: int
@@ -25,9 +27,11 @@ class VisionConfig:
     depth: int
     embed_dim: int
     head_width: int = CLIP_HEAD_WIDTH
+    activation: str = "quick_gelu"
 
     def __post_init__(self) -> None:
         _require_positive(self, "image_size", "patch_size", "width", "depth", "embed_dim", "head_width")
+        require_choice("activation", self.activation, ACTIVATION_NAMES)
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         _require_whole_heads("vision", self.width, self.head_width)
@@ -58,9 +62,11 @@ class TextConfig:
     vocab_size: int = 49408
     max_length: int = 77
     head_width: int = CLIP_HEAD_WIDTH
+    activation: str = "quick_gelu"
 
     def __post_init__(self) -> None:
         _require_positive(self, "width", "depth", "embed_dim", "vocab_size", "max_length", "head_width")
+        require_choice("activation", self.activation, ACTIVATION_NAMES)
         _require_whole_heads("text", self.width, self.head_width)
 
     @property
@@ -71,24 +77,31 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class ContextConfig:
-    """Temporal contextualization: how a block's frames become the context tokens that the next block attends to.
+    """How a block's frames become context tokens, which the next block or the prompts look at.
 
     Args:
         num_context_tokens: context tokens of a video (`K`); all seeds, where there are fewer.
         seed_ratio: share of a frame's patches that are seeds (`S = floor(P * seed_ratio)`).
         merge_rate: pairs merged in a full round of bipartite matching.
-        local_global_bias: whether logits towards own and towards context tokens get a learned bias a head.
+        seed_selection: which patches are seeds, a name of `tc_clip.seed_selection.SEED_SELECTORS`.
+        summarisation: how seeds become context tokens, a name of `tc_clip.summarisation.SUMMARISERS`.
     """
 
     num_context_tokens: int = 96
     seed_ratio: float = 0.3
     merge_rate: int = 100
-    local_global_bias: bool = True
+    seed_selection: str = "class_attention"
+    summarisation: str = "merge"
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_context_tokens", "merge_rate")
         if not 0 < self.seed_ratio <= 1:
             raise ValueError(f"seed_ratio must be in (0, 1], not {self.seed_ratio}")
+
+    @property
+    def is_random(self) -> bool:
+        """Whether anything is left to chance."""
+        return "random" in (self.seed_selection, self.summarisation)
 
     def num_seeds(self, num_patches: int) -> int:
         """Return the seeds of a frame with so many patches (`S`)."""
@@ -134,8 +147,8 @@ def vision_block_of(text_block: int, text_depth: int, vision_depth: int) -> int:
     return max(1, round(text_block * vision_depth / text_depth))
 
 
-def as_block_numbers(value: int | str | Sequence[int]) -> tuple[int, ...]:
-    """Read block numbers from 12, "6+12" or (6, 12).
+def as_block_numbers(value: int | str | Sequence[int], name: str = "prompt_layers") -> tuple[int, ...]:
+    """Read block numbers from 12, "6+12" or (6, 12); `name` is the option that they are the value of.
 
     Raises:
         ValueError: where the value has another form.
@@ -144,7 +157,13 @@ def as_block_numbers(value: int | str | Sequence[int]) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in parts)
     except (TypeError, ValueError):
-        raise ValueError(f"prompt_layers must be like 12, '6+12' or [6, 12], not {value!r}") from None
+        raise ValueError(f"{name} must be like 12, '6+12' or [6, 12], not {value!r}") from None
+
+
+def require_choice(name: str, value: object, known: Collection[str]) -> None:
+    """Raise ValueError where a value is not among those known."""
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
 
 
 def _require_positive(config: object, *names: str) -> None:

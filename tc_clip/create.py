@@ -1,29 +1,23 @@
 """Models by name: the one place where names, options, weights and parts come together."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from tc_clip.config import (
-    CLIP_HEAD_WIDTH,
-    ContextConfig,
-    PromptConfig,
-    TextConfig,
-    VisionConfig,
-    as_block_numbers,
-    vision_block_of,
-)
+from tc_clip.compositions import compositions
+from tc_clip.config import CLIP_HEAD_WIDTH, TextConfig, VisionConfig
 from tc_clip.files import WeightsError, read_checkpoint
 from tc_clip.models import VideoClip
-from tc_clip.prompts import VideoConditionalPrompts
-from tc_clip.text_encoder import TextEncoder, random_token_embedding
-from tc_clip.vision_encoder import VisionEncoder
-from tc_clip.weights import checkpoint_state, load_clip_weights, load_weights, read_clip_weights, sizes_of
+from tc_clip.text_encoder import random_token_embedding
+from tc_clip.weights import ClipWeights, checkpoint_state, load_clip_weights, load_weights, read_clip_weights, sizes_of
+
+_LOG = logging.getLogger(__name__)
 
 # Sizes of a model that starts from random weights: CLIP ViT-B/16's, where an option does not say otherwise.
 _SIZES = {
@@ -35,10 +29,8 @@ _SIZES = {
     "text_depth": 12,
     "embed_dim": 512,
     "head_width": CLIP_HEAD_WIDTH,
+    "activation": "quick_gelu",
 }
-_COMMON = {"num_frames": 16, "context_length": 30, "split_camel_case": True}
-_CONTEXT = asdict(ContextConfig())
-_PROMPTS = asdict(PromptConfig())
 
 
 def create_model(
@@ -56,7 +48,9 @@ def create_model(
         class_names: the classes to score; `set_class_names` changes them later.
         clip_weights: a known name such as "ViT-B/16", a file (OpenAI's archive, a state dict, safetensors), a state
             dict, or None for random weights, whose sizes come from the checkpoint or from options (image_size,
-            patch_size, vision_width, vision_depth, text_width, text_depth, embed_dim, head_width).
+            patch_size, vision_width, vision_depth, text_width, text_depth, embed_dim, head_width, activation). With
+            weights, image_size may differ from theirs: positions are interpolated; activation is asked for where no
+            file beside the weights tells it.
         checkpoint: fine-tuned weights: a file of ours or a published one, or what `read_checkpoint` returned.
         options: the model's own, see `model_options(name)`.
 
@@ -65,8 +59,6 @@ def create_model(
         ValueError: where an option's value or a class name does not fit.
         WeightsError: where weights cannot be had or do not fit the model.
     """
-    if name not in _BUILDERS:
-        raise ValueError(f"there is no model {name!r}, there are: {', '.join(_BUILDERS)}")
     known = model_options(name)
     unknown = sorted(options.keys() - known.keys() - _SIZES.keys())
     if unknown:
@@ -80,7 +72,7 @@ def create_model(
         checkpoint = {"path": str(checkpoint), **read_checkpoint(checkpoint)}
     clip = None if clip_weights is None else read_clip_weights(clip_weights)
     vision, text = _choose_sizes(clip, checkpoint, sizes)
-    model = _BUILDERS[name](vision, text, values)
+    model = compositions()[name].build(vision, text, values)
     if clip is None:
         model.text.token_embedding.copy_(random_token_embedding(text.vocab_size, text.width))
         if model.prompts is not None:
@@ -125,7 +117,9 @@ def load_model(
         clip_weights = info["clip_weights"]
         if clip_weights == "state dict":
             raise WeightsError(f"{checkpoint}: was trained from a state dict of CLIP in memory: pass clip_weights")
-    sizes = {} if clip_weights is not None else {"head_width": info["sizes"]["vision"]["head_width"]}
+    trained = info["sizes"]["vision"]
+    # Not told by the weights: the input size where it is not CLIP's own, and what a file beside them may not tell.
+    sizes = {key: trained[key] for key in ("image_size", "head_width", "activation") if key in trained}
     return create_model(
         info["name"],
         class_names=class_names,
@@ -137,96 +131,42 @@ def load_model(
 
 def model_names() -> tuple[str, ...]:
     """Return the models that `create_model` knows."""
-    return tuple(_BUILDERS)
+    return tuple(compositions())
 
 
 def model_options(name: str) -> dict[str, Any]:
     """Return a model's options and their defaults."""
-    if name not in _OPTIONS:
-        raise ValueError(f"there is no model {name!r}, there are: {', '.join(_OPTIONS)}")
-    return dict(_OPTIONS[name])
-
-
-def _build_tc_clip(vision: VisionConfig, text: TextConfig, options: dict[str, Any]) -> VideoClip:
-    """Build temporal contextualization with video-conditional prompts."""
-    context = ContextConfig(**{key: options[key] for key in _CONTEXT})
-    prompt_values = {key: options[key] for key in _PROMPTS}
-    prompts = PromptConfig(**prompt_values | {"prompt_layers": as_block_numbers(options["prompt_layers"])})
-    prompts.check_depth(text.depth)
-    for number in prompts.prompt_layers:
-        vision_block_of(number, text.depth, vision.depth)
-    position = options["positional_embedding"]
-    if position not in ("space", "joint"):
-        raise ValueError(f"positional_embedding is 'space' or 'joint', not {position!r}")
-    return VideoClip(
-        name="tc_clip",
-        vision=VisionEncoder(
-            vision, context, range(1, vision.depth), options["num_frames"] if position == "joint" else None
-        ),
-        text=TextEncoder(text),
-        prompts=VideoConditionalPrompts(prompts, text),
-        context_length=options["context_length"],
-        prompt_init=prompts.prompt_init,
-        split_camel_case=options["split_camel_case"],
-    )
-
-
-def _build_frame_wise(name: str, trainable: bool) -> Callable[[VisionConfig, TextConfig, dict[str, Any]], VideoClip]:
-    """Return a builder of CLIP applied frame by frame."""
-
-    def build(vision: VisionConfig, text: TextConfig, options: dict[str, Any]) -> VideoClip:
-        return VideoClip(
-            name=name,
-            vision=VisionEncoder(vision),
-            text=TextEncoder(text),
-            prompts=None,
-            context_length=options["context_length"],
-            prompt_init=options["prompt_init"],
-            split_camel_case=options["split_camel_case"],
-            trainable=trainable,
-        )
-
-    return build
-
-
-_BUILDERS: dict[str, Callable[[VisionConfig, TextConfig, dict[str, Any]], VideoClip]] = {
-    "tc_clip": _build_tc_clip,
-    "vifi_clip": _build_frame_wise("vifi_clip", trainable=True),
-    "vanilla_clip": _build_frame_wise("vanilla_clip", trainable=False),
-}
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "tc_clip": _COMMON | _CONTEXT | {"positional_embedding": "space"} | _PROMPTS,
-    "vifi_clip": _COMMON | {"prompt_init": "a photo of a"},
-    "vanilla_clip": _COMMON | {"prompt_init": ""},
-}
+    if name not in compositions():
+        raise ValueError(f"there is no model {name!r}, there are: {', '.join(compositions())}")
+    return dict(compositions()[name].options)
 
 
 def _choose_sizes(
-    clip: Mapping[str, Tensor] | None, checkpoint: Mapping[str, Any] | None, sizes: dict[str, int]
+    clip: ClipWeights | None, checkpoint: Mapping[str, Any] | None, sizes: dict[str, Any]
 ) -> tuple[VisionConfig, TextConfig]:
-    """Take the sizes from CLIP's weights, else from the checkpoint, else from the options."""
-    if clip is None and checkpoint is not None:
+    """Take the sizes from CLIP's weights, else from the checkpoint, else from the options.
+
+    The options decide what weights do not tell: the input size, and the activation and width of heads where no file
+    beside the weights tells them.
+    """
+    if clip is not None:
+        found = sizes_of(clip.tensors, _head_widths(clip, sizes), _activation(clip, sizes))
+    elif checkpoint is not None:
         info = checkpoint.get("model_info")
         if not isinstance(info, Mapping) or info["clip_weights"] is not None:
             raise WeightsError(
                 f"{checkpoint.get('path', 'the checkpoint')}: holds no token embedding, CLIP's is needed: give "
                 "clip_weights, such as 'ViT-B/16'"
             )
-        head_width = sizes.get("head_width", info["sizes"]["vision"]["head_width"])
-        found = sizes_of(checkpoint_state(checkpoint), head_width)
-    elif clip is not None:
-        found = sizes_of(clip)
+        trained = info["sizes"]["vision"]
+        head_width = sizes.get("head_width", trained["head_width"])
+        activation = sizes.get("activation", trained.get("activation", "quick_gelu"))
+        found = sizes_of(checkpoint_state(checkpoint), (head_width, head_width), activation)
     else:
-        values = _SIZES | sizes
-        vision_keys = {"image_size": "image_size", "patch_size": "patch_size"}
-        vision_keys |= {"width": "vision_width", "depth": "vision_depth"}
-        text_keys = {"width": "text_width", "depth": "text_depth"}
-        shared_keys = {"embed_dim": "embed_dim", "head_width": "head_width"}
-        return (
-            VisionConfig(**{key: values[option] for key, option in (vision_keys | shared_keys).items()}),
-            TextConfig(**{key: values[option] for key, option in (text_keys | shared_keys).items()}),
-        )
+        return _sizes_of_options(_SIZES | sizes)
     vision, text = found
+    if sizes.get("image_size", vision.image_size) != vision.image_size:
+        vision = replace(vision, image_size=sizes["image_size"])
     actual = {
         "image_size": vision.image_size,
         "patch_size": vision.patch_size,
@@ -236,11 +176,43 @@ def _choose_sizes(
         "text_depth": text.depth,
         "embed_dim": vision.embed_dim,
         "head_width": vision.head_width,
+        "activation": vision.activation,
     }
     for key, value in sizes.items():
         if value != actual[key]:
             raise ValueError(f"{key}={value} was asked for, the weights have {actual[key]}")
-    return found
+    return vision, text
+
+
+def _sizes_of_options(values: Mapping[str, Any]) -> tuple[VisionConfig, TextConfig]:
+    shared = {key: values[key] for key in ("embed_dim", "head_width", "activation")}
+    vision = VisionConfig(
+        image_size=values["image_size"],
+        patch_size=values["patch_size"],
+        width=values["vision_width"],
+        depth=values["vision_depth"],
+        **shared,
+    )
+    return vision, TextConfig(width=values["text_width"], depth=values["text_depth"], **shared)
+
+
+def _head_widths(clip: ClipWeights, sizes: Mapping[str, Any]) -> tuple[int, int]:
+    if clip.head_widths is not None:
+        return clip.head_widths
+    return (sizes.get("head_width", CLIP_HEAD_WIDTH),) * 2
+
+
+def _activation(clip: ClipWeights, sizes: Mapping[str, Any]) -> str:
+    """Return the activation that the weights were trained with, else the one asked for, else OpenAI's."""
+    if clip.activation is not None:
+        return clip.activation
+    if "activation" not in sizes:
+        _LOG.warning(
+            "%s: nothing says which activation these weights were trained with; taken is quick_gelu, OpenAI's. Most of "
+            "open_clip's need gelu: give the option activation",
+            clip.where,
+        )
+    return sizes.get("activation", "quick_gelu")
 
 
 def _fingerprint(embedding: Tensor) -> str:

@@ -26,6 +26,8 @@ import safetensors.torch
 import torch
 from torch.hub import tqdm  # tqdm, or torch's silent stand-in where tqdm is not installed
 
+from tc_clip.packing import METADATA, OTHERS, unpack
+
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 60.0
 _CHUNK_BYTES = 1 << 20
@@ -37,16 +39,30 @@ class WeightsError(ValueError):
 
 @dataclass(frozen=True)
 class ClipArchive:
-    """A public CLIP archive of OpenAI (TorchScript, half precision)."""
+    """A public file of CLIP weights: OpenAI's archives (TorchScript, half precision) or open_clip's state dicts.
+
+    `sha256` may be the beginning of the sum alone, where no more is published: open_clip has eight digits in the name.
+    """
 
     url: str
     sha256: str
     filename: str
+    activation: str = "quick_gelu"
+
+    def accepts(self, sha256: str) -> bool:
+        """Return whether a file with this sum is the one that is meant."""
+        return sha256.startswith(self.sha256)
 
 
 def _openai_archive(filename: str, sha256: str) -> ClipArchive:
     url = f"https://openaipublic.azureedge.net/clip/models/{sha256}/{filename}"
     return ClipArchive(url=url, sha256=sha256, filename=filename)
+
+
+def _open_clip_file(filename: str, activation: str) -> ClipArchive:
+    url = f"https://github.com/mlfoundations/open_clip/releases/download/v0.2-weights/{filename}"
+    digits = filename.rpartition("-")[2].partition(".")[0]
+    return ClipArchive(url=url, sha256=digits, filename=filename, activation=activation)
 
 
 KNOWN_CLIP_WEIGHTS: dict[str, ClipArchive] = {
@@ -56,6 +72,10 @@ KNOWN_CLIP_WEIGHTS: dict[str, ClipArchive] = {
     "ViT-L/14@336px": _openai_archive(
         "ViT-L-14-336px.pt", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"
     ),
+    "ViT-B/32-laion400m_e32": _open_clip_file("vit_b_32-quickgelu-laion400m_e32-46683a32.pt", "quick_gelu"),
+    "ViT-B/32-laion2b_e16": _open_clip_file("vit_b_32-laion2b_e16-af8dbd0c.pth", "gelu"),
+    "ViT-B/16-laion400m_e32": _open_clip_file("vit_b_16-laion400m_e32-55e67d44.pt", "gelu"),
+    "ViT-L/14-laion400m_e32": _open_clip_file("vit_l_14-laion400m_e32-3d133497.pt", "gelu"),
 }
 
 
@@ -109,7 +129,7 @@ def fetch_clip_weights(
     target = folder / archive.filename
     if target.is_file():
         found = _sha256(target)
-        if found != archive.sha256:
+        if not archive.accepts(found):
             raise WeightsError(f"{target}: SHA-256 is {found}, not {archive.sha256} of {name}; delete the file")
         return target
     by_hand = f"get {archive.url} by other means and put it at {target}"
@@ -120,7 +140,7 @@ def fetch_clip_weights(
         raise WeightsError(f"{folder}: cannot be made ({_one_line(error)}); choose another $TC_CLIP_CACHE") from error
     try:
         found = _download(archive, part, open_url)
-        if found != archive.sha256:
+        if not archive.accepts(found):
             raise WeightsError(f"{archive.url}: downloaded file has SHA-256 {found}, not {archive.sha256}; {by_hand}")
         part.replace(target)
     except (OSError, http.client.HTTPException) as error:
@@ -197,6 +217,8 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
             # Copies, so that nothing keeps the module alive.
             return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
         content = _load_pickle(path)
+        if isinstance(content.get("state_dict"), dict):  # a checkpoint of open_clip's training
+            content = content["state_dict"]
         others = [key for key, value in content.items() if not isinstance(value, torch.Tensor)]
         if others:
             raise WeightsError(
@@ -208,14 +230,31 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return the dict of a checkpoint, ours or published: tensors on the CPU, the `config` as plain containers.
 
-    Raises WeightsError, also for a file that holds objects of any class but the few expected ones.
+    Weights of a .safetensors file are under `model`. Raises WeightsError, also for a file that holds objects of any
+    class but the few expected ones.
     """
     path = Path(path)
     with _readable(path):
+        if path.suffix == ".safetensors":
+            return _read_packed(path)
         if _is_torchscript(path):
             raise WeightsError("is a TorchScript archive, not a checkpoint; it belongs in `clip_weights=`")
         content = _load_pickle(path)
         return {key: _plain(value) if _holds_stand_in(value) else value for key, value in content.items()}
+
+
+def is_archive(path: str | Path) -> bool:
+    """Return whether a file is a TorchScript archive, which `read_tensors` reads. Raises WeightsError."""
+    with _readable(Path(path)):
+        return _is_torchscript(Path(path))
+
+
+def _read_packed(path: Path) -> dict[str, Any]:
+    tensors = safetensors.torch.load_file(path, device="cpu")
+    with safetensors.safe_open(path, framework="pt") as file:
+        others = (file.metadata() or {}).get(METADATA)
+    weights = {name: value for name, value in tensors.items() if not name.startswith(OTHERS)}
+    return {"model": weights, **({} if others is None else unpack(others, tensors))}
 
 
 @contextlib.contextmanager

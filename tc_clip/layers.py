@@ -6,20 +6,24 @@ from torch import Tensor, nn
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """Return `x * sigmoid(1.702 x)`, the activation that CLIP was trained with."""
+    """Return `x * sigmoid(1.702 x)`, the activation that OpenAI's CLIP was trained with."""
     return x * torch.sigmoid(1.702 * x)
 
 
-class FeedForward(nn.Module):
-    """Two linear layers with QuickGELU between them; the hidden width is four times the width."""
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
-    def __init__(self, width: int):
+
+class FeedForward(nn.Module):
+    """Two linear layers with an activation between them; the hidden width is four times the width."""
+
+    def __init__(self, width: int, activation: str):
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.c_fc = nn.Linear(width, 4 * width)
         self.c_proj = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(quick_gelu(self.c_fc(x)))
+        return self.c_proj(self.activation(self.c_fc(x)))
 
 
 class Attention(nn.Module):
@@ -67,12 +71,12 @@ class Attention(nn.Module):
 class ResidualBlock(nn.Module):
     """The parameters of one pre-norm transformer block."""
 
-    def __init__(self, width: int, num_heads: int):
+    def __init__(self, width: int, num_heads: int, activation: str = "quick_gelu"):
         super().__init__()
         self.ln_1 = nn.LayerNorm(width)
         self.attn = Attention(width, num_heads)
         self.ln_2 = nn.LayerNorm(width)
-        self.mlp = FeedForward(width)
+        self.mlp = FeedForward(width, activation)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Return `x + mlp(ln_2(x))`."""

@@ -6,11 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tc_clip.config import vision_block_of
-from tc_clip.prompts import VideoConditionalPrompts, clean_class_name, prompt_of, tokenize_prompts
+from tc_clip.config import require_choice, vision_block_of
+from tc_clip.prompts import LearnedPrompts, VideoConditionalPrompts, clean_class_name, prompt_of, tokenize_prompts
 from tc_clip.text_encoder import TextEncoder
 from tc_clip.vision_encoder import VisionEncoder, VisionOutput
 
+# What `freeze` takes out of the training, by the start of a parameter's name.
+_FROZEN_BY = {"backbone": "", "image": "vision.", "text": "text."}
 LOGIT_SCALE_INIT = 2.659260036932778  # log(1 / 0.07), where CLIP's training started
 
 
@@ -23,11 +25,12 @@ class VideoClip(nn.Module):
         name: the model's name, as `create_model` takes it.
         vision: video encoder.
         text: text encoder.
-        prompts: learned prompts that look at the video, or None for one text feature a class.
+        prompts: learned prompts, that look at the video or do not, or None for the text of the class names alone.
         context_length: tokens that a prompt may have.
         prompt_init: words before a class name; empty for bare names without a full stop.
         split_camel_case: whether every capital of a class name starts a word.
         trainable: whether the model is meant to be trained.
+        templates: texts with `{}` for the class name, in place of `prompt_init`; the features of several are averaged.
     """
 
     def __init__(
@@ -35,11 +38,12 @@ class VideoClip(nn.Module):
         name: str,
         vision: VisionEncoder,
         text: TextEncoder,
-        prompts: VideoConditionalPrompts | None,
+        prompts: VideoConditionalPrompts | LearnedPrompts | None,
         context_length: int,
         prompt_init: str,
         split_camel_case: bool,
         trainable: bool = True,
+        templates: Sequence[str] = (),
     ):
         super().__init__()
         if context_length > text.config.max_length:
@@ -55,6 +59,7 @@ class VideoClip(nn.Module):
         self.prompt_init = prompt_init
         self.split_camel_case = split_camel_case
         self.trainable = trainable
+        self.templates = tuple(templates)
         self.class_names: tuple[str, ...] = ()
         self.register_buffer("class_tokens", torch.empty(0, 0, dtype=torch.long), persistent=False)
         self._info: dict = {}
@@ -74,19 +79,24 @@ class VideoClip(nn.Module):
         if isinstance(names, str) or not names:
             raise ValueError("set_class_names needs a list of at least one class name")
         split = self.split_camel_case if split_camel_case is None else split_camel_case
-        num_vectors = 0 if self.prompts is None else self.prompts.config.num_prompt_vectors
-        prompts = [
-            prompt_of(name, self.prompt_init, split, num_vectors)
-            if self.prompt_init or num_vectors
-            else clean_class_name(name, split)
-            for name in names
-        ]
-        tokens = tokenize_prompts(prompts, names, self.context_length)  # (C, context_length)
+        prompts = [self._prompts_of(name, split) for name in names]
+        repeated = [name for name, texts in zip(names, prompts, strict=True) for _ in texts]
+        prompts = [text for texts in prompts for text in texts]
+        tokens = tokenize_prompts(prompts, repeated, self.context_length)  # (C * templates, context_length)
         # Causal attention: nothing after the longest prompt's end token can change a feature.
         tokens = tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
         self.class_names = tuple(names)
         self.class_tokens = tokens.to(self.logit_scale.device)
         self._shared_text.clear()
+
+    def _prompts_of(self, name: str, split_camel_case: bool) -> list[str]:
+        """Return the texts of a class."""
+        if self.templates:
+            return [template.replace("{}", clean_class_name(name, split_camel_case)) for template in self.templates]
+        num_vectors = 0 if self.prompts is None else self.prompts.num_vectors
+        if self.prompt_init or num_vectors:
+            return [prompt_of(name, self.prompt_init, split_camel_case, num_vectors)]
+        return [clean_class_name(name, split_camel_case)]
 
     def forward(self, video: Tensor) -> Tensor:
         """Score videos (B, T, 3, H, W), normalised, against the class names: logits (B, C)."""
@@ -111,14 +121,29 @@ class VideoClip(nn.Module):
         if not self.class_names:
             raise ValueError("the model has no class names yet: call set_class_names")
         shared = self._shared_text.get(self._encode_shared, self._cache_key())
-        if self.prompts is None:
+        if self.prompts is None or not self.prompts.looks_at_video:
             return shared
         contexts = [output.context_tokens[block] for block in self._context_blocks()]
         return self.prompts.condition(self.text, shared, contexts)
 
     def prompt_parameter_names(self) -> frozenset[str]:
         """Return the names of prompt vectors and prompt layers, which train at a higher rate."""
-        return frozenset(name for name, _ in self.named_parameters() if name.startswith("prompts."))
+        vision = "vision.prompt_vectors"
+        return frozenset(name for name, _ in self.named_parameters() if name.startswith("prompts.") or name == vision)
+
+    def freeze(self, part: str) -> None:
+        """Take a part of what CLIP brings out of the training: "image", "text" or "backbone" (all of it).
+
+        Raises:
+            ValueError: where nothing is left to train.
+        """
+        require_choice("freeze", part, tuple(_FROZEN_BY))
+        new = self.new_parameter_names()
+        for name, parameter in self.named_parameters():
+            if name not in new and name.startswith(_FROZEN_BY[part]):
+                parameter.requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise ValueError(f"freeze={part} leaves nothing to train: {self.name} has no parameters but CLIP's")
 
     def new_parameter_names(self) -> frozenset[str]:
         """Return the names of parameters that CLIP does not have; a weight-space ensemble leaves them fine-tuned."""
@@ -131,7 +156,7 @@ class VideoClip(nn.Module):
 
     def _context_blocks(self) -> list[int]:
         """Return the vision block (from 1) that each prompt layer looks at."""
-        if self.prompts is None:
+        if self.prompts is None or not self.prompts.looks_at_video:
             return []
         depths = self.text.config.depth, self.vision.config.depth
         return [vision_block_of(number, *depths) for number in self.prompts.config.prompt_layers]
@@ -141,7 +166,10 @@ class VideoClip(nn.Module):
         if self.prompts is not None:
             return self.prompts.share(self.text, self.class_tokens)
         x = self.text.run(self.text.embed(self.class_tokens), 0, self.text.config.depth - 1)
-        return self.text.finish(x, self.class_tokens.argmax(dim=-1))  # (C, E)
+        features = self.text.finish(x, self.class_tokens.argmax(dim=-1))  # (C * templates, E)
+        if len(self.templates) > 1:
+            features = F.normalize(features, dim=-1).unflatten(0, (-1, len(self.templates))).mean(dim=1)
+        return features  # (C, E)
 
     def _cache_key(self) -> tuple | None:
         """Return what the shared text depends on, or None where it must be computed anew."""

@@ -64,8 +64,8 @@ def check_prompt_init(config: PromptConfig) -> None:
 class PromptLayer(ResidualBlock):
     """Cross-attention from prompt vectors to a video's context tokens, then a feed-forward part."""
 
-    def __init__(self, width: int, num_heads: int):
-        super().__init__(width, num_heads)
+    def __init__(self, width: int, num_heads: int, activation: str):
+        super().__init__(width, num_heads, activation)
         self.ln_1_kv = nn.LayerNorm(width)
 
     def forward(self, prompts: Tensor, context: Tensor) -> Tensor:
@@ -112,8 +112,43 @@ class SharedText(NamedTuple):
         return SharedText(self.x[classes], self.ends[classes], last_block)
 
 
+class LearnedPrompts(nn.Module):
+    """Prompt tuning of the text side: learned vectors at positions 1..M, in some blocks anew, the same for all videos.
+
+    Args:
+        num_vectors: vectors of a block (`M`).
+        depth: blocks, from the first, with vectors of their own; in each but the first they replace what the block
+            before made of its own.
+        text: sizes of the text encoder.
+    """
+
+    looks_at_video = False
+
+    def __init__(self, num_vectors: int, depth: int, text: TextConfig):
+        super().__init__()
+        self.num_vectors = num_vectors
+        self.vectors = nn.Parameter(torch.randn(depth, num_vectors, text.width) * 0.02)
+
+    def init_from(self, text: TextEncoder) -> None:
+        """Keep the random start: words would initialise the first block's vectors alone."""
+
+    def share(self, text: TextEncoder, tokens: Tensor) -> Tensor:
+        """Encode class prompts (C, L): features (C, E), not normalised."""
+        x = text.embed(tokens, self.vectors[0])  # (C, L, D)
+        last = text.config.depth - 1
+        for i in range(text.config.depth):
+            if 0 < i < len(self.vectors):
+                vectors = self.vectors[i].to(x.dtype).expand(x.shape[0], -1, -1)
+                x = torch.cat((x[:, :1], vectors, x[:, 1 + self.num_vectors :]), dim=1)
+            if i < last:
+                x = text.run(x, i, i + 1)
+        return text.finish(x, tokens.argmax(dim=-1))
+
+
 class VideoConditionalPrompts(nn.Module):
     """Learned prompt vectors, and layers that let them look at the video before chosen text blocks."""
+
+    looks_at_video = True
 
     def __init__(self, config: PromptConfig, text: TextConfig):
         super().__init__()
@@ -126,7 +161,14 @@ class VideoConditionalPrompts(nn.Module):
             )
         self.config = config
         self.vectors = nn.Parameter(torch.randn(config.num_prompt_vectors, text.width) * 0.02)
-        self.layers = nn.ModuleList(PromptLayer(text.width, text.num_heads) for _ in config.prompt_layers)
+        self.layers = nn.ModuleList(
+            PromptLayer(text.width, text.num_heads, text.activation) for _ in config.prompt_layers
+        )
+
+    @property
+    def num_vectors(self) -> int:
+        """Prompt vectors of a class prompt (`M`)."""
+        return self.config.num_prompt_vectors
 
     @torch.no_grad()
     def init_from(self, text: TextEncoder) -> None:

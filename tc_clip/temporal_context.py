@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from tc_clip.config import ContextConfig
-from tc_clip.token_merging import average_tokens, match_tokens, merge_schedule
+from tc_clip.seed_selection import SEED_SELECTORS
+from tc_clip.summarisation import SUMMARISERS, Summary
 
 
 class BlockTrace(NamedTuple):
@@ -15,7 +16,8 @@ class BlockTrace(NamedTuple):
     Attributes:
         class_attention: (B, T, P), weights of the class token's query over its frame's patches, mean over the heads.
         seed_indices: (B, T, S), the patches that became seeds, by descending weight; None where there are no seeds.
-        assignment: (B, T * S), the context token that each seed went into, frame after frame; None likewise.
+        assignment: (B, T * S), the context token that each seed went into, frame after frame, -1 for none; None
+            likewise.
         context_tokens: (B, K, D), before the feed-forward part; None likewise.
     """
 
@@ -37,7 +39,8 @@ class BlockTrace(NamedTuple):
         patches = (self.seed_indices + offsets).flatten(1)  # (B, T * S)
         groups = torch.zeros(B, self.context_tokens.shape[1], T * P, dtype=torch.bool, device=patches.device)
         rows = torch.arange(B, device=patches.device).unsqueeze(1).expand_as(patches)
-        groups[rows, self.assignment, patches] = True
+        kept = self.assignment >= 0
+        groups[rows[kept], self.assignment[kept], patches[kept]] = True
         return groups
 
 
@@ -65,9 +68,48 @@ def class_token_attention(queries: Tensor, keys: Tensor, context_keys: Tensor | 
     return _softmax(torch.cat((own, context), dim=-1))[..., 1:N].mean(dim=2)  # (B, T, P)
 
 
-def select_seeds(class_attention: Tensor, num_seeds: int) -> Tensor:
-    """Return the patches (B, T, S) with the highest weights (B, T, P) of each frame, in descending order."""
-    return class_attention.topk(num_seeds, dim=-1).indices
+@torch.no_grad()
+def class_attention_among_frames(queries: Tensor, keys: Tensor, visible: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the class tokens' softmax weights over their own patches where they see tokens of other frames too.
+
+    Args:
+        queries: (B, T, A, N, h), the class token's first.
+        keys: (B, T, A, N, h), every frame's.
+        visible: (T, T, N) bool, which tokens of which frames each frame sees, its own included.
+        bias: (A, 1, 2), added to logits towards own tokens and towards others, or None.
+
+    Returns:
+        (B, T, P), averaged over the heads; the softmax runs over all that is seen.
+    """
+    T, N = visible.shape[1:]
+    query = queries[:, :, :, 0].transpose(1, 2) * queries.shape[-1] ** -0.5  # (B, A, T, h)
+    logits = query @ keys.transpose(1, 2).flatten(2, 3).transpose(-1, -2)  # (B, A, T, T * N)
+    logits = logits.unflatten(-1, (T, N))
+    if bias is not None:
+        own = torch.eye(T, dtype=torch.bool, device=keys.device).unsqueeze(-1)  # (T, T, 1)
+        logits = logits + torch.where(own, bias[:, :, :1, None], bias[:, :, 1:, None])  # (A, T, T, 1)
+    weights = _softmax(logits.masked_fill(~visible, -torch.inf).flatten(-2)).unflatten(-1, (T, N))
+    own_weights = weights.diagonal(dim1=2, dim2=3).movedim(-1, 1)  # (B, T, A, N)
+    return own_weights[..., 1:].mean(dim=2)
+
+
+@torch.no_grad()
+def select_seeds(
+    class_attention: Tensor, patches: Tensor, config: ContextConfig, generator: torch.Generator | None
+) -> Tensor:
+    """Choose the seeds of each frame.
+
+    Args:
+        class_attention: (B, T, P), see `class_token_attention`.
+        patches: (B, T, P, D), before the block.
+        config: number and choice of seeds.
+        generator: of random choices; None for torch's own.
+
+    Returns:
+        (B, T, S), patches by number.
+    """
+    select = SEED_SELECTORS[config.seed_selection]
+    return select(class_attention, patches, config.num_seeds(patches.shape[2]), generator)
 
 
 def gather_patches(tokens: Tensor, patches: Tensor) -> Tensor:
@@ -75,23 +117,21 @@ def gather_patches(tokens: Tensor, patches: Tensor) -> Tensor:
     return tokens.gather(2, (patches + 1).unsqueeze(-1).expand(-1, -1, -1, tokens.shape[-1]))
 
 
-def summarise_seeds(seeds: Tensor, config: ContextConfig) -> tuple[Tensor, Tensor]:
-    """Merge the seed tokens of all frames into the video's context tokens.
+def summarise_seeds(seeds: Tensor, config: ContextConfig, generator: torch.Generator | None = None) -> Summary:
+    """Turn the seed tokens of all frames into the video's context tokens.
 
     Args:
         seeds: (B, T, S, D), values after the attention residual.
-        config: number of context tokens and merge rate.
+        config: number of context tokens, and how they are made.
+        generator: of random choices; None for torch's own.
 
     Returns:
         Context tokens (B, K, D) and the context token of each seed (B, T * S). All seeds are context tokens where
         there are no more than `num_context_tokens`.
     """
     seeds = seeds.flatten(1, 2)  # (B, T * S, D)
-    schedule = merge_schedule(seeds.shape[1], config.num_context_tokens, config.merge_rate)
-    assignment = match_tokens(seeds, schedule)
-    if not schedule:
-        return seeds, assignment
-    return average_tokens(seeds, assignment, seeds.shape[1] - sum(schedule)), assignment
+    few = seeds.shape[1] <= config.num_context_tokens
+    return SUMMARISERS["none" if few else config.summarisation](seeds, config, generator)
 
 
 def _softmax(logits: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class TextEncoder(nn.Module):
         D = config.width
         self.register_buffer("token_embedding", torch.zeros(config.vocab_size, D), persistent=False)
         self.positional_embedding = nn.Parameter(torch.randn(config.max_length, D) * 0.01)
-        self.blocks = nn.ModuleList(ResidualBlock(D, config.num_heads) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(ResidualBlock(D, config.num_heads, config.activation) for _ in range(config.depth))
         self.ln_final = nn.LayerNorm(D)
         self.projection = nn.Parameter(torch.randn(D, config.embed_dim) * D**-0.5)
         init_tower(self.blocks, D)

@@ -1,7 +1,7 @@
-"""CLIP's vision transformer over the frames of a video, with or without temporal contextualization (paper, 3.2).
+"""CLIP's vision transformer over the frames of a video; `frame_attention` says what a frame sees beyond itself.
 
-Frame tokens (B, T, N, D) and context tokens (B, K, D) are two tensors. A block that contextualizes attends to the
-context tokens that the block before it produced, and produces its own for the next one.
+Frame tokens (B, T, N, D) and context tokens (B, K, D) are two tensors. A block that contextualizes (paper, 3.2) attends
+to the context tokens that the block before it produced, and produces its own for the next one.
 """
 
 from collections.abc import Collection
@@ -11,15 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tc_clip.config import ContextConfig, VisionConfig
-from tc_clip.layers import Attention, ResidualBlock, init_tower
-from tc_clip.temporal_context import (
-    BlockTrace,
-    class_token_attention,
-    gather_patches,
-    select_seeds,
-    summarise_seeds,
-)
+from tc_clip.config import ContextConfig, VisionConfig, require_choice
+from tc_clip.frame_attention import FrameAttention, VisionAttention
+from tc_clip.layers import ResidualBlock, init_tower
+from tc_clip.seed_selection import SEED_SELECTORS
+from tc_clip.summarisation import SUMMARISERS
+from tc_clip.temporal_context import BlockTrace, gather_patches, select_seeds, summarise_seeds
 
 
 class VisionOutput(NamedTuple):
@@ -41,68 +38,21 @@ class VisionOutput(NamedTuple):
         return F.normalize(self.class_tokens.mean(dim=1), dim=-1)
 
 
-class FrameAttention(Attention):
-    """Attention of a frame's tokens to the tokens of their frame and to context tokens shared by all frames."""
-
-    def __init__(self, width: int, num_heads: int, local_global_bias: bool):
-        super().__init__(width, num_heads)
-        self.local_global_bias = nn.Parameter(torch.empty(num_heads, 1, 2)) if local_global_bias else None
-        if local_global_bias:
-            nn.init.trunc_normal_(self.local_global_bias, std=0.02)
-
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, context: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Attend from (B, T, A, n, h) to own keys and values (B, T, A, N, h) and to the context's (B, A, K, h)."""
-        B, T, A, N, h = keys.shape
-        if context is None:
-            return F.scaled_dot_product_attention(queries, keys, values)  # (B, T, A, n, h)
-        keys, values = (
-            torch.cat((own, shared.unsqueeze(1).expand(-1, T, -1, -1, -1)), dim=3)
-            for own, shared in zip((keys, values), context, strict=True)
-        )  # (B, T, A, N + K, h)
-        queries, keys, values = (x.flatten(0, 1) for x in (queries, keys, values))
-        if self.local_global_bias is None:
-            attended = F.scaled_dot_product_attention(queries, keys, values)
-        else:
-            attended = _attend_with_bias(queries, keys, values, self._bias_of_keys(N, keys))
-        return attended.unflatten(0, (B, T))  # (B, T, A, n, h)
-
-    def _bias_of_keys(self, num_own: int, keys: Tensor) -> Tensor:
-        """Return the bias of each key, (A, N + K). Only the difference of the two entries changes a softmax."""
-        difference = (self.local_global_bias[..., 1] - self.local_global_bias[..., 0]).to(keys.dtype)  # (A, 1)
-        num_context = keys.shape[2] - num_own
-        return torch.cat((difference.new_zeros(self.num_heads, num_own), difference.expand(-1, num_context)), dim=1)
-
-
-def _attend_with_bias(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-    """Attend with a bias (A, L) a key, through a fused kernel in evaluation and in training.
-
-    A mask that wants a gradient makes the kernels fall back to materialised attention. Written as one more channel,
-    of the constant 1 in the queries and of the bias in the keys, the bias gets its gradient from the fused kernel.
-    """
-    if not (bias.requires_grad and torch.is_grad_enabled()):
-        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias[None, :, None])
-    width = queries.shape[-1]
-    scale = width**-0.5
-    channels = 8  # kernels want widths in multiples of 8; the other channels stay zero
-    one = F.pad(queries.new_ones(*queries.shape[:-1], 1), (0, channels - 1))
-    extra = F.pad((bias / scale).expand(keys.shape[0], -1, -1).unsqueeze(-1), (0, channels - 1))
-    attended = F.scaled_dot_product_attention(
-        torch.cat((queries, one), dim=-1),
-        torch.cat((keys, extra), dim=-1),
-        F.pad(values, (0, channels)),
-        scale=scale,
-    )
-    return attended[..., :width]
-
-
 class VisionBlock(ResidualBlock):
-    """One block: attention of the frame tokens, choice and summary of seeds, feed-forward of frames and context."""
+    """One block: attention of the frame tokens, choice and summary of seeds, feed-forward of frames and context.
+
+    Args:
+        config: sizes.
+        sees: the part that says what a frame's tokens see.
+        local_global_bias: whether logits towards further keys get a learned bias.
+    """
 
     attn: FrameAttention
 
-    def __init__(self, width: int, num_heads: int, local_global_bias: bool):
-        super().__init__(width, num_heads)
-        self.attn = FrameAttention(width, num_heads, local_global_bias)
+    def __init__(self, config: VisionConfig, sees: VisionAttention, local_global_bias: bool):
+        super().__init__(config.width, config.num_heads, config.activation)
+        self.attn = FrameAttention(config.width, config.num_heads, local_global_bias and sees.looks_further)
+        self.sees = sees
 
     def forward(
         self,
@@ -116,7 +66,7 @@ class VisionBlock(ResidualBlock):
 
         Args:
             frames: (B, T, N, D).
-            context: (B, K, D) of the block before, or None where this block looks at its own frame only.
+            context: (B, K, D) of the block before, where this block uses it.
             summary: how to make this block's context tokens, or None for none.
             only_class: the last block: the patches' outputs are needed by nobody, so only class tokens go on.
             with_trace: whether to return what was decided.
@@ -125,7 +75,7 @@ class VisionBlock(ResidualBlock):
             Frame tokens (B, T, N or 1, D), context tokens (B, K, D) or None, and the trace or None.
         """
         normed = self.ln_1(frames)
-        context_keys_values = None if context is None else self.attn.keys_values(self.ln_1(context))
+        further = self.attn.keys_values(self.ln_1(context)) if self.sees.uses_context else None  # (B, A, K, h) each
         if only_class:
             keys, values = self.attn.keys_values(normed)  # (B, T, A, N, h)
             queries = self.attn.queries(normed[:, :, :1])  # (B, T, A, 1, h)
@@ -134,10 +84,10 @@ class VisionBlock(ResidualBlock):
 
         class_attention = seeds = None
         if summary is not None or with_trace:
-            context_keys = None if context_keys_values is None else context_keys_values[0]
-            class_attention = class_token_attention(queries, keys, context_keys, self.attn.local_global_bias)
+            class_attention = self.sees.class_attention(self.attn, queries, keys, further)
         if summary is not None:
-            seeds = select_seeds(class_attention, summary.num_seeds(frames.shape[2] - 1))  # (B, T, S)
+            generator = self._generator(summary, frames.device)
+            seeds = select_seeds(class_attention, frames[:, :, 1:], summary, generator)  # (B, T, S)
 
         if only_class:
             kept = frames[:, :, :1]
@@ -145,17 +95,23 @@ class VisionBlock(ResidualBlock):
                 queries = torch.cat((queries, self.attn.queries(gather_patches(normed, seeds))), dim=3)
                 kept = torch.cat((kept, gather_patches(frames, seeds)), dim=2)  # (B, T, 1 + S, D)
             frames = kept
-        frames = frames + self.attn.merge_heads(self.attn.attend(queries, keys, values, context_keys_values))
+        frames = frames + self.attn.merge_heads(self.sees.attend(self.attn, queries, keys, values, further))
 
         context = assignment = None
         if seeds is not None:
             seed_tokens = frames[:, :, 1:] if only_class else gather_patches(frames, seeds)  # (B, T, S, D)
-            context, assignment = summarise_seeds(seed_tokens, summary)
+            context, assignment = summarise_seeds(seed_tokens, summary, generator)
         if only_class:
             frames = frames[:, :, :1]
         trace = BlockTrace(class_attention, seeds, assignment, context) if with_trace else None
         frames, context = self._feed_forward_together(frames, context)
         return frames, context, trace
+
+    def _generator(self, summary: ContextConfig, device: torch.device) -> torch.Generator | None:
+        """Return the source of random choices: None, torch's own, in training; in evaluation one that starts anew."""
+        if self.training or not summary.is_random:
+            return None
+        return torch.Generator(device).manual_seed(0)
 
     def _feed_forward_together(self, frames: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if context is None:
@@ -171,22 +127,32 @@ class VisionEncoder(nn.Module):
 
     Args:
         config: sizes.
-        context: how context tokens are made, or None for a frame-wise encoder.
-        contextual_blocks: the blocks (from 0, never the first) that attend to the context tokens of the one before.
+        attention: what a frame's tokens see beyond their own frame.
+        contextual_blocks: the blocks (from 0) that look further; the others see a frame alone. A part that uses context
+            tokens cannot look further in the first block.
+        context: how context tokens are made, where the part or anybody else wants them.
+        local_global_bias: whether logits towards further keys get a learned bias.
         positional_frames: None for one table of positions for all frames; else the frames of a joint table.
+        num_prompt_vectors: learned tokens after the patches (prompt tuning).
+        prompt_depth: blocks with prompt vectors of their own.
     """
 
     def __init__(
         self,
         config: VisionConfig,
-        context: ContextConfig | None = None,
+        attention: VisionAttention | None = None,
         contextual_blocks: Collection[int] = (),
+        context: ContextConfig | None = None,
+        local_global_bias: bool = False,
         positional_frames: int | None = None,
+        num_prompt_vectors: int = 0,
+        prompt_depth: int = 1,
     ):
         super().__init__()
-        if contextual_blocks and (context is None or min(contextual_blocks) < 1):
-            raise ValueError("contextual blocks need a context configuration and a block before them")
+        attention = attention or VisionAttention()
+        _check_context(attention, contextual_blocks, context, config.depth)
         self.config = config
+        self.attention = attention
         self.context = context
         self.contextual_blocks = frozenset(contextual_blocks)
         D, N = config.width, 1 + config.num_patches
@@ -199,13 +165,14 @@ class VisionEncoder(nn.Module):
         self.positional_embedding = nn.Parameter(positions)
         self.ln_pre = nn.LayerNorm(D)
         self.blocks = nn.ModuleList(
-            VisionBlock(
-                D, config.num_heads, i in self.contextual_blocks and context is not None and context.local_global_bias
-            )
+            VisionBlock(config, attention if i in self.contextual_blocks else VisionAttention(), local_global_bias)
             for i in range(config.depth)
         )
         self.ln_post = nn.LayerNorm(D)
         self.projection = nn.Parameter(torch.randn(D, config.embed_dim) * D**-0.5)
+        self.prompt_vectors = None
+        if num_prompt_vectors:
+            self.prompt_vectors = nn.Parameter(torch.randn(prompt_depth, num_prompt_vectors, D) * 0.02)
         init_tower(self.blocks, D)
 
     def forward(self, video: Tensor, context_blocks: Collection[int] = (), with_traces: bool = False) -> VisionOutput:
@@ -224,10 +191,10 @@ class VisionEncoder(nn.Module):
         wanted: dict[int, Tensor] = {}
         traces = []
         for i, block in enumerate(self.blocks):
-            produces = i + 1 in self.contextual_blocks or i + 1 in context_blocks
+            produces = (self.attention.uses_context and i + 1 in self.contextual_blocks) or i + 1 in context_blocks
             frames, context, trace = block(
-                frames,
-                context if i in self.contextual_blocks else None,
+                self._with_prompt_vectors(frames, i),
+                context,
                 self.context if produces else None,
                 only_class=i == len(self.blocks) - 1,
                 with_trace=with_traces,
@@ -235,7 +202,8 @@ class VisionEncoder(nn.Module):
             if i + 1 in context_blocks:
                 wanted[i + 1] = self.project(context)  # (B, K, E)
             if with_traces:
-                traces.append(trace)
+                P = self.config.num_patches
+                traces.append(trace._replace(class_attention=trace.class_attention[..., :P]))
         return VisionOutput(self.project(frames[:, :, 0]), wanted, tuple(traces))
 
     def embed(self, video: Tensor) -> Tensor:
@@ -246,7 +214,16 @@ class VisionEncoder(nn.Module):
         patches = patches.flatten(2).transpose(1, 2).unflatten(0, (B, T))  # (B, T, P, D)
         class_tokens = self.class_embedding.to(patches.dtype).expand(B, T, 1, -1)
         tokens = torch.cat((class_tokens, patches), dim=2) + self.positional_embedding  # (B, T, N, D)
+        if self.prompt_vectors is not None:
+            tokens = torch.cat((tokens, self.prompt_vectors[0].to(tokens.dtype).expand(B, T, -1, -1)), dim=2)
         return self.ln_pre(tokens)
+
+    def _with_prompt_vectors(self, frames: Tensor, block: int) -> Tensor:
+        """Put a block's own prompt vectors in the place of what the block before made of its own."""
+        if self.prompt_vectors is None or not 0 < block < self.prompt_vectors.shape[0]:
+            return frames
+        vectors = self.prompt_vectors[block].to(frames.dtype)  # (m, D)
+        return torch.cat((frames[:, :, : -len(vectors)], vectors.expand(*frames.shape[:2], -1, -1)), dim=2)
 
     def project(self, tokens: Tensor) -> Tensor:
         """Take tokens (..., D) to the joint space (..., E)."""
@@ -262,3 +239,23 @@ class VisionEncoder(nn.Module):
                 f"the model has joint positions for {positions.shape[0]} frames, the video has {video.shape[1]}: "
                 "create the model with num_frames of the video"
             )
+
+
+def _check_context(
+    attention: VisionAttention, blocks: Collection[int], context: ContextConfig | None, depth: int
+) -> None:
+    """Raise ValueError where the blocks that look further do not fit the part or the depth."""
+    first = 1 if attention.uses_context else 0
+    if attention.looks_further and not blocks:
+        raise ValueError(f"{attention.name} attention needs contextual blocks, there are none among {depth}")
+    if blocks and not attention.looks_further:
+        raise ValueError(f"{attention.name} attention sees nothing beyond a frame: there are no contextual blocks")
+    wrong = [block + 1 for block in blocks if not first <= block < depth]
+    if wrong:
+        reason = " (the first block has none before it to take context tokens from)" if first else ""
+        raise ValueError(f"contextual_blocks: {wrong[0]} is outside {first + 1}..{depth}{reason}")
+    if attention.uses_context and context is None:
+        raise ValueError(f"{attention.name} attention needs a context configuration")
+    if context is not None:
+        require_choice("seed_selection", context.seed_selection, SEED_SELECTORS)
+        require_choice("summarisation", context.summarisation, SUMMARISERS)

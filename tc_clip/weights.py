@@ -1,9 +1,9 @@
-"""One translator between every layout of weights and this package's names.
+"""Weights into models: from every layout (`layouts` translates the names), strictly.
 
-The layouts: OpenAI's CLIP, published checkpoints of TC-CLIP and ViFi-CLIP, and our own. What a load may leave out or
-ignore is listed here; every other difference is an error.
+What a load may leave out or ignore is listed here; every other difference is an error.
 """
 
+import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,36 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tc_clip.config import CLIP_HEAD_WIDTH, TextConfig, VisionConfig
+from tc_clip.config import ACTIVATION_NAMES, CLIP_HEAD_WIDTH, TextConfig, VisionConfig, require_choice
 from tc_clip.files import KNOWN_CLIP_WEIGHTS, WeightsError, fetch_clip_weights, read_checkpoint, read_tensors
+from tc_clip.layouts import from_clip, from_hugging_face, from_published, to_clip
+from tc_clip.layouts import to_published as to_published  # also looked for here
 from tc_clip.models import VideoClip
 
 _LOG = logging.getLogger(__name__)
 
-# Our name or prefix -> OpenAI's. The longest prefix that fits decides.
-_CLIP_NAMES = {
-    "vision.": "visual.",
-    "vision.patch_embedding.": "visual.conv1.",
-    "vision.projection": "visual.proj",
-    "vision.blocks.": "visual.transformer.resblocks.",
-    "text.blocks.": "transformer.resblocks.",
-    "text.projection": "text_projection",
-    "text.positional_embedding": "positional_embedding",
-    "text.token_embedding": "token_embedding.weight",
-    "text.ln_final.": "ln_final.",
-    "logit_scale": "logit_scale",
-}
-# Our name or prefix -> that of the published checkpoints, which wrap both towers and add the prompts.
-_PUBLISHED_NAMES = {
-    **{
-        ours: clips.replace("visual.", "image_encoder.") if ours.startswith("vision.") else f"text_encoder.{clips}"
-        for ours, clips in _CLIP_NAMES.items()
-        if ours != "logit_scale"
-    },
-    "logit_scale": "logit_scale",
-    "prompts.vectors": "prompt_learner.ctx",
-    "prompts.layers.": "text_encoder.prompt_generation_layer.",
-}
 _CLIP_IGNORED = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's archives carry along
 _PUBLISHED_IGNORED = (  # the training classes' embeddings
     "prompt_learner.token_prefix",
@@ -73,8 +51,25 @@ class LoadReport:
     changed: list[str] = field(default_factory=list)
 
 
-def read_clip_weights(source: str | Path | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return CLIP's weights by our names, float32 at least.
+@dataclass(frozen=True)
+class ClipWeights:
+    """CLIP's weights by our names, float32 at least, and what its files say beside them.
+
+    Attributes:
+        tensors: by our names.
+        where: the file, for messages.
+        activation: "quick_gelu" or "gelu", or None where nothing says it.
+        head_widths: channels of an attention head in vision and text, or None likewise (64 in every CLIP of OpenAI).
+    """
+
+    tensors: dict[str, Tensor]
+    where: str
+    activation: str | None = None
+    head_widths: tuple[int, int] | None = None
+
+
+def read_clip_weights(source: str | Path | Mapping[str, Tensor]) -> ClipWeights:
+    """Read CLIP's weights: OpenAI's archives, and open_clip's and Hugging Face's files with the `.json` beside them.
 
     Args:
         source: a known name (`KNOWN_CLIP_WEIGHTS`), a file, or a state dict.
@@ -82,25 +77,78 @@ def read_clip_weights(source: str | Path | Mapping[str, Tensor]) -> dict[str, Te
     Raises:
         WeightsError: where it cannot be had, or is no CLIP with a vision transformer.
     """
+    activation = head_widths = None
     if isinstance(source, Mapping):
         tensors, where = source, "the state dict"
     else:
-        path = fetch_clip_weights(str(source)) if str(source) in KNOWN_CLIP_WEIGHTS else Path(source)
+        known = KNOWN_CLIP_WEIGHTS.get(str(source))
+        path = Path(source) if known is None else fetch_clip_weights(str(source))
         if not path.is_file():
             names = ", ".join(KNOWN_CLIP_WEIGHTS)
             raise WeightsError(f"clip_weights {str(source)!r} is neither a file nor one of: {names}")
         tensors, where = read_tensors(path), str(path)
-    tensors = {name: value for name, value in _without_module(tensors).items() if name not in _CLIP_IGNORED}
+        activation, head_widths = (known.activation, None) if known else _facts_beside(path)
+    tensors = _without_module(tensors)
+    if activation is None and any(name in tensors for name in _CLIP_IGNORED):
+        activation = "quick_gelu"  # only OpenAI's archives carry these numbers
+    tensors = {name: value for name, value in tensors.items() if name not in _CLIP_IGNORED}
     if "visual.layer1.0.conv1.weight" in tensors:
         raise WeightsError(f"{where}: a CLIP with a ResNet; this package reads those with a vision transformer")
-    if "visual.conv1.weight" not in tensors:
+    if "visual.conv1.weight" in tensors:
+        ours = from_clip(tensors)
+    elif "vision_model.embeddings.patch_embedding.weight" in tensors:
+        ours = from_hugging_face(tensors)
+    else:
         raise WeightsError(f"{where}: no CLIP weights, there is no 'visual.conv1.weight' {_examples(tensors)}")
-    ours = {_rename(name, _CLIP_NAMES, to_ours=True): _at_least_float32(value) for name, value in tensors.items()}
-    return ours
+    return ClipWeights({name: _at_least_float32(value) for name, value in ours.items()}, where, activation, head_widths)
 
 
-def sizes_of(tensors: Mapping[str, Tensor], head_width: int = CLIP_HEAD_WIDTH) -> tuple[VisionConfig, TextConfig]:
-    """Return the sizes of both towers from weights by our names.
+def _facts_beside(path: Path) -> tuple[str | None, tuple[int, int] | None]:
+    """Return the activation and the head widths from the configuration that open_clip or Hugging Face put beside."""
+    for name, read in (("open_clip_config.json", _open_clip_facts), ("config.json", _hugging_face_facts)):
+        file = path.with_name(name)
+        if not file.is_file():
+            continue
+        try:
+            activation, head_widths = read(json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WeightsError(
+                f"{file}: is not the configuration of a CLIP ({type(error).__name__}: {error})"
+            ) from error
+        try:
+            require_choice("the activation", activation, ACTIVATION_NAMES)
+        except ValueError as error:
+            raise WeightsError(f"{file}: {error}") from error
+        return activation, head_widths
+    return None, None
+
+
+def _open_clip_facts(config: Mapping[str, Any]) -> tuple[str, tuple[int, int]]:
+    model = config["model_cfg"]
+    text = model["text_cfg"]
+    activation = "quick_gelu" if model.get("quick_gelu", False) else "gelu"
+    return activation, (model["vision_cfg"].get("head_width", CLIP_HEAD_WIDTH), text["width"] // text["heads"])
+
+
+def _hugging_face_facts(config: Mapping[str, Any]) -> tuple[str, tuple[int, int]]:
+    # What a configuration leaves out has the defaults of transformers, which are CLIP ViT-B/32's.
+    defaults = {"vision_config": (768, 12), "text_config": (512, 8)}
+    activations, widths = set(), []
+    for tower, (width, heads) in defaults.items():
+        values = config[tower] or {}
+        activations.add(values.get("hidden_act", "quick_gelu"))
+        widths.append(values.get("hidden_size", width) // values.get("num_attention_heads", heads))
+    if len(activations) != 1:
+        raise ValueError(f"the towers have different activations, {' and '.join(sorted(activations))}")
+    return activations.pop(), (widths[0], widths[1])
+
+
+def sizes_of(
+    tensors: Mapping[str, Tensor],
+    head_widths: tuple[int, int] = (CLIP_HEAD_WIDTH, CLIP_HEAD_WIDTH),
+    activation: str = "quick_gelu",
+) -> tuple[VisionConfig, TextConfig]:
+    """Return the sizes of both towers from weights by our names, and from what weights do not tell.
 
     Raises:
         WeightsError: where a weight that tells a size is missing.
@@ -120,7 +168,8 @@ def sizes_of(tensors: Mapping[str, Tensor], head_width: int = CLIP_HEAD_WIDTH) -
         width=patch.shape[0],
         depth=_count_blocks(tensors, "vision.blocks."),
         embed_dim=vision_projection.shape[1],
-        head_width=head_width,
+        head_width=head_widths[0],
+        activation=activation,
     )
     embedding = tensors.get(_TOKEN_EMBEDDING)
     vocabulary = {} if embedding is None else {"vocab_size": embedding.shape[0]}
@@ -129,30 +178,33 @@ def sizes_of(tensors: Mapping[str, Tensor], head_width: int = CLIP_HEAD_WIDTH) -
         depth=_count_blocks(tensors, "text.blocks."),
         embed_dim=text_projection.shape[1],
         max_length=text_positions.shape[0],
-        head_width=head_width,
+        head_width=head_widths[1],
+        activation=activation,
         **vocabulary,
     )
     return vision, text
 
 
-def load_clip_weights(model: VideoClip, tensors: Mapping[str, Tensor]) -> LoadReport:
-    """Load CLIP's weights by our names (`read_clip_weights`); parameters that CLIP lacks keep their values.
+def load_clip_weights(model: VideoClip, weights: ClipWeights) -> LoadReport:
+    """Load CLIP's weights (`read_clip_weights`); parameters that CLIP lacks keep their values.
 
     Raises:
         WeightsError: where anything else differs.
     """
-    tensors = dict(tensors)
+    tensors = dict(weights.tensors)
     for name in (_TOKEN_EMBEDDING, _POSITIONS):
         if name not in tensors:
-            raise WeightsError(f"the CLIP weights have no {_rename(name, _CLIP_NAMES, to_ours=False)!r}")
+            raise WeightsError(f"the CLIP weights have no {next(iter(to_clip({name: None})))!r}")
     report = LoadReport("clip", initialised=sorted(model.new_parameter_names()))
     model.text.token_embedding.copy_(tensors.pop(_TOKEN_EMBEDDING))
     own = model.vision.positional_embedding
+    _fit_positions_in_space(tensors, own, report)
     if own.dim() == 3:
-        tensors[_POSITIONS] = tensors[_POSITIONS].expand_as(own)
+        tensors[_POSITIONS] = tensors[_POSITIONS].expand(own.shape[0], -1, -1)
     _load_strictly(model, tensors, "the CLIP weights", absent=model.new_parameter_names())
     if model.prompts is not None:
         model.prompts.init_from(model.text)
+    _warn_of_changes(report, weights.where)
     return report
 
 
@@ -179,6 +231,8 @@ def load_weights(model: VideoClip, checkpoint: str | Path | Mapping[str, Any]) -
             "clip_weights"
         )
     own = model.vision.positional_embedding
+    tensors = dict(tensors)
+    _fit_positions_in_space(tensors, own, report)
     positions = tensors.get(_POSITIONS)
     if positions is not None and positions.dim() == own.dim() == 3 and positions.shape[0] != own.shape[0]:
         tensors[_POSITIONS] = _interpolate_in_time(positions, own.shape[0])
@@ -191,31 +245,9 @@ def load_weights(model: VideoClip, checkpoint: str | Path | Mapping[str, Any]) -
             f"{where}: has positions for positional_embedding={kinds.get(positions.dim())!r}, "
             f"the model was created with {kinds[own.dim()]!r}"
         )
-    for change in report.changed:
-        _LOG.warning("%s: %s", where, change)
+    _warn_of_changes(report, where)
     _load_strictly(model, tensors, where, absent=frozenset())
     return report
-
-
-def to_published(tensors: Mapping[str, Tensor], split_vision_projections: bool = True) -> dict[str, Tensor]:
-    """Translate tensors by our names (weights, or their gradients) into the layout of published checkpoints.
-
-    Args:
-        tensors: by our names.
-        split_vision_projections: True for TC-CLIP's layout (vision q, k and v apart), False for ViFi-CLIP's.
-
-    Returns:
-        The same tensors by published names, without the `module.` that training with several GPUs put before them.
-    """
-    published = {}
-    for name, value in tensors.items():
-        name = _rename(name, _PUBLISHED_NAMES, to_ours=False).replace("local_global_bias", "local_global_bias_table")
-        if split_vision_projections and name.startswith("image_encoder.") and ".attn.in_proj_" in name:
-            stem, kind = name.rsplit("in_proj_", 1)
-            published |= {f"{stem}{part}_proj.{kind}": x for part, x in zip("qkv", value.chunk(3), strict=True)}
-        else:
-            published[name] = value
-    return published
 
 
 def interpolate_weights(
@@ -259,33 +291,8 @@ def _checkpoint_tensors(checkpoint: Mapping[str, Any], where: str) -> tuple[dict
     if "image_encoder.conv1.weight" in tensors:
         ignored = [name for name in tensors if name in _PUBLISHED_IGNORED]
         kept = {name: value for name, value in tensors.items() if name not in _PUBLISHED_IGNORED}
-        return _from_published(kept), LoadReport("published", ignored=ignored)
+        return from_published(kept), LoadReport("published", ignored=ignored)
     raise WeightsError(f"{where}: weights of no layout known here {_examples(tensors)}")
-
-
-def _from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    ours = {}
-    for name, value in tensors.items():
-        if ".attn.q_proj." in name and name.startswith("image_encoder."):
-            parts = [name.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
-            if all(part in tensors for part in parts):
-                name = name.replace(".q_proj.", ".in_proj_")
-                value = torch.cat([tensors[part] for part in parts])
-        elif name.startswith("image_encoder.") and any(f".attn.{part}_proj." in name for part in "kv"):
-            continue  # gone into in_proj with q; a file without q reports in_proj as missing
-        name = name.replace("local_global_bias_table", "local_global_bias")
-        ours[_rename(name, _PUBLISHED_NAMES, to_ours=True)] = value
-    return ours
-
-
-def _rename(name: str, names: Mapping[str, str], to_ours: bool) -> str:
-    """Replace the longest known prefix; a name without one stays, for the strict load to report."""
-    pairs = [(theirs, ours) if to_ours else (ours, theirs) for ours, theirs in names.items()]
-    fitting = [(old, new) for old, new in pairs if (name.startswith(old) if old.endswith(".") else name == old)]
-    if not fitting:
-        return name
-    old, new = max(fitting, key=lambda pair: len(pair[0]))
-    return new + name.removeprefix(old)
 
 
 def _load_strictly(model: VideoClip, tensors: Mapping[str, Tensor], where: str, absent: frozenset[str]) -> None:
@@ -306,6 +313,38 @@ def _load_strictly(model: VideoClip, tensors: Mapping[str, Tensor], where: str, 
     if problems:
         raise WeightsError(f"{where}: not the weights of this {model.name}: {'; '.join(problems)}")
     model.load_state_dict(tensors, strict=False)
+
+
+def _warn_of_changes(report: LoadReport, where: str) -> None:
+    for change in report.changed:
+        _LOG.warning("%s: %s", where, change)
+
+
+def _fit_positions_in_space(tensors: dict[str, Tensor], own: Tensor, report: LoadReport) -> None:
+    """Resample positions (N, D) or (T, N, D) for another input size, where both grids are square."""
+    positions = tensors.get(_POSITIONS)
+    if positions is None or positions.shape[-1] != own.shape[-1] or positions.shape[-2] == own.shape[-2]:
+        return
+    grids = [round((x.shape[-2] - 1) ** 0.5) for x in (positions, own)]
+    if [grid**2 + 1 for grid in grids] != [positions.shape[-2], own.shape[-2]]:
+        return  # the strict load says that it does not fit
+    tensors[_POSITIONS] = interpolate_in_space(positions, grids[1])
+    report.changed.append(
+        f"positions of {grids[0]} x {grids[0]} patches interpolated to {grids[1]} x {grids[1]} for the input size"
+    )
+
+
+def interpolate_in_space(positions: Tensor, grid: int) -> Tensor:
+    """Resample positions (..., 1 + P, D) of a square grid of patches to `grid` x `grid`; the class token's stay.
+
+    Bicubic, with antialiasing where the grid shrinks, as open_clip does it.
+    """
+    first, patches = positions[..., :1, :], positions[..., 1:, :]
+    D, old = patches.shape[-1], round(patches.shape[-2] ** 0.5)
+    pictures = patches.reshape(-1, old, old, D).permute(0, 3, 1, 2)  # (1 or T, D, old, old)
+    pictures = F.interpolate(pictures, size=(grid, grid), mode="bicubic", antialias=True, align_corners=False)
+    patches = pictures.permute(0, 2, 3, 1).reshape(*positions.shape[:-2], grid**2, D)
+    return torch.cat((first, patches), dim=-2)
 
 
 def _interpolate_in_time(positions: Tensor, num_frames: int) -> Tensor:

@@ -7,6 +7,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+import tc_clip
 from trainers import build
 from trainers.errors import ConfigError
 from trainers.schema import PROTOCOLS, RULES
@@ -27,14 +28,30 @@ def composed(protocol: str, *overrides: str) -> DictConfig:
         return compose(protocol, overrides=["output=runs/test", *NEEDED.get(protocol, []), *overrides])
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
-@pytest.mark.parametrize("data", DATA)
+# Every data configuration with one model, and every model with one data configuration a protocol: which of the one
+# comes with which of the other makes no difference, and all pairs would take minutes.
+COMBINATIONS = [(data, "tc_clip") for data in DATA]
+COMBINATIONS += [(f"{protocol}_shapes", trainer) for protocol in PROTOCOLS for trainer in TRAINERS]
+
+
+@pytest.mark.parametrize(("data", "trainer"), COMBINATIONS)
 def test_every_combination_composes_and_is_valid(data: str, trainer: str) -> None:
     config = resolve(composed(protocol_of(data), f"data={data}", f"trainer={trainer}"))
     settings = read_settings(config)
     assert settings.protocol == protocol_of(data) and settings.data == data
     for entry in (config["data"]["train"], config["data"]["val"], *config["data"]["test"]):
         assert entry["dataset"] in config["dataset"]
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_every_trainer_is_a_model_with_such_options(trainer: str) -> None:
+    config = resolve(composed("zero_shot", "data=zero_shot_shapes", f"trainer={trainer}"))["trainer"]
+    known = tc_clip.model_options(config["name"])
+    sizes = {"patch_size", "vision_width", "vision_depth", "text_width", "text_depth", "embed_dim", "head_width"}
+    assert config["options"].keys() <= known.keys() | (sizes if trainer.endswith("_tiny") else set())
+    if trainer == config["name"]:  # the defaults are written down twice, for people and for programs
+        for key, value in config["options"].items():
+            assert value == (list(known[key]) if isinstance(known[key], tuple) else known[key]), key
 
 
 @pytest.mark.parametrize("group", ["aug", "optimizer", "logging"])

@@ -54,9 +54,8 @@ def build_model(config: Config, videos: VideoList) -> tc_clip.VideoClip:
     trainer = config["trainer"]
     torch.manual_seed(config["seed"])
     options = dict(trainer["options"])
-    if trainer["clip_weights"] is None:
-        options.setdefault("image_size", config["input_size"])
     # The options that the command line has at top level, because every model shares them.
+    options.setdefault("image_size", config["input_size"])
     options |= {"num_frames": config["num_frames"], "context_length": config["context_length"]}
     options["split_camel_case"] = videos.split_camel_case
     try:
@@ -69,7 +68,7 @@ def build_model(config: Config, videos: VideoList) -> tc_clip.VideoClip:
         raise ConfigError(f"trainer={trainer['name']}: {error}") from error
     image_size = model.info()["sizes"]["vision"]["image_size"]
     if image_size != config["input_size"]:
-        raise ConfigError(f"input_size={config['input_size']}: the weights are for {image_size}; give that")
+        raise ConfigError(f"input_size={config['input_size']}: leave out trainer.options.image_size={image_size}")
     return model
 
 

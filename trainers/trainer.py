@@ -154,6 +154,8 @@ class Trainer:
         labels = batch.labels.to(self.ranks.device, non_blocking=True)
         rng = micro_batch_rng(self.seed, epoch, batch.number)
         videos, targets = self.mixing(normalize(videos, dtype=self.precision.dtype), labels, rng)
+        # What a model leaves to chance (random seed tokens) follows from the micro-batch too, so that runs can resume.
+        torch.manual_seed(int(rng.integers(2**63)))
         with self.precision.autocast():
             logits = self.model(videos)  # (B, C)
         return F.cross_entropy(logits.to(self.precision.dtype), targets.to(self.precision.dtype), reduction="sum")

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tests.plain.plain_context import SELECT, SUMMARISE
+
 
 @dataclass
 class PlainClip:
@@ -19,16 +21,26 @@ class PlainClip:
     Args:
         weights: tensors by published names (`image_encoder...`, `text_encoder...`), without `module.`.
         token_embedding: (vocabulary, D).
-        contextual: True for temporal contextualization, False for frame-wise CLIP.
+        attention: what a frame's tokens see beyond their frame: "frame_wise" (nothing), "context_tokens",
+            "cross_frame", "window" or "joint".
+        contextual_blocks: blocks, from 0, that look further; None for all that can.
+        makes_context: whether blocks make context tokens.
+        window: frames before and after whose patches are seen by "window".
         prompt_layers: text blocks, from 1, with a prompt layer before them; empty for none.
     """
 
     weights: Mapping[str, Tensor]
     token_embedding: Tensor
-    contextual: bool = True
+    attention: str = "context_tokens"
+    contextual_blocks: Sequence[int] | None = None
+    makes_context: bool = True
+    window: int = 1
     num_context_tokens: int = 96
     seed_ratio: float = 0.3
     merge_rate: int = 100
+    seed_selection: str = "class_attention"
+    summarisation: str = "merge"
+    activation: str = "quick_gelu"
     prompt_layers: Sequence[int] = (12,)
     detach_context: bool = True
     head_width: int = 64
@@ -51,12 +63,20 @@ class PlainClip:
         x = x.flatten(2).transpose(1, 2).unflatten(0, (B, T))  # (B, T, P, D)
         first = w["image_encoder.class_embedding"].expand(B, T, 1, -1)
         x = torch.cat((first, x), dim=2) + w["image_encoder.positional_embedding"]
+        vectors = w.get("image_encoder.prompt_vectors")
+        if vectors is not None:
+            x = torch.cat((x, vectors[0].expand(B, T, -1, -1)), dim=2)
         x = self._layer_norm(x, "image_encoder.ln_pre")
         context = None
         contexts = []
         depth = 1 + max(int(name.split(".")[3]) for name in w if name.startswith("image_encoder.transformer."))
         for i in range(depth):
-            x, context = self._vision_block(x, context, f"image_encoder.transformer.resblocks.{i}.")
+            if vectors is not None and 1 <= i < len(vectors):
+                x = torch.cat((x[:, :, : -vectors.shape[1]], vectors[i].expand(B, T, -1, -1)), dim=2)
+            looks = self.attention != "frame_wise" and (self.contextual_blocks is None or i in self.contextual_blocks)
+            x, context = self._vision_block(
+                x, context if looks else None, looks, f"image_encoder.transformer.resblocks.{i}."
+            )
             if context is not None:
                 contexts.append(self._project(context))
         return self._project(x[:, :, 0]), contexts
@@ -64,70 +84,70 @@ class PlainClip:
     def _project(self, x: Tensor) -> Tensor:
         return self._layer_norm(x, "image_encoder.ln_post") @ self.weights["image_encoder.proj"]
 
-    def _vision_block(self, x: Tensor, context: Tensor | None, prefix: str) -> tuple[Tensor, Tensor | None]:
-        B, T, N, D = x.shape
+    def _vision_block(
+        self, x: Tensor, context: Tensor | None, looks: bool, prefix: str
+    ) -> tuple[Tensor, Tensor | None]:
+        T, N = x.shape[1:3]
         own = self._layer_norm(x, prefix + "ln_1")
-        answering = own
-        if context is not None:
-            shared = self._layer_norm(context, prefix + "ln_1").unsqueeze(1).expand(B, T, -1, D)
-            answering = torch.cat((own, shared), dim=2)  # (B, T, N + K, D)
+        if looks and self.attention in ("cross_frame", "window", "joint"):
+            found = [self._attend(own[:, t : t + 1], self._others(own, t), prefix) for t in range(T)]
+            attended, attention = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+        else:
+            shared = None
+            if context is not None and self.attention == "context_tokens":
+                shared = self._layer_norm(context, prefix + "ln_1").unsqueeze(1).expand(-1, T, -1, -1)
+            attended, attention = self._attend(own, shared, prefix)
+        before, x = x, x + attended
+        if not self.makes_context:
+            return self._feed_forward(x, prefix), None
+        seeds = SELECT[self.seed_selection](attention, before[:, :, 1:], int((N - 1) * self.seed_ratio))
+        context = x[:, :, 1:].gather(2, seeds.unsqueeze(-1).expand(-1, -1, -1, x.shape[-1])).flatten(1, 2)
+        if context.shape[1] > self.num_context_tokens:
+            context = SUMMARISE[self.summarisation](context, self.num_context_tokens, self.merge_rate)
+        together = self._feed_forward(torch.cat((x.flatten(1, 2), context), dim=1), prefix)
+        return together[:, : T * N].reshape(x.shape), together[:, T * N :]
+
+    def _others(self, x: Tensor, t: int) -> Tensor | None:
+        """Return what the frame `t` sees of the other frames of (B, T, N, D): (B, 1, F, D), or None for nothing."""
+        tokens = {"cross_frame": slice(0, 1), "window": slice(1, None), "joint": slice(None)}[self.attention]
+        reach = self.window if self.attention == "window" else x.shape[1]
+        frames = [s for s in range(x.shape[1]) if s != t and abs(s - t) <= reach]
+        return torch.cat([x[:, s, tokens] for s in frames], dim=1).unsqueeze(1) if frames else None
+
+    def _attend(self, own: Tensor, further: Tensor | None, prefix: str) -> tuple[Tensor, Tensor]:
+        """Attend from frames (B, T, N, D) to themselves and to (B, T, F, D).
+
+        Returns what is added to the frames, and the class tokens' weights over the frames' tokens 1.. (B, T, N - 1).
+        """
+        N = own.shape[2]
+        answering = own if further is None else torch.cat((own, further), dim=2)  # (B, T, N + F, D)
         q, k, v = self._project_qkv(own, answering, prefix + "attn.")
-        logits = q @ k.transpose(-1, -2) * self.head_width**-0.5  # (B, T, A, N, N + K)
+        logits = q @ k.transpose(-1, -2) * self.head_width**-0.5  # (B, T, A, N, N + F)
         bias = self.weights.get(prefix + "attn.local_global_bias_table")
-        if context is not None and bias is not None:
-            # The table's two entries stand for own and for context keys.
+        if further is not None and bias is not None:
+            # The table's two entries stand for own and for further keys.
             of_key = torch.cat((bias[..., :1].expand(-1, -1, N), bias[..., 1:].expand(-1, -1, k.shape[-2] - N)), -1)
             logits = logits + of_key
         weights = logits.softmax(dim=-1)
-        x = x + self._linear((weights @ v).transpose(2, 3).flatten(3), prefix + "attn.out_proj")
-        if not self.contextual:
-            return self._feed_forward(x, prefix), None
-        attention = weights[..., 0, 1:N].mean(dim=2)  # (B, T, P)
-        S = int((N - 1) * self.seed_ratio)
-        seeds = attention.argsort(dim=-1, descending=True)[..., :S] + 1
-        context = x.gather(2, seeds.unsqueeze(-1).expand(-1, -1, -1, D)).flatten(1, 2)  # (B, T * S, D)
-        context = self._merge(context)
-        together = self._feed_forward(torch.cat((x.flatten(1, 2), context), dim=1), prefix)
-        return together[:, : T * N].reshape(B, T, N, D), together[:, T * N :]
-
-    def _merge(self, x: Tensor) -> Tensor:
-        """Merge tokens (B, n, D) by rounds of bipartite matching until `num_context_tokens` are left."""
-        size = torch.ones_like(x[..., :1])
-        K, n = self.num_context_tokens, x.shape[1]
-        for _ in range(int((n - K) / self.merge_rate) if n > K else 0):
-            x, size = self._merge_round(x, size, min(self.merge_rate, x.shape[1] // 2))
-        while x.shape[1] > K:
-            x, size = self._merge_round(x, size, min(x.shape[1] - K, x.shape[1] // 2))
-        return x
-
-    @staticmethod
-    def _merge_round(x: Tensor, size: Tensor, r: int) -> tuple[Tensor, Tensor]:
-        D = x.shape[-1]
-        with torch.no_grad():
-            unit = x / x.norm(dim=-1, keepdim=True)
-            best, partner = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).max(dim=-1)
-            order = best.argsort(dim=-1, descending=True)
-            merged, stay = order[:, :r, None], order[:, r:, None]
-            target = partner.unsqueeze(-1).gather(1, merged)
-        weighted = x * size
-        even, odd = weighted[:, ::2], weighted[:, 1::2]
-        odd = odd.scatter_add(1, target.expand(-1, -1, D), even.gather(1, merged.expand(-1, -1, D)))
-        odd_size = size[:, 1::2].scatter_add(1, target, size[:, ::2].gather(1, merged))
-        new_size = torch.cat((size[:, ::2].gather(1, stay), odd_size), dim=1)
-        return torch.cat((even.gather(1, stay.expand(-1, -1, D)), odd), dim=1) / new_size, new_size
+        attended = self._linear((weights @ v).transpose(2, 3).flatten(3), prefix + "attn.out_proj")
+        return attended, weights[..., 0, 1:N].mean(dim=2)
 
     def _encode_texts(self, tokens: Tensor, contexts: Sequence[Tensor]) -> Tensor:
         """Encode prompts (C, L) for one video with its context tokens a block, each (K, E): (C, E)."""
         w = self.weights
         x = self.token_embedding[tokens]
+        deep = None
         if "prompt_learner.ctx" in w:
-            vectors = w["prompt_learner.ctx"].expand(len(x), -1, -1)
-            M = vectors.shape[1]
-            x = torch.cat((x[:, :1], vectors, x[:, 1 + M :]), dim=1)
+            vectors = w["prompt_learner.ctx"]  # (M, D), or with vectors for several blocks (depth, M, D)
+            M = vectors.shape[-2]
+            deep = vectors.reshape(-1, 1, M, vectors.shape[-1])
+            x = torch.cat((x[:, :1], deep[0].expand(len(x), -1, -1), x[:, 1 + M :]), dim=1)
         x = x + w["text_encoder.positional_embedding"][: x.shape[1]]
         depth = 1 + max(int(n.split(".")[3]) for n in w if n.startswith("text_encoder.transformer."))
         hidden = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
         for i in range(depth):
+            if deep is not None and 1 <= i < len(deep):
+                x = torch.cat((x[:, :1], deep[i].expand(len(x), -1, -1), x[:, 1 + M :]), dim=1)
             if i + 1 in self.prompt_layers:
                 layer = list(self.prompt_layers).index(i + 1)
                 context = contexts[max(1, round((i + 1) * len(contexts) / depth)) - 1]
@@ -172,7 +192,8 @@ class PlainClip:
 
     def _feed_forward(self, x: Tensor, prefix: str) -> Tensor:
         y = self._linear(self._layer_norm(x, prefix + "ln_2"), prefix + "mlp.c_fc")
-        return x + self._linear(y * torch.sigmoid(1.702 * y), prefix + "mlp.c_proj")
+        y = y * torch.sigmoid(1.702 * y) if self.activation == "quick_gelu" else torch.nn.functional.gelu(y)
+        return x + self._linear(y, prefix + "mlp.c_proj")
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
         return torch.nn.functional.linear(x, self.weights[name + ".weight"], self.weights[name + ".bias"])

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 import tc_clip
-from tc_clip.weights import _CLIP_NAMES, _rename, to_published
+from tc_clip.layouts import to_clip, to_published
 
 TINY = {
     "image_size": 32,
@@ -33,7 +33,7 @@ def clip_layout(width: int = 64) -> dict[str, torch.Tensor]:
     sizes = {"vision_width": width, "text_width": width, "embed_dim": width, "head_width": 64}
     model = create("vifi_clip", **sizes)
     ours = dict(model.state_dict()) | {"text.token_embedding": model.text.token_embedding}
-    return {_rename(name, _CLIP_NAMES, to_ours=False): value.clone() for name, value in ours.items()}
+    return {name: value.clone() for name, value in to_clip(ours).items()}
 
 
 def video(num_frames: int = 4, side: int = 32) -> torch.Tensor:

@@ -95,7 +95,7 @@ def overrides(root: Path, output: Path, protocol: str, trainer: str, options: di
     values = {
         **TINY,
         **(SIZES if trainer.endswith("_tiny") else {}),
-        **(TINY_TC if trainer.startswith("tc_clip") else {}),
+        **(TINY_TC if trainer.startswith(("tc_", "vp_")) else {}),
         **options,
     }
     choices = [f"data={protocol}_shapes", f"trainer={trainer}", f"data_root={root}", f"output={output}"]

@@ -1,0 +1,166 @@
+"""Names and shapes of weights in every layout, and ours: pure translations from dict to dict, loss-free both ways.
+
+The layouts: OpenAI's CLIP (open_clip's too), Hugging Face's `CLIPModel`, published checkpoints of TC-CLIP and
+ViFi-CLIP.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+# Our name or prefix -> OpenAI's. The longest prefix that fits decides.
+CLIP_NAMES = {
+    "vision.": "visual.",
+    "vision.patch_embedding.": "visual.conv1.",
+    "vision.projection": "visual.proj",
+    "vision.blocks.": "visual.transformer.resblocks.",
+    "text.blocks.": "transformer.resblocks.",
+    "text.projection": "text_projection",
+    "text.positional_embedding": "positional_embedding",
+    "text.token_embedding": "token_embedding.weight",
+    "text.ln_final.": "ln_final.",
+    "logit_scale": "logit_scale",
+}
+# Our name or prefix -> that of the published checkpoints, which wrap both towers and add the prompts.
+PUBLISHED_NAMES = {
+    **{
+        ours: clips.replace("visual.", "image_encoder.") if ours.startswith("vision.") else f"text_encoder.{clips}"
+        for ours, clips in CLIP_NAMES.items()
+        if ours != "logit_scale"
+    },
+    "logit_scale": "logit_scale",
+    "prompts.vectors": "prompt_learner.ctx",
+    "prompts.layers.": "text_encoder.prompt_generation_layer.",
+}
+# Our name or prefix -> Hugging Face's, for whole names and the towers; `_HUGGING_FACE_BLOCK` within a block.
+_HUGGING_FACE_NAMES = {
+    "vision.class_embedding": "vision_model.embeddings.class_embedding",
+    "vision.patch_embedding.weight": "vision_model.embeddings.patch_embedding.weight",
+    "vision.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "vision.ln_pre.": "vision_model.pre_layrnorm.",
+    "vision.ln_post.": "vision_model.post_layernorm.",
+    "vision.projection": "visual_projection.weight",
+    "vision.blocks.": "vision_model.encoder.layers.",
+    "text.token_embedding": "text_model.embeddings.token_embedding.weight",
+    "text.positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "text.blocks.": "text_model.encoder.layers.",
+    "text.ln_final.": "text_model.final_layer_norm.",
+    "text.projection": "text_projection.weight",
+    "logit_scale": "logit_scale",
+}
+_HUGGING_FACE_BLOCK = {
+    ".ln_1.": ".layer_norm1.",
+    ".ln_2.": ".layer_norm2.",
+    ".mlp.c_fc.": ".mlp.fc1.",
+    ".mlp.c_proj.": ".mlp.fc2.",
+    ".attn.out_proj.": ".self_attn.out_proj.",
+}
+_TRANSPOSED = ("vision.projection", "text.projection")  # Hugging Face keeps projections as linear layers
+
+
+def from_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Translate tensors by OpenAI's names into ours; unknown names stay as they are."""
+    return {rename(name, CLIP_NAMES, to_ours=True): value for name, value in tensors.items()}
+
+
+def to_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Translate tensors by our names into OpenAI's layout, which is open_clip's too."""
+    return {rename(name, CLIP_NAMES, to_ours=False): value for name, value in tensors.items()}
+
+
+def from_hugging_face(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Translate tensors by the names of Hugging Face's `CLIPModel` into ours; unknown names stay as they are."""
+    ours = {}
+    for name, value in tensors.items():
+        if ".self_attn." in name:
+            name, value = _join_projections(name, tensors)
+            if value is None:
+                continue
+            name = name.replace(".self_attn.in_proj_", ".attn.in_proj_")
+        for ours_part, theirs in _HUGGING_FACE_BLOCK.items():
+            name = name.replace(theirs, ours_part)
+        name = rename(name, _HUGGING_FACE_NAMES, to_ours=True)
+        ours[name] = value.T.contiguous() if name in _TRANSPOSED else value
+    return ours
+
+
+def to_hugging_face(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Translate tensors by our names into the layout of Hugging Face's `CLIPModel`."""
+    theirs = {}
+    for name, value in tensors.items():
+        if name in _TRANSPOSED:
+            value = value.T.contiguous()
+        name = rename(name, _HUGGING_FACE_NAMES, to_ours=False)
+        for ours_part, their_part in _HUGGING_FACE_BLOCK.items():
+            name = name.replace(ours_part, their_part)
+        if ".attn.in_proj_" in name:
+            theirs |= _split_projections(name.replace(".attn.", ".self_attn."), value)
+        else:
+            theirs[name] = value
+    return theirs
+
+
+def to_published(tensors: Mapping[str, Tensor], split_vision_projections: bool = True) -> dict[str, Tensor]:
+    """Translate tensors by our names (weights, or their gradients) into the layout of published checkpoints.
+
+    Args:
+        tensors: by our names.
+        split_vision_projections: True for TC-CLIP's layout (vision q, k and v apart), False for ViFi-CLIP's.
+
+    Returns:
+        The same tensors by published names, without the `module.` that training with several GPUs put before them.
+    """
+    published = {}
+    for name, value in tensors.items():
+        name = rename(name, PUBLISHED_NAMES, to_ours=False).replace("local_global_bias", "local_global_bias_table")
+        if split_vision_projections and name.startswith("image_encoder.") and ".attn.in_proj_" in name:
+            published |= _split_projections(name, value)
+        else:
+            published[name] = value
+    return published
+
+
+def from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Translate tensors by published names, without `module.`, into ours; unknown names stay as they are."""
+    ours = {}
+    for name, value in tensors.items():
+        if name.startswith("image_encoder.") and ".attn." in name:
+            name, value = _join_projections(name, tensors)
+            if value is None:
+                continue
+        name = name.replace("local_global_bias_table", "local_global_bias")
+        ours[rename(name, PUBLISHED_NAMES, to_ours=True)] = value
+    return ours
+
+
+def rename(name: str, names: Mapping[str, str], to_ours: bool) -> str:
+    """Replace the longest known prefix; a name without one stays, for the strict load to report."""
+    pairs = [(theirs, ours) if to_ours else (ours, theirs) for ours, theirs in names.items()]
+    fitting = [(old, new) for old, new in pairs if (name.startswith(old) if old.endswith(".") else name == old)]
+    if not fitting:
+        return name
+    old, new = max(fitting, key=lambda pair: len(pair[0]))
+    return new + name.removeprefix(old)
+
+
+def _join_projections(name: str, tensors: Mapping[str, Tensor]) -> tuple[str, Tensor | None]:
+    """Return the name and value that a projection of queries, keys or values has where they are one tensor.
+
+    The queries bring the whole; keys and values are None, they have gone into it. Where one of the three is missing,
+    the queries stay as they are, and a strict load tells that in_proj is missing.
+    """
+    if ".q_proj." in name:
+        parts = [name.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
+        if all(part in tensors for part in parts):
+            return name.replace(".q_proj.", ".in_proj_"), torch.cat([tensors[part] for part in parts])
+    elif ".k_proj." in name or ".v_proj." in name:
+        return name, None
+    return name, tensors[name]
+
+
+def _split_projections(name: str, value: Tensor) -> dict[str, Tensor]:
+    """Split `...in_proj_weight` or `...in_proj_bias` into those of queries, keys and values."""
+    stem, kind = name.rsplit("in_proj_", 1)
+    parts = zip("qkv", value.chunk(3), strict=True)
+    return {f"{stem}{part}_proj.{kind}": chunk for part, chunk in parts}

@@ -1,0 +1,37 @@
+"""Prompt templates by name: texts with `{}` for the class name; the features of several are averaged, as CLIP does."""
+
+from collections.abc import Sequence
+from itertools import product
+
+_MEDIA = ("photo", "video", "example", "demonstration")
+_DEEDS = ("", "doing ", "performing ", "practicing ")
+
+TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
+    "bare": ("{}",),
+    "photo": ("a photo of a {}.",),
+    "video": ("a video of a person {}.",),
+    # Every medium with every deed: an action's name may be a verb, a sport or a thing.
+    "actions": tuple(f"a {medium} of a person {deed}{{}}." for medium, deed in product(_MEDIA, _DEEDS)),
+}
+
+
+def templates_of(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return templates from the name of a set, a template, or several templates; none for None.
+
+    Raises:
+        ValueError: where the name is unknown or a template has no place for the class name.
+    """
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        if value in TEMPLATE_SETS:
+            return TEMPLATE_SETS[value]
+        if "{}" not in value:
+            raise ValueError(f"templates must be one of {', '.join(TEMPLATE_SETS)}, or texts with {{}}, not {value!r}")
+        return (value,)
+    wrong = [text for text in value if not isinstance(text, str) or "{}" not in text]
+    if wrong or not value:
+        raise ValueError(
+            f"templates need {{}} for the class name, there is none in {wrong[0] if wrong else 'no text'!r}"
+        )
+    return tuple(value)
