@@ -125,6 +125,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     "logging.tensorboard": _switch,
     "logging.sample_frames": _switch,
     "logging.predictions": _switch,
+    "logging.report": _switch,
 }
 
 

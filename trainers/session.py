@@ -10,6 +10,7 @@ from typing import Any
 from trainers.checkpoint import BEST, LAST, load_training_checkpoint, save_checkpoint
 from trainers.evaluator import Evaluation
 from trainers.plan import duration
+from trainers.run_log import peak_memory_gib
 from trainers.trainer import EpochReport, Trainer, UpdateReport
 
 ESTIMATE_AFTER = 5  # updates until the time of one is believed; the first ones also start workers and kernels
@@ -29,6 +30,7 @@ class TrainingRun:
 
     Args:
         validate: evaluates the model on the validation list; the model is in training mode again afterwards.
+        note_validation: is given every evaluation and its step (micro-batches since the run began).
         output: folder of the checkpoints.
         save_freq: epochs between validations (each followed by writing `last.pth`).
         keep_every: epochs between kept copies, or None.
@@ -43,6 +45,7 @@ class TrainingRun:
         trainer: Trainer,
         validate: Callable[[], Evaluation],
         *,
+        note_validation: Callable[[Evaluation, int], None] = lambda evaluation, step: None,
         output: Path,
         epochs: int,
         save_freq: int,
@@ -54,6 +57,7 @@ class TrainingRun:
     ) -> None:
         self.trainer = trainer
         self.validate = validate
+        self.note_validation = note_validation
         self.output = output
         self.epochs = epochs
         self.save_freq = save_freq
@@ -139,6 +143,7 @@ class TrainingRun:
         self._validation_seconds = time.perf_counter() - start
         top1 = evaluation.counts.top1
         log.metrics("val", self.step, {"epoch": epoch + 1, **evaluation.values()})
+        self.note_validation(evaluation, self.step)
         is_best = self.position.best is None or top1 > self.position.best["top1"]
         if is_best:
             self.position.best = {"epoch": epoch + 1, **evaluation.values()}
@@ -201,6 +206,7 @@ class TrainingRun:
             "lr": done.rates[0],
             "videos_per_second": recent.num_videos / recent.seconds,
             "wait_share": recent.wait_seconds / recent.seconds,
+            "memory_gib": peak_memory_gib(self.trainer.ranks.device),
         }
         groups = self.trainer.optimizer.param_groups
         values |= {f"lr_{group['name']}": rate for group, rate in zip(groups[1:], done.rates[1:], strict=True)}

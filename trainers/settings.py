@@ -49,6 +49,7 @@ class Settings:
     progress: str
     tensorboard: bool
     predictions: bool
+    report: bool
     test_batch_size: int
     random_weights: bool
 
@@ -103,6 +104,7 @@ def read_settings(config: Config) -> Settings:
         progress=config["logging"]["progress"],
         tensorboard=config["logging"]["tensorboard"],
         predictions=config["logging"]["predictions"],
+        report=config["logging"]["report"],
         random_weights=config["trainer"]["clip_weights"] is None,
     )
 
