@@ -16,6 +16,7 @@ _MODULES = {
     "transforms": ("TestTransform", "TrainTransform", "normalize"),
     "video_dataset": ("BadVideo", "ItemKey", "VideoDataset"),
     "video_files": ("VideoFilesError", "open_video_files"),
+    "windows": ("Window", "read_windows"),
     "workers": ("VideoTimeoutError", "VideoWorkerError"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

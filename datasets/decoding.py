@@ -11,11 +11,13 @@ decord decodes by default and PyAV what decord cannot open. What each gets wrong
 A reader lives for one call: readers kept alive are what long runs have hung on and leaked memory by.
 """
 
+import functools
 import importlib.util
 import io
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -93,6 +95,48 @@ def decode(source: str | Path | VideoBytes, choose: Callable[[int], np.ndarray],
         except _DecoderError as error:
             reasons.append(str(error))
     raise VideoReadError(name, "; ".join(reasons))
+
+
+@dataclass(frozen=True)
+class TimedFrame:
+    """A frame and when it is shown, in seconds since the first frame; `pixels()` gives it as uint8 RGB (H, W, 3)."""
+
+    start: float
+    end: float
+    pixels: Callable[[], np.ndarray]
+
+
+def frames_in_time(path: str) -> Iterator[TimedFrame]:
+    """Yield all frames of a video file in order, decoded one after the other (PyAV), upright.
+
+    Raises:
+        VideoReadError: the file cannot be read, has no frames, or breaks off after those already yielded.
+    """
+    import av
+
+    held, first, began = None, None, 0.0
+    duration = 0.0  # of the frame before
+    end = 0.0
+    try:
+        for frame in _pyav_frames(path):
+            first = first or frame
+            if held is not None:
+                moment = end + duration if frame.time is None else frame.time - began
+                # A stream may repeat a time stamp or step back; shown time never does.
+                moment = max(moment, end)
+                yield TimedFrame(end, moment, functools.partial(_rgb, held, first))
+                duration, end = moment - end, moment
+            else:
+                began = frame.time or 0.0
+                duration = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.04
+            held = frame
+        if held is not None:
+            yield TimedFrame(end, end + duration, functools.partial(_rgb, held, first))
+    except (av.error.FFmpegError, ValueError, OSError, _DecoderError) as error:
+        where = f" after {end:.1f} s" if held is not None else ""
+        raise VideoReadError(path, f"PyAV cannot decode it{where} ({_first_line(error, path)})") from error
+    if held is None:
+        raise VideoReadError(path, "PyAV finds no frames")
 
 
 def _readers(decoder: str, is_avi: bool) -> list[Callable[[str | bytes, Callable[[int], np.ndarray]], np.ndarray]]:

@@ -63,3 +63,47 @@ def golden_weights(golden_dir: Path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+TINY_SIZES = {
+    "image_size": 48,
+    "patch_size": 12,
+    "vision_width": 64,
+    "vision_depth": 3,
+    "text_width": 64,
+    "text_depth": 3,
+    "embed_dim": 64,
+    "num_frames": 6,
+    "split_camel_case": False,
+}
+TINY_CONTEXT = {"num_context_tokens": 5, "seed_ratio": 0.5, "merge_rate": 8, "prompt_layers": [2, 3]}
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return checkpoints of small models with random weights, by the model's name, as training writes them."""
+    import tc_clip
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    paths = {}
+    for name, options in (("tc_clip", TINY_CONTEXT), ("vifi_clip", {})):
+        torch.manual_seed(3)
+        model = tc_clip.create_model(name, class_names=["any"], **TINY_SIZES, **options)
+        paths[name] = folder / f"{name}.pth"
+        torch.save({"format_version": 1, "model": model.state_dict(), "model_info": model.info()}, paths[name])
+    return paths
+
+
+@pytest.fixture(scope="session")
+def shape_clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Return a few videos of the embedded data set, of different classes, 16 to 24 frames each at 12 a second."""
+    from scripts import make_shapes
+
+    folder = tmp_path_factory.mktemp("clips")
+    settings = make_shapes.Settings()
+    classes = make_shapes.all_classes()
+    clips = []
+    for number, shape_class in enumerate((classes[0], classes[13], classes[26], classes[39], classes[47])):
+        clips.append(folder / make_shapes.file_name(shape_class, number))
+        make_shapes.write_video(clips[-1], make_shapes.render(shape_class, number, settings), settings)
+    return clips

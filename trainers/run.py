@@ -132,6 +132,7 @@ def _train(job: Job) -> list[ResultRow]:
         trainer,
         partial(_validate, job, val_loader),
         note_best=partial(_write_files, job, "val", val, None),
+        note_validation=partial(_show_validation, job, val),
         output=settings.output,
         epochs=settings.epochs,
         save_freq=settings.save_freq,
@@ -240,6 +241,14 @@ def _validate(job: Job, loader: Any) -> Evaluation:
     return evaluation
 
 
+def _show_validation(job: Job, videos: VideoList, evaluation: Evaluation, step: int) -> None:
+    """Put classes and some videos of a validation into TensorBoard."""
+    if job.log.shows_pictures:
+        from trainers.board import answered_videos, class_shares
+
+        job.log.validation(step, class_shares(evaluation, videos), answered_videos(evaluation, videos))
+
+
 def _evaluate(job: Job, loader: Any, videos: VideoList) -> Evaluation:
     job.model.set_class_names(videos.class_names, videos.split_camel_case)
     evaluation = evaluate(
@@ -324,3 +333,15 @@ def _tell_results(job: Job, rows: Sequence[ResultRow]) -> None:
     name = "results.json" if settings.eval is None else f"results_eval_{settings.eval}.json"
     job.log.save_text(name, json.dumps(results_dict(rows, summary, facts), indent=2) + "\n")
     job.log.info(f"\nresults: {settings.output / name}")
+    if job.ranks.is_main and settings.report:
+        _write_report(job)
+
+
+def _write_report(job: Job) -> None:
+    """Write the page about the run; what is wrong with older files in its folder must not fail a finished run."""
+    from trainers.report import write_report
+
+    try:
+        job.log.info(f"report: {write_report(job.settings.output)}")
+    except ConfigError as error:
+        job.log.warning(f"no report: {error}")

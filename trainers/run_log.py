@@ -3,13 +3,14 @@
 Only the main process of a run writes; on the others every call is without effect.
 """
 
+import importlib.util
 import json
 import logging
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -106,6 +107,28 @@ class RunLog:
         grid = torch.cat([torch.cat(list(video), dim=-1) for video in videos.cpu()], dim=-2)  # (3, B*H, T*W)
         self._writer.add_image("train/frames", grid, step)
 
+    @property
+    def shows_pictures(self) -> bool:
+        """Whether TensorBoard is written here, so that it is worth while to make pictures for it."""
+        return self._writer is not None
+
+    def validation(self, step: int, shares: Mapping[str, float], pictures: Sequence[tuple[Tensor, str]]) -> None:
+        """Put into TensorBoard what a validation says of single classes and videos.
+
+        Args:
+            step: as for `metrics`.
+            shares: accuracy of every class that has videos, in percent.
+            pictures: frames uint8 `(3, H, W)` of some videos, and what was answered.
+        """
+        if self._writer is None:
+            return
+        rows = [f"| {name} | {share:.1f} |" for name, share in sorted(shares.items(), key=lambda item: item[1])]
+        self._writer.add_text("val/class_accuracy", "\n".join(["| class | top-1 % |", "|---|---|", *rows]), step)
+        self._writer.add_histogram("val/class_accuracy", torch.tensor(list(shares.values())), step)
+        for place, (picture, answer) in enumerate(pictures):
+            self._writer.add_image(f"val_videos/{place}", picture, step)
+            self._writer.add_text(f"val_videos/{place}", answer, step)
+
     def start_bar(self, description: str, total: int, done: int = 0) -> None:
         """Begin a progress bar, where there is a terminal."""
         if self.show_bar:
@@ -166,6 +189,18 @@ def quiet_libraries(is_main: bool) -> None:
     for name in ("tc_clip", "datasets"):
         logging.getLogger(name).setLevel(logging.WARNING if is_main else logging.CRITICAL)
     logging.getLogger("datasets.loaders").setLevel(logging.CRITICAL)
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Return the most memory used so far: tensors of this process on its GPU, or the process itself on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    if importlib.util.find_spec("resource") is None:  # Windows does not say
+        return float("nan")
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB here
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def make_writable(folder: Path) -> None:

@@ -137,6 +137,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     "logging.sample_frames": _switch,
     "logging.predictions": _switch,
     "logging.pictures": _switch,
+    "logging.report": _switch,
 }
 
 

@@ -11,6 +11,7 @@ from trainers.checkpoint import BEST, LAST, load_training_checkpoint, save_check
 from trainers.evaluator import Evaluation
 from trainers.metrics import percent
 from trainers.plan import duration
+from trainers.run_log import peak_memory_gib
 from trainers.trainer import EpochReport, Trainer, UpdateReport
 
 ESTIMATE_AFTER = 5  # updates until the time of one is believed; the first ones also start workers and kernels
@@ -31,6 +32,7 @@ class TrainingRun:
     Args:
         validate: evaluates the model on the validation list; the model is in training mode again afterwards.
         note_best: is given every evaluation that is the best so far, on every process.
+        note_validation: is given every evaluation and its step (micro-batches since the run began).
         output: folder of the checkpoints.
         save_freq: epochs between validations (each followed by writing `last.pth`).
         keep_every: epochs between kept copies, or None.
@@ -46,6 +48,7 @@ class TrainingRun:
         validate: Callable[[], Evaluation],
         *,
         note_best: Callable[[Evaluation], None],
+        note_validation: Callable[[Evaluation, int], None] = lambda evaluation, step: None,
         output: Path,
         epochs: int,
         save_freq: int,
@@ -58,6 +61,7 @@ class TrainingRun:
         self.trainer = trainer
         self.validate = validate
         self.note_best = note_best
+        self.note_validation = note_validation
         self.output = output
         self.epochs = epochs
         self.save_freq = save_freq
@@ -143,6 +147,7 @@ class TrainingRun:
         self._validation_seconds = time.perf_counter() - start
         top1, top5 = evaluation.counts.top1, percent(evaluation.counts.top5)
         log.metrics("val", self.step, {"epoch": epoch + 1, **evaluation.values()})
+        self.note_validation(evaluation, self.step)
         is_best = self.position.best is None or top1 > self.position.best["top1"]
         if is_best:
             self.position.best = {"epoch": epoch + 1, **evaluation.values()}
@@ -206,6 +211,7 @@ class TrainingRun:
             "lr": done.rates[0],
             "videos_per_second": recent.num_videos / recent.seconds,
             "wait_share": recent.wait_seconds / recent.seconds,
+            "memory_gib": peak_memory_gib(self.trainer.ranks.device),
         }
         groups = self.trainer.optimizer.param_groups
         values |= {f"lr_{group['name']}": rate for group, rate in zip(groups[1:], done.rates[1:], strict=True)}

@@ -50,6 +50,7 @@ class Settings:
     tensorboard: bool
     predictions: bool
     pictures: bool
+    report: bool
     test_batch_size: int
     random_weights: bool
 
@@ -105,6 +106,7 @@ def read_settings(config: Config) -> Settings:
         tensorboard=config["logging"]["tensorboard"],
         predictions=config["logging"]["predictions"],
         pictures=config["logging"]["pictures"],
+        report=config["logging"]["report"],
         random_weights=config["trainer"]["clip_weights"] is None,
     )
 
