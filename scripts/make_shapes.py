@@ -194,12 +194,13 @@ def base2novel_halves(motions: str = "paths") -> tuple[list[ShapeClass], list[Sh
 
 def trajectory(motion: str, num_frames: int, rng: np.random.Generator) -> np.ndarray:
     """Return the shape's centre x and y in every frame, (num_frames, 2), as shares of the frame's side."""
-    turns = rng.uniform(size=2) + np.arange(num_frames)[:, None] / rng.uniform(*PERIOD_RANGE, size=2)
-    angles = 2 * np.pi * turns  # (num_frames, 2)
+    phases = rng.uniform(size=2)
+    turns = np.arange(num_frames)[:, None] / rng.uniform(*PERIOD_RANGE, size=2)  # (num_frames, 2)
+    angles = 2 * np.pi * (phases + turns)
     path = np.sin(angles)
     if motion in DIRECTIONS:
-        cycles = rng.uniform(size=2) + np.array(DIRECTIONS[motion]) * turns
-        path = 2 * (cycles % 1) - 1  # a sawtooth; uniform in every frame, whatever the direction
+        # A sawtooth, uniform in every frame whatever the direction.
+        path = 2 * ((phases + np.array(DIRECTIONS[motion]) * turns) % 1) - 1
     elif motion == "moving sideways":
         path[:, 1] = rng.uniform(*OFFSET_RANGE)
     elif motion == "moving up and down":

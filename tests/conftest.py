@@ -1,6 +1,7 @@
 """Fixtures that more than one test file uses."""
 
 import importlib.util
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,15 @@ def all_cores() -> Iterator[None]:
     torch.set_num_threads(os.cpu_count() or 1)
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def audible_loggers() -> None:
+    """Undo what a run inside an earlier test silenced: runs set the levels of our loggers, and Hydra disables some."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.split(".")[0] in ("tc_clip", "datasets") and isinstance(logger, logging.Logger):
+            logger.disabled, logger.propagate = False, True
+            logger.setLevel(logging.NOTSET)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,7 +17,7 @@ def test_no_single_frame_tells_the_direction(frame: int):
     rng = np.random.default_rng(0)
     for motion in make_shapes.DIRECTIONS:
         values = np.array([make_shapes.trajectory(motion, 16, rng)[frame] for _ in range(2000)])
-        low, high = np.array([make_shapes.CENTRE_RANGE, make_shapes.CENTRE_RANGE, make_shapes.RADIUS_RANGE]).T
+        low, high = make_shapes.CENTRE_RANGE
         shares = (values - low) / (high - low)
         assert ((0 <= shares) & (shares <= 1)).all()
         assert np.abs(shares.mean(axis=0) - 0.5).max() < 0.03 and np.abs(shares.var(axis=0) - 1 / 12).max() < 0.01
@@ -27,7 +27,7 @@ class Draws:
     """Gives the phases and periods that it was made with, in place of random ones."""
 
     def __init__(self, phase: float, period: float):
-        self.values = [np.full(3, phase), np.full(3, period)]
+        self.values = [np.full(2, phase), np.full(2, period)]
 
     def uniform(self, *limits: float, size: int) -> np.ndarray:
         return self.values.pop(0)
@@ -48,7 +48,7 @@ def test_the_other_motions_make_another_set(tmp_path: Path):
     settings = dataclasses.replace(SMALL, motions="directions")
     assert settings.digest() != SMALL.digest()
     names = {c.name for c in make_shapes.all_classes("directions")}
-    assert len(names) == 48 and "red circle moving left" in names
+    assert len(names) == 48 and "red square moving left" in names
     assert len(make_shapes.held_out_classes("directions")) == 12
     lists = make_shapes.annotation_lists(settings)
     stems = {path.rpartition("_")[0] for path, _ in lists["train_fully_supervised"]}
