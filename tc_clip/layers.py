@@ -1,13 +1,16 @@
 """What CLIP's two transformers are made of: attention, feed-forward, residual block."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tc_clip.kernels import feed_forward, linear
 
-def quick_gelu(x: Tensor) -> Tensor:
-    """Return `x * sigmoid(1.702 x)`, the activation that CLIP was trained with."""
-    return x * torch.sigmoid(1.702 * x)
+
+class Linear(nn.Linear):
+    """A linear layer that runs the fastest form of its product."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 class FeedForward(nn.Module):
@@ -19,7 +22,7 @@ class FeedForward(nn.Module):
         self.c_proj = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(quick_gelu(self.c_fc(x)))
+        return feed_forward(x, self.c_fc.weight, self.c_fc.bias, self.c_proj.weight, self.c_proj.bias)
 
 
 class Attention(nn.Module):
@@ -35,7 +38,7 @@ class Attention(nn.Module):
         self.width = width
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj = Linear(width, width)
         nn.init.normal_(self.in_proj_weight, std=width**-0.5)
 
     def queries(self, x: Tensor) -> Tensor:
@@ -58,7 +61,7 @@ class Attention(nn.Module):
 
     def _project(self, x: Tensor, first: int, stop: int) -> Tensor:
         rows = slice(first * self.width, stop * self.width)
-        return F.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
+        return linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)

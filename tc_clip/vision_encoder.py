@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tc_clip.config import ContextConfig, VisionConfig
+from tc_clip.kernels import attend
 from tc_clip.layers import Attention, ResidualBlock, init_tower
 from tc_clip.temporal_context import (
     BlockTrace,
@@ -52,47 +53,11 @@ class FrameAttention(Attention):
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, context: tuple[Tensor, Tensor] | None) -> Tensor:
         """Attend from (B, T, A, n, h) to own keys and values (B, T, A, N, h) and to the context's (B, A, K, h)."""
-        B, T, A, N, h = keys.shape
-        if context is None:
-            return F.scaled_dot_product_attention(queries, keys, values)  # (B, T, A, n, h)
-        keys, values = (
-            torch.cat((own, shared.unsqueeze(1).expand(-1, T, -1, -1, -1)), dim=3)
-            for own, shared in zip((keys, values), context, strict=True)
-        )  # (B, T, A, N + K, h)
-        queries, keys, values = (x.flatten(0, 1) for x in (queries, keys, values))
-        if self.local_global_bias is None:
-            attended = F.scaled_dot_product_attention(queries, keys, values)
-        else:
-            attended = _attend_with_bias(queries, keys, values, self._bias_of_keys(N, keys))
-        return attended.unflatten(0, (B, T))  # (B, T, A, n, h)
-
-    def _bias_of_keys(self, num_own: int, keys: Tensor) -> Tensor:
-        """Return the bias of each key, (A, N + K). Only the difference of the two entries changes a softmax."""
-        difference = (self.local_global_bias[..., 1] - self.local_global_bias[..., 0]).to(keys.dtype)  # (A, 1)
-        num_context = keys.shape[2] - num_own
-        return torch.cat((difference.new_zeros(self.num_heads, num_own), difference.expand(-1, num_context)), dim=1)
-
-
-def _attend_with_bias(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-    """Attend with a bias (A, L) a key, through a fused kernel in evaluation and in training.
-
-    A mask that wants a gradient makes the kernels fall back to materialised attention. Written as one more channel,
-    of the constant 1 in the queries and of the bias in the keys, the bias gets its gradient from the fused kernel.
-    """
-    if not (bias.requires_grad and torch.is_grad_enabled()):
-        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias[None, :, None])
-    width = queries.shape[-1]
-    scale = width**-0.5
-    channels = 8  # kernels want widths in multiples of 8; the other channels stay zero
-    one = F.pad(queries.new_ones(*queries.shape[:-1], 1), (0, channels - 1))
-    extra = F.pad((bias / scale).expand(keys.shape[0], -1, -1).unsqueeze(-1), (0, channels - 1))
-    attended = F.scaled_dot_product_attention(
-        torch.cat((queries, one), dim=-1),
-        torch.cat((keys, extra), dim=-1),
-        F.pad(values, (0, channels)),
-        scale=scale,
-    )
-    return attended[..., :width]
+        bias = None
+        if context is not None and self.local_global_bias is not None:
+            # Only the difference of the two entries changes a softmax.
+            bias = self.local_global_bias[:, 0, 1] - self.local_global_bias[:, 0, 0]  # (A,)
+        return attend(queries, keys, values, context, bias)
 
 
 class VisionBlock(ResidualBlock):
