@@ -90,5 +90,5 @@ def init_tower(blocks: nn.ModuleList, width: int) -> None:
         nn.init.normal_(block.attn.out_proj.weight, std=out_std)
         nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
         nn.init.normal_(block.mlp.c_proj.weight, std=out_std)
-        for linear in (block.attn.out_proj, block.mlp.c_fc, block.mlp.c_proj):
-            nn.init.zeros_(linear.bias)
+        for layer in (block.attn.out_proj, block.mlp.c_fc, block.mlp.c_proj):
+            nn.init.zeros_(layer.bias)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tc_clip.config import ContextConfig
-from tc_clip.token_merging import average_tokens, match_tokens, merge_schedule
+from tc_clip.token_merging import average_tokens, match_tokens, merge_schedule, take_rows
 
 
 class BlockTrace(NamedTuple):
@@ -72,7 +72,8 @@ def select_seeds(class_attention: Tensor, num_seeds: int) -> Tensor:
 
 def gather_patches(tokens: Tensor, patches: Tensor) -> Tensor:
     """Take the patches (B, T, S), counted without the class token, out of frame tokens (B, T, N, D): (B, T, S, D)."""
-    return tokens.gather(2, (patches + 1).unsqueeze(-1).expand(-1, -1, -1, tokens.shape[-1]))
+    B, T = patches.shape[:2]
+    return take_rows(tokens.flatten(0, 1), patches.flatten(0, 1) + 1).unflatten(0, (B, T))
 
 
 def summarise_seeds(seeds: Tensor, config: ContextConfig) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tc_clip.kernels import pairwise_products
+
 
 def merge_schedule(num_tokens: int, num_kept: int, merge_rate: int) -> tuple[int, ...]:
     """Return how many tokens each round merges away until `num_kept` are left.
@@ -50,9 +52,9 @@ def match_tokens(tokens: Tensor, schedule: tuple[int, ...]) -> Tensor:
 def _merge_round(sums: Tensor, num_merged: int) -> tuple[Tensor, Tensor]:
     """Merge the `num_merged` even tokens that are most like an odd one; return new positions (B, n) and new sums."""
     B, n, D = sums.shape
-    even, odd = sums[:, ::2], sums[:, 1::2]
+    odd = sums[:, 1::2]
     directions = F.normalize(sums, dim=-1, eps=1e-12)
-    similarity = directions[:, ::2] @ directions[:, 1::2].transpose(1, 2)  # (B, even, odd)
+    similarity = pairwise_products(directions[:, ::2], directions[:, 1::2])  # (B, even, odd)
     best, partner = similarity.max(dim=-1)  # (B, even)
     order = best.argsort(dim=-1, descending=True)
     merged, staying = order[:, :num_merged], order[:, num_merged:]
@@ -66,10 +68,24 @@ def _merge_round(sums: Tensor, num_merged: int) -> tuple[Tensor, Tensor]:
     even_target.scatter_(1, staying, rank).scatter_(1, merged, merged_into + num_staying)
     target[:, ::2] = even_target
 
-    merged_sums = even.gather(1, merged.unsqueeze(-1).expand(-1, -1, D))
-    odd = odd.scatter_add(1, merged_into.unsqueeze(-1).expand(-1, -1, D), merged_sums)
-    staying_sums = even.gather(1, staying.unsqueeze(-1).expand(-1, -1, D))
-    return target, torch.cat((staying_sums, odd), dim=1)  # (B, n - num_merged, D)
+    # The even tokens stand at twice their number in `sums`.
+    merged_sums = take_rows(sums, 2 * merged)
+    new_sums = torch.cat((take_rows(sums, 2 * staying), odd), dim=1)  # (B, n - num_merged, D)
+    rows = merged_into + num_staying + _row_offsets(B, n - num_merged, sums.device)
+    new_sums.view(-1, D).index_add_(0, rows.flatten(), merged_sums.flatten(0, 1))
+    return target, new_sums
+
+
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Take rows (B, m) of each (n, D) of `x` (B, n, D): (B, m, D). Copies whole rows, which `gather` does not."""
+    B, n = x.shape[:2]
+    rows = (rows + _row_offsets(B, n, x.device)).flatten()
+    return x.flatten(0, 1).index_select(0, rows).unflatten(0, (B, -1))
+
+
+def _row_offsets(batch: int, num_rows: int, device: torch.device) -> Tensor:
+    """Return where each batch element's rows begin in the flattened tensor, (B, 1)."""
+    return torch.arange(0, batch * num_rows, num_rows, device=device).unsqueeze(1)
 
 
 def average_tokens(tokens: Tensor, assignment: Tensor, num_groups: int) -> Tensor:
