@@ -5,12 +5,14 @@ context tokens that the block before it produced, and produces its own for the n
 """
 
 from collections.abc import Collection
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tc_clip.checkpointing import recompute_in_backward
 from tc_clip.config import ContextConfig, VisionConfig
 from tc_clip.kernels import attend
 from tc_clip.layers import Attention, ResidualBlock, init_tower
@@ -153,6 +155,7 @@ class VisionEncoder(nn.Module):
             raise ValueError("contextual blocks need a context configuration and a block before them")
         self.config = config
         self.context = context
+        self.checkpointing = False  # compute blocks again in the backward pass: a third more time, little memory
         self.contextual_blocks = frozenset(contextual_blocks)
         D, N = config.width, 1 + config.num_patches
         self.patch_embedding = nn.Conv2d(3, D, config.patch_size, stride=config.patch_size, bias=False)
@@ -188,9 +191,11 @@ class VisionEncoder(nn.Module):
         context = None
         wanted: dict[int, Tensor] = {}
         traces = []
+        recompute = self.checkpointing and torch.is_grad_enabled()
         for i, block in enumerate(self.blocks):
             produces = i + 1 in self.contextual_blocks or i + 1 in context_blocks
-            frames, context, trace = block(
+            run = partial(recompute_in_backward, block) if recompute else block
+            frames, context, trace = run(
                 frames,
                 context if i in self.contextual_blocks else None,
                 self.context if produces else None,
