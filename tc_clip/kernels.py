@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 QUICK_GELU_SLOPE = 1.702
 
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()
 # Attention weights of one chunk where they are materialised: what stays in a CPU's cache.
 _CHUNK_BYTES = 8 << 20
 
@@ -41,6 +42,9 @@ def feed_forward(x: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Te
     `quick_gelu(h) = silu(1.702 h) / 1.702`, and the two factors go into the weights. The backward pass keeps the
     product before the activation and computes the activation again: a third of the memory.
     """
+    if torch.compiler.is_compiling():  # which fuses and recomputes elementwise operations by itself
+        hidden = F.linear(x, w_in, b_in)
+        return F.linear(hidden * torch.sigmoid(QUICK_GELU_SLOPE * hidden), w_out, b_out)
     dtype = _compute_dtype(x)
     if torch.is_grad_enabled() and (x.requires_grad or w_in.requires_grad):
         return _FeedForward.apply(x, w_in, b_in, w_out, b_out, dtype)
@@ -69,7 +73,7 @@ def attend(
         (B, T, A, n, h): `softmax(queries @ all_keys.T / sqrt(h) + bias) @ all_values`.
     """
     B, T = queries.shape[:2]
-    if queries.device.type == "cpu":
+    if queries.device.type == "cpu" and not torch.compiler.is_compiling():
         if queries.dtype in (torch.bfloat16, torch.float16):
             return _MaterialisedAttention.apply(queries, keys, values, *(context or (None, None)), bias)
         if context is not None:
@@ -290,7 +294,7 @@ def _by_video(x: Tensor) -> Tensor:
 
 
 def _onednn_is_faster(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    return _HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
@@ -301,7 +305,7 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
     """Return `activation(x @ weight.T + bias)`; "swish" is oneDNN's name of silu."""
-    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available():
+    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and _HAS_ONEDNN:
         # oneDNN takes a hundred times longer over rows that do not follow one another.
         return torch.ops.mkldnn._linear_pointwise(_dense(x), _dense(weight), bias, activation, [], "")
     y = F.linear(x, weight, bias)
