@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import tc_clip
+from datasets.frame_cache import FrameCache
 from datasets.loaders import EvalLoader, TrainLoader
 from datasets.mixing import Mixing
 from datasets.transforms import TestTransform, TrainTransform
@@ -71,6 +72,13 @@ def build_model(config: Config, videos: VideoList) -> tc_clip.VideoClip:
     return model
 
 
+def speed_up(config: Config, model: tc_clip.VideoClip) -> None:
+    """Apply what changes the cost of the model and not its results."""
+    model.vision.checkpointing = config["trainer"]["checkpointing"]
+    if config["trainer"]["compile"]:
+        model.compile()
+
+
 def build_train_loader(config: Config, videos: VideoList, ranks: Ranks) -> TrainLoader:
     """Return this rank's loader of training videos."""
     aug, data = config["aug"], config["data"]
@@ -83,7 +91,13 @@ def build_train_loader(config: Config, videos: VideoList, ranks: Ranks) -> Train
         crop_scales=tuple(aug["crop_scales"]),
     )
     dataset = VideoDataset(
-        videos.records, videos.files, transform, num_frames=config["num_frames"], decoder=data["decoder"]
+        videos.records,
+        videos.files,
+        transform,
+        num_frames=config["num_frames"],
+        decoder=data["decoder"],
+        cache=_frame_cache(data, transform),
+        colors_later=aug["colors_on_device"],
     )
     return TrainLoader(
         dataset,
@@ -104,14 +118,16 @@ def build_eval_loader(
     """Return this rank's loader of the videos of an evaluation; `keep_workers` where it is iterated many times."""
     data = config["data"]
     num_clip, num_crop = views_of(config, part)
+    transform = TestTransform(config["input_size"], num_crop)
     dataset = VideoDataset(
         videos.records,
         videos.files,
-        TestTransform(config["input_size"], num_crop),
+        transform,
         num_frames=config["num_frames"],
         num_clips=num_clip,
         random_test_views=config["views"]["random"],
         decoder=data["decoder"],
+        cache=_frame_cache(data, transform),
     )
     return EvalLoader(
         dataset,
@@ -207,6 +223,17 @@ def build_log(settings: Settings, ranks: Ranks, purge_step: int | None) -> RunLo
         tensorboard=settings.tensorboard and settings.eval is None,
         purge_step=purge_step,
     )
+
+
+def _frame_cache(data: Mapping[str, Any], transform: TrainTransform | TestTransform) -> FrameCache | None:
+    if data["cache"] is None:
+        return None
+    try:
+        return FrameCache(data["cache"], int(data["cache_gb"] * 1e9), transform.short_side, data["decoder"])
+    except (OSError, ImportError) as error:
+        raise ConfigError(
+            f"data.cache={data['cache']}: cannot be used ({error}); give another folder or null"
+        ) from error
 
 
 def _read_list(config: Config, where: str, entry: Mapping[str, Any], opened: dict) -> VideoList:

@@ -84,6 +84,7 @@ def _prepare(config: Config, settings: Settings, ranks: Ranks) -> Job:
         tc_clip.load_weights(model, settings.resume)
     model.to(ranks.device, precision.dtype)
     ranks.broadcast_model(model)
+    build.speed_up(config, model)
     return Job(config, settings, ranks, precision, lists, model)
 
 
