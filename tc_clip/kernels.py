@@ -230,8 +230,9 @@ class _MaterialisedAttention(torch.autograd.Function):
         B, T, A, N, h = k.shape
         grad_q, grad_k, grad_v = (torch.empty_like(x.transpose(2, 3)).transpose(2, 3) for x in (q, k, v))
         has_context = context_k is not None
-        grad_context = [torch.zeros_like(x, dtype=torch.float32) for x in (context_k, context_v) if has_context]
-        grad_bias = None if bias is None else torch.zeros(A, dtype=torch.float32)
+        total = torch.promote_types(q.dtype, torch.float32)  # of sums over frames
+        grad_context = [torch.zeros_like(x, dtype=total) for x in (context_k, context_v) if has_context]
+        grad_bias = None if bias is None else torch.zeros(A, dtype=total)
         for frames, (q_, k_, v_), mask in _chunks(q, k, v, context_k, context_v, bias):
             grad_ = grad.flatten(0, 1)[frames].flatten(0, 1)
             weights = _weights(q_, k_, mask)
@@ -245,10 +246,10 @@ class _MaterialisedAttention(torch.autograd.Function):
             grad_v.flatten(0, 1)[frames] = grad_values[:, :, :N]
             if has_context:
                 video = frames.start // T
-                grad_context[0][video] += grad_keys[:, :, N:].sum(0, dtype=torch.float32)
-                grad_context[1][video] += grad_values[:, :, N:].sum(0, dtype=torch.float32)
+                grad_context[0][video] += grad_keys[:, :, N:].sum(0, dtype=total)
+                grad_context[1][video] += grad_values[:, :, N:].sum(0, dtype=total)
             if bias is not None:
-                grad_bias += grad_logits[..., N:].unflatten(0, (-1, A)).sum((0, 2, 3), dtype=torch.float32)
+                grad_bias += grad_logits[..., N:].unflatten(0, (-1, A)).sum((0, 2, 3), dtype=total)
         grad_context = [x.to(q.dtype) for x in grad_context] if has_context else (None, None)
         return grad_q, grad_k, grad_v, *grad_context, None if bias is None else grad_bias.to(bias.dtype)
 
