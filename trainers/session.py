@@ -9,6 +9,7 @@ from typing import Any
 
 from trainers.checkpoint import BEST, LAST, load_training_checkpoint, save_checkpoint
 from trainers.evaluator import Evaluation
+from trainers.loading_advice import cores_of_a_process, loading_advice
 from trainers.plan import duration
 from trainers.trainer import EpochReport, Trainer, UpdateReport
 
@@ -128,6 +129,10 @@ class TrainingRun:
             f"waiting for data {values['wait_share']:.0%} of the time, {duration(report.seconds)}"
             + (f", {values['bad_videos']} unreadable videos" if values["bad_videos"] else "")
         )
+        speed = values["wait_share"], values["videos_per_second"]
+        advice = loading_advice(*speed, self.config["num_workers"], cores_of_a_process())
+        if advice is not None:
+            log.warning(advice)
         self.position.epoch, self.position.micro_batch = epoch + 1, 0
         if self.is_validated(epoch):
             self._validate_and_save(epoch)
