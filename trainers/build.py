@@ -173,6 +173,7 @@ def trainer_options(config: Config) -> dict[str, Any]:
     return {
         "seed": config["seed"],
         "clip_grad_norm": config["optimizer"]["clip_grad_norm"],
+        "max_skipped": config["max_skipped"],
         "sample_frames": config["logging"]["tensorboard"] and config["logging"]["sample_frames"],
     }
 
@@ -182,19 +183,7 @@ def max_bad_videos(config: Config, num_videos: int) -> float:
     return config["data"]["max_bad_share"] * num_videos
 
 
-def run_numbers(config: Config, num_videos: int) -> dict[str, Any]:
-    """Return what must be the same for a run to be continued: all that its further course depends on."""
-    names = ("protocol", "seed", "batch_size", "total_batch_size", "epochs", "warmup_epochs", "lr", "lr_min")
-    names += ("num_frames", "input_size", "context_length")
-    return {
-        **{name: config[name] for name in names},
-        "data": config["data"]["name"],
-        "trainer": config["trainer"]["name"],
-        "num_videos": num_videos,
-    }
-
-
-def build_log(settings: Settings, ranks: Ranks, purge_step: int | None) -> RunLog:
+def build_log(settings: Settings, ranks: Ranks, purge_step: int | None, purge_validation: bool = False) -> RunLog:
     """Return the log of the run; a dry run writes no file."""
     return RunLog(
         None if settings.dry_run else settings.output,
@@ -202,6 +191,7 @@ def build_log(settings: Settings, ranks: Ranks, purge_step: int | None) -> RunLo
         progress=settings.progress,
         tensorboard=settings.tensorboard and settings.eval is None,
         purge_step=purge_step,
+        purge_validation=purge_validation,
     )
 
 
