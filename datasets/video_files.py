@@ -38,15 +38,19 @@ class TarMember:
         return f"{self.archive}:{self.name}"
 
 
-def open_video_files(root: str | Path) -> "VideoFiles":
+def open_video_files(root: str | Path, allow_outside: bool = False) -> "VideoFiles":
     """Open a folder of videos, or one uncompressed `.tar` of them.
+
+    Args:
+        allow_outside: whether listed paths may lead out of a folder (absolute ones, and those with `..`). Links that
+            lie in the folder are always followed: whoever made the folder made them, and no list can.
 
     Raises:
         VideoFilesError: there is nothing at `root`, or it is a compressed or damaged tar.
     """
     root = os.path.abspath(os.path.expanduser(root))
     if os.path.isdir(root):
-        return FolderFiles(root)
+        return FolderFiles(root, allow_outside)
     if os.path.isfile(root):
         return TarFiles(root, _tar_members(root))
     raise VideoFilesError(f"{root}: no such folder or .tar of videos")
@@ -55,8 +59,9 @@ def open_video_files(root: str | Path) -> "VideoFiles":
 class VideoFiles(ABC):
     """The videos below one root. Picklable, holds no open file."""
 
-    def __init__(self, root: str):
+    def __init__(self, root: str, allow_outside: bool = False):
         self.root = root
+        self.allow_outside = allow_outside
         self._by_name: dict[str, list[str]] | None = None
 
     def find(self, listed: str) -> str | TarMember:
@@ -103,8 +108,10 @@ class VideoFiles(ABC):
         """Return the listed path relative to the root, normalised, with forward slashes."""
         if listed.startswith("/") or ".." in listed or os.path.isabs(listed):
             relative = os.path.relpath(os.path.join(self.root, listed), self.root).replace(os.sep, "/")
-            if relative == ".." or relative.startswith("../"):
-                raise VideoFilesError(f"{self.root}: the listed path {listed!r} leads out of the root")
+            if (relative == ".." or relative.startswith("../")) and not self.allow_outside:
+                raise VideoFilesError(
+                    f"{self.root}: the listed path {listed!r} leads out of the root (data.allow_outside=true allows it)"
+                )
             return relative
         return listed[2:] if listed.startswith("./") else listed
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import tc_clip
+from datasets.isolation import Limits
 from datasets.loaders import EvalLoader, TrainLoader
 from datasets.mixing import Mixing
 from datasets.transforms import TestTransform, TrainTransform
@@ -82,7 +83,12 @@ def build_train_loader(config: Config, videos: VideoList, ranks: Ranks) -> Train
         jitter_per_frame=aug["jitter_per_frame"],
     )
     dataset = VideoDataset(
-        videos.records, videos.files, transform, num_frames=config["num_frames"], decoder=data["decoder"]
+        videos.records,
+        videos.files,
+        transform,
+        num_frames=config["num_frames"],
+        decoder=data["decoder"],
+        isolation=_isolation(config),
     )
     return TrainLoader(
         dataset,
@@ -111,6 +117,7 @@ def build_eval_loader(
         num_clips=num_clip,
         random_test_views=config["views"]["random"],
         decoder=data["decoder"],
+        isolation=_isolation(config),
     )
     return EvalLoader(
         dataset,
@@ -195,6 +202,11 @@ def build_log(settings: Settings, ranks: Ranks, purge_step: int | None, purge_va
     )
 
 
+def _isolation(config: Config) -> Limits | None:
+    data = config["data"]
+    return Limits(data["isolate_memory_mb"], data["isolate_timeout_s"]) if data["isolate"] else None
+
+
 def _read_list(config: Config, where: str, entry: Mapping[str, Any], opened: dict) -> VideoList:
     require_keys(where, entry, ("name", "group", "dataset", "list", "class_names"))
     name = entry["dataset"]
@@ -210,5 +222,6 @@ def _read_list(config: Config, where: str, entry: Mapping[str, Any], opened: dic
         class_names_path=Path(entry["class_names"]),
         flip=facts["flip"],
         split_camel_case=facts["split_camel_case"],
+        allow_outside=config["data"]["allow_outside"],
         opened=opened,
     )
