@@ -64,7 +64,9 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any], keep: int = 1) -> No
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: cannot write the checkpoint: {error}") from error
+        # torch's writer reports a failed write by where it stands in the file.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise CheckpointError(f"{path}: cannot write the checkpoint: {cause}") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
