@@ -134,7 +134,9 @@ class Monitor:
     def _describe_absent(self, waiting: str) -> str:
         """Name the processes that have not come to the reduction that this one waits in."""
         before = self._read_beats()
-        time.sleep(3 * self._beat_s)
+        for _ in range(3):  # the others may be looking at this process in the same way
+            self._closed.wait(self._beat_s)
+            self._try(self._beat)
         after = self._read_beats()
         absent = [
             rank

@@ -190,9 +190,7 @@ def run_on_ranks(repository: Path, tiny_root: Path) -> Callable[..., None]:
     ) -> None:
         options = {key.replace("__", "."): value for key, value in options.items()}
         arguments = overrides(tiny_root, output, protocol, trainer, options)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = unused_port()
         processes = []
         for rank in range(num_processes):
             environment = {
@@ -213,6 +211,19 @@ def run_on_ranks(repository: Path, tiny_root: Path) -> Callable[..., None]:
         _start_and_join(processes, statuses or [0] * num_processes)
 
     return run_processes
+
+
+def unused_port() -> int:
+    """Return a port that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def free_port() -> int:
+    """Return a port for processes to meet at."""
+    return unused_port()
 
 
 def _start_and_join(processes: Sequence[multiprocessing.Process], statuses: Sequence[int]) -> None:
