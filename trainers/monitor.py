@@ -89,7 +89,10 @@ class Monitor:
 
     def describe_lost(self) -> str:
         """Say which processes do not give a sign of life any more; takes some heartbeats of time."""
-        if self._try(lambda: self._store.check(["failed"])):
+        failed = self._try(lambda: self._store.check(["failed"]))
+        if failed is None:
+            return f"lost process 0, where the processes met ({os.environ.get('MASTER_ADDR', 'its machine')})"
+        if failed:
             return self._store.get("failed").decode()
         before = self._read_beats()
         time.sleep(3 * self._beat_s)
