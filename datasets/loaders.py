@@ -179,7 +179,10 @@ class _BadVideos:
                 self.found[bad.index] = bad
                 logger.warning("cannot read video %s: %s", bad.path, bad.reason)
         if len(self.found) > self._max_number:
-            raise BadVideoError(f"{self.describe()} (data.max_bad_share={self._max_share:g} is passed)")
+            raise BadVideoError(
+                f"{self.describe()} (more than data.max_bad_share={self._max_share:g} "
+                "allows: repair them or take them off the list, or raise it)"
+            )
 
     def describe(self) -> str:
         share = len(self.found) / self._num_listed

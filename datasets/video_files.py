@@ -8,7 +8,7 @@ makes the data set, and travels to the workers with it.
 import os
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -151,13 +151,21 @@ class FolderFiles(VideoFiles):
             with os.scandir(absolute) as entries:
                 for entry in entries:
                     path = f"{folder}/{entry.name}" if folder else entry.name
-                    if entry.is_dir():
+                    if _is(entry.is_dir):
                         pending.append(path)
-                    elif entry.is_file():
+                    elif _is(entry.is_file):
                         by_name.setdefault(entry.name, []).append(path)
         for paths in by_name.values():
             paths.sort()
         return by_name
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """Ask an entry of a folder what it is; a link that leads to itself is nothing."""
+    try:
+        return kind()
+    except OSError:
+        return False
 
 
 class TarFiles(VideoFiles):

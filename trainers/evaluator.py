@@ -138,8 +138,8 @@ def evaluate(
     if len(unreadable) > max(1, max_bad_share * num_videos):
         first = "; ".join(f"{path}: {why}" for _, path, why in unreadable[:3])
         raise BadVideoError(
-            f"{len(unreadable)} of {num_videos} listed videos cannot be read, more than data.max_bad_share="
-            f"{max_bad_share:g} allows: {first}"
+            f"{len(unreadable)} of {num_videos} listed videos cannot be read: {first} (more than data.max_bad_share="
+            f"{max_bad_share:g} allows: repair them or take them off the list, or raise it)"
         )
     seconds = time.perf_counter() - start
     return Evaluation(counts, [(path, reason) for _, path, reason in unreadable], predictions, seconds)

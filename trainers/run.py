@@ -13,10 +13,10 @@ from torch import Tensor
 
 import tc_clip
 from trainers import build
-from trainers.checkpoint import BEST, verify_checksum
+from trainers.checkpoint import BEST, DamagedCheckpointError, verify_checksum
 from trainers.continuing import run_facts
 from trainers.distributed import Ranks, start_distributed, stop_distributed
-from trainers.errors import ConfigError, ErrorOnAnotherRank, RunInterrupted
+from trainers.errors import CheckpointError, ConfigError, ErrorOnAnotherRank, RunInterrupted
 from trainers.evaluator import Evaluation, evaluate, write_predictions
 from trainers.interrupts import Interrupts
 from trainers.output_lock import OutputLock
@@ -116,7 +116,10 @@ def _prepare(config: Config, settings: Settings, ranks: Ranks) -> Job:
 def _load_weights(model: tc_clip.VideoClip, path: Path) -> None:
     """Load weights from a checkpoint of ours, whose checksum is checked, or a published one."""
     checkpoint = tc_clip.read_checkpoint(path)
-    verify_checksum(path, checkpoint)
+    try:
+        verify_checksum(path, checkpoint)
+    except DamagedCheckpointError as error:
+        raise CheckpointError(f"{error}; take another, as last_1.pth or one that keep_every kept") from error
     try:
         tc_clip.load_weights(model, checkpoint)
     except tc_clip.WeightsError as error:

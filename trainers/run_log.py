@@ -252,7 +252,9 @@ def make_writable(folder: Path) -> None:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise ConfigError(f"output={folder}: cannot be written: {error}") from error
+        if folder.is_file():
+            raise ConfigError(f"output={folder}: is a file; name a folder") from error
+        raise ConfigError(f"output={folder}: cannot be written: {error.strerror or error}") from error
 
 
 def environment(repository: Path, device: torch.device, world_size: int) -> dict:

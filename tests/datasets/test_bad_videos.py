@@ -33,7 +33,7 @@ def write(
     **options: str,
 ) -> None:
     """Write a video whose frames get brighter."""
-    with av.open(str(path), "w", format="matroska" if path.suffix == ".mkv" else None) as container:
+    with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         for number in range(num_frames):
@@ -91,8 +91,8 @@ MADE: dict[str, tuple[str, Callable[[Path], object], str | None]] = {
     "one frame": ("v.mp4", video(1, 48, 40), None),
     "two frames": ("v.mp4", video(2, 48, 40), None),
     "20,000 frames": ("v.mp4", video(20_000, 16, 16, preset="ultrafast"), None),
-    "1x1 pixels": ("v.mkv", video(3, 1, 1, codec="png", pix_fmt="rgb24"), None),
-    "1x64 pixels": ("v.mkv", video(3, 1, 64, codec="png", pix_fmt="rgb24"), None),
+    "1x1 pixels": ("v.mov", video(3, 1, 1, codec="png", pix_fmt="rgb24"), None),
+    "1x64 pixels": ("v.mov", video(3, 1, 64, codec="png", pix_fmt="rgb24"), None),
     "33x17 pixels": ("v.mkv", video(3, 33, 17, codec="ffv1", pix_fmt="yuv444p"), None),
     "7680x4320 pixels": ("v.mkv", video(1, 7680, 4320, codec="mjpeg", pix_fmt="yuvj420p"), None),
     "greyscale": ("v.mkv", video(5, 48, 40, codec="ffv1", pix_fmt="gray"), None),
