@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from trainers.errors import ConfigError, ErrorOnAnotherRank, LostProcessError
 from trainers.interrupts import Interrupts
 from trainers.monitor import Monitor
+from trainers.rendezvous import fresh_store
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 MARGIN_S = 120  # by which the library waits longer than the monitor, which can say for whom
@@ -171,6 +172,7 @@ def start_distributed(device: str = "auto", timeout_minutes: float = 30, interru
     timeout = timedelta(minutes=timeout_minutes)
     try:
         store, rank, world_size = next(dist.rendezvous("env://", rank, world_size, timeout=timeout))
+        store = fresh_store(store, rank, world_size, timeout)
         dist.init_process_group(
             "nccl" if chosen.type == "cuda" else "gloo",
             store=store,
@@ -179,7 +181,7 @@ def start_distributed(device: str = "auto", timeout_minutes: float = 30, interru
             timeout=timeout + timedelta(seconds=MARGIN_S),
             device_id=chosen if chosen.type == "cuda" else None,
         )
-    except (dist.DistError, ValueError) as error:
+    except (RuntimeError, ValueError, TimeoutError) as error:
         raise ConfigError(_no_connection(error, world_size, timeout_minutes)) from error
     request_stop = interrupts.request if interrupts is not None else (lambda reason: None)
     monitor = Monitor(
@@ -190,7 +192,7 @@ def start_distributed(device: str = "auto", timeout_minutes: float = 30, interru
 
 def _no_connection(error: Exception, world_size: int, timeout_minutes: float) -> str:
     where = f"{os.environ.get('MASTER_ADDR', '(MASTER_ADDR not set)')}:{os.environ.get('MASTER_PORT', '(no port)')}"
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    text = next(iter(str(error).strip().splitlines()), type(error).__name__)
     if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
         return f"{where}: this port is in use by another program; choose another MASTER_PORT (torchrun --master_port)"
     if "imed out" in str(error) or "clients joined" in str(error):

@@ -1,4 +1,4 @@
-"""torchrun, the launchers and the SLURM scripts: lost processes restart by themselves, signals save, statuses arrive."""
+"""torchrun, the launchers and the SLURM scripts: lost processes restart, signals save, statuses arrive."""
 
 import importlib.util
 import os

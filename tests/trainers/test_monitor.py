@@ -4,8 +4,9 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from trainers.distributed import Ranks, start_distributed
 from trainers.errors import ConfigError, LostProcessError
 from trainers.interrupts import Interrupts
 from trainers.monitor import Monitor
+from trainers.rendezvous import fresh_store
 
 
 class World:
@@ -124,6 +126,35 @@ def test_a_lost_connection_names_who_is_gone(world: World) -> None:
         raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:3128")
     with pytest.raises(RuntimeError, match="shapes differ"), ranks._waiting("adding up numbers"):
         raise RuntimeError("shapes differ")
+
+
+def test_a_restart_never_meets_the_processes_of_before() -> None:
+    """Ranks of a second start come one by one, while the store is full of what those of the first start wrote."""
+    store, second, seconds = dist.HashStore(), 20.0, timedelta(seconds=20)
+
+    def start_all(delays: Sequence[float]) -> list[dist.Store]:
+        found: list[dist.Store | None] = [None] * len(delays)
+
+        def join(rank: int) -> None:
+            time.sleep(delays[rank])
+            found[rank] = fresh_store(store, rank, len(delays), seconds)
+
+        threads = [threading.Thread(target=join, args=(rank,)) for rank in range(len(delays))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(second)
+        return found
+
+    seen: set[str] = set()
+    for number, delays in enumerate([(0, 0, 0), (0, 0.3, 0.1), (0.4, 0, 0.2), (0, 0.5), (0.2, 0, 0, 0.4)]):
+        stores = start_all(delays)
+        stores[0].set("address", str(number))
+        assert [one.get("address") for one in stores] == [str(number).encode()] * len(delays)
+        seen.add(stores[0].get("address").decode())
+    assert len(seen) == 5
+    with pytest.raises(TimeoutError, match=r"1 of 2 clients joined"):
+        fresh_store(dist.HashStore(), 0, 2, timedelta(seconds=0.2))
 
 
 def test_a_port_in_use_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -243,3 +243,10 @@ def test_one_gpu_trains_and_tests(compose_run, tmp_path: Path, precision: str) -
     run(compose_run(output=tmp_path / "cpu", **{**options, "device": "cpu", "precision": "fp32"}))
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "cpu"), rel=0.02)
     assert {value.device.type for value in load(tmp_path / "run" / "best.pth")["model"].values()} == {"cpu"}
+
+
+def test_decoding_apart_changes_no_number(compose_run, tmp_path: Path) -> None:
+    run(compose_run(epochs=1, warmup_epochs=0, output=tmp_path / "here"))
+    run(compose_run(epochs=1, warmup_epochs=0, output=tmp_path / "apart", data__isolate=True))
+    assert losses(tmp_path / "here") == losses(tmp_path / "apart")
+    assert_same_state(load(tmp_path / "here" / "last.pth"), load(tmp_path / "apart" / "last.pth"))
