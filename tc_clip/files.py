@@ -8,6 +8,7 @@ stand-ins, whether omegaconf is installed or not, and come back as plain contain
 import contextlib
 import hashlib
 import http.client
+import json
 import os
 import re
 import sys
@@ -208,10 +209,15 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return the dict of a checkpoint, ours or published: tensors on the CPU, the `config` as plain containers.
 
-    Raises WeightsError, also for a file that holds objects of any class but the few expected ones.
+    A `.safetensors` file has the weights, and in its metadata what else there is to know, as JSON. Raises WeightsError,
+    also for a file that holds objects of any class but the few expected ones.
     """
     path = Path(path)
     with _readable(path):
+        if path.suffix == ".safetensors":
+            with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+                facts = {key: json.loads(text) for key, text in (file.metadata() or {}).items() if key != "format"}
+                return {"model": {name: file.get_tensor(name) for name in file.keys()}, **facts}  # noqa: SIM118
         if _is_torchscript(path):
             raise WeightsError("is a TorchScript archive, not a checkpoint; it belongs in `clip_weights=`")
         content = _load_pickle(path)
