@@ -148,7 +148,7 @@ def build_mixing(config: Config, num_classes: int) -> Mixing:
 def build_optimizer(config: Config, model: tc_clip.VideoClip) -> torch.optim.Optimizer:
     """Return the optimizer, its groups at their peak rates."""
     optimizer, trainer = config["optimizer"], config["trainer"]
-    text = [name for name, _ in model.named_parameters() if name.startswith("text.")]
+    text = [name for name, value in model.named_parameters() if name.startswith("text.") and value.requires_grad]
     return build_adamw(
         model,
         lr=config["lr"],
