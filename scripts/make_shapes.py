@@ -242,16 +242,10 @@ def _ring(x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:
     return np.abs(np.hypot(x, y) - 0.8 * r) - 0.25 * r
 
 
-def _cross(x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:
-    x, y = np.abs(x), np.abs(y)
-    return np.maximum(np.maximum(x, y) - 1.15 * r, np.minimum(x, y) - 0.38 * r)
-
-
 # Signed distance (roughly, in pixels) of a pixel at (x, y) from the outline of a shape of radius r around the origin.
 _OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
     "square": _square,
     "ring": _ring,
-    "cross": _cross,
 }
 
 

@@ -53,7 +53,7 @@ def test_the_other_motions_make_another_set(tmp_path: Path):
     lists = make_shapes.annotation_lists(settings)
     stems = {path.rpartition("_")[0] for path, _ in lists["train_fully_supervised"]}
     assert stems == {name.replace(" ", "_") for name in names}
-    clip = make_shapes.render(make_shapes.ShapeClass("white", "circle", "moving left"), 0, settings)
+    clip = make_shapes.render(make_shapes.ShapeClass("white", "ring", "moving left"), 0, settings)
     assert clip.shape[1:] == (settings.side, settings.side, 3)
     with pytest.raises(ShapesError, match="motions is 'jumps'; it must be one of paths, directions"):
         dataclasses.replace(SMALL, motions="jumps")
