@@ -81,7 +81,8 @@ def read_class_names(path: str | Path) -> list[str]:
     if missing:
         odd = sorted(class_id for class_id in names if not 0 <= class_id < len(names))
         raise AnnotationError(
-            f"{path}: {len(names)} ids must be 0..{len(names) - 1}; {missing[0]} lacks, {odd[0]} is odd"
+            f"{path}: the ids of {len(names)} classes are 0..{len(names) - 1}, "
+            f"but {missing[0]} is missing and {odd[0]} is there"
         )
     return [names[class_id] for class_id in range(len(names))]
 

@@ -99,8 +99,9 @@ class TrainLoader:
 class EvalLoader:
     """Every video exactly once over the ranks (`rank::world_size`), in order, without padding.
 
-    A video that cannot be read stays in with `valid=False`, so that it counts as listed. Arguments as `TrainLoader`;
-    `seed` matters for random test views alone. Workers live for one iteration, unless `keep_workers`.
+    A video that cannot be read stays in with `valid=False`, so that it counts as listed; past `max_bad_share` of the
+    list (one video is always borne) that is an error. Arguments as `TrainLoader`; `seed` matters for random test views
+    alone. Workers live for one iteration, unless `keep_workers`.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class EvalLoader:
         self._reader = BatchReader(
             dataset, num_workers, pin_memory, timeout_s, start_method, prefetch_batches, keep_workers
         )
-        self._bad = _BadVideos(len(dataset), max_bad_share)
+        self._bad = _BadVideos(len(dataset), max_bad_share, always=1)
 
     def __len__(self) -> int:
         """Return the number of this rank's batches."""
@@ -164,20 +165,24 @@ class EvalLoader:
 class _BadVideos:
     """The distinct unreadable videos of a list: logged once each, an error past a share."""
 
-    def __init__(self, num_listed: int, max_share: float):
+    def __init__(self, num_listed: int, max_share: float, always: int = 0):
         if not 0 <= max_share <= 1:
             raise ValueError(f"max_bad_share must be in [0, 1], found {max_share}")
         self.found: dict[int, BadVideo] = {}
         self._num_listed = num_listed
         self._max_share = max_share
+        self._max_number = max(always, max_share * num_listed)
 
     def add(self, batch: VideoBatch) -> None:
         for bad in batch.bad_videos:
             if bad.index not in self.found:
                 self.found[bad.index] = bad
                 logger.warning("cannot read video %s: %s", bad.path, bad.reason)
-        if len(self.found) > self._max_share * self._num_listed:
-            raise BadVideoError(f"{self.describe()} (data.max_bad_share={self._max_share:g} is passed)")
+        if len(self.found) > self._max_number:
+            raise BadVideoError(
+                f"{self.describe()} (more than data.max_bad_share={self._max_share:g} "
+                "allows: repair them or take them off the list, or raise it)"
+            )
 
     def describe(self) -> str:
         share = len(self.found) / self._num_listed

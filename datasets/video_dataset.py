@@ -12,6 +12,7 @@ from torch import Tensor
 from datasets import sampling
 from datasets.annotations import VideoRecord
 from datasets.decoding import VideoReadError, check_decoder, decode
+from datasets.isolation import IsolatedDecoder, Limits
 from datasets.randomness import item_rng, views_rng
 from datasets.transforms import TestTransform, TrainTransform
 from datasets.video_files import VideoFiles
@@ -71,6 +72,7 @@ class VideoDataset:
         random_test_views: draw the frames of several temporal views as the published code does, seeded per video,
             instead of evenly.
         decoder: `auto`, `decord` or `pyav`.
+        isolation: decode in a process of its own with these limits.
 
     Raises:
         VideoFilesError: a listed path leads out of the root or is ambiguous.
@@ -86,6 +88,7 @@ class VideoDataset:
         num_clips: int = 1,
         random_test_views: bool = False,
         decoder: str = "auto",
+        isolation: Limits | None = None,
     ):
         check_decoder(decoder)
         if not records:
@@ -104,6 +107,7 @@ class VideoDataset:
         self.num_clips = num_clips
         self.random_test_views = random_test_views
         self.decoder = decoder
+        self._isolated = None if isolation is None else IsolatedDecoder(decoder, isolation)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -155,7 +159,7 @@ class VideoDataset:
             # A fresh generator: a second decoder must not see what the first one drew.
             return sampling.train_indices(num_video_frames, self.num_frames, _rng(key, attempt, _FRAMES))
 
-        frames = decode(self.files.find(self.path(index)), choose, self.decoder)  # (T, H, W, 3)
+        frames = self._decode(index, choose)  # (T, H, W, 3)
         return self.transform(frames, _rng(key, attempt, _PIXELS))[None]  # (1, T, 3, S, S)
 
     def _test_views(self, index: int, key: ItemKey) -> Tensor:
@@ -167,10 +171,14 @@ class VideoDataset:
                 views = sampling.test_indices(num_video_frames, self.num_frames, self.num_clips)
             return views.reshape(-1)
 
-        frames = decode(self.files.find(self.path(index)), choose, self.decoder)  # (num_clips * T, H, W, 3)
+        frames = self._decode(index, choose)  # (num_clips * T, H, W, 3)
         crops = self.transform(frames)  # (num_crops, num_clips * T, 3, S, S)
         crops = crops.unflatten(1, (self.num_clips, self.num_frames))  # (num_crops, num_clips, T, 3, S, S)
         return crops.transpose(0, 1).flatten(0, 1)  # (V, T, 3, S, S)
+
+    def _decode(self, index: int, choose: Callable[[int], np.ndarray]) -> np.ndarray:
+        source = self.files.find(self.path(index))
+        return decode(source, choose, self.decoder) if self._isolated is None else self._isolated(source, choose)
 
 
 @contextlib.contextmanager

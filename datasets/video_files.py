@@ -9,7 +9,7 @@ import json
 import os
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -39,11 +39,15 @@ class TarMember:
         return f"{self.archive}:{self.name}"
 
 
-def open_video_files(root: str | Path) -> "VideoFiles":
+def open_video_files(root: str | Path, allow_outside: bool = False) -> "VideoFiles":
     """Open a folder of videos, one uncompressed `.tar` of them, or a folder of nothing but such tars.
 
     A tar's members are taken from the index beside it (`write_tar_index`) where it is newer than the tar; a tar of
     many videos is then open at once.
+
+    Args:
+        allow_outside: whether listed paths may lead out of a folder (absolute ones, and those with `..`). Links that
+            lie in the folder are always followed: whoever made the folder made them, and no list can.
 
     Raises:
         VideoFilesError: there is nothing at `root`, it is a compressed or damaged tar, or two tars have one member.
@@ -51,7 +55,11 @@ def open_video_files(root: str | Path) -> "VideoFiles":
     root = os.path.abspath(os.path.expanduser(root))
     if os.path.isdir(root):
         archives = _tars_alone(root)
-        return TarFiles(root, archives, [_tar_members(path) for path in archives]) if archives else FolderFiles(root)
+        return (
+            TarFiles(root, archives, [_tar_members(path) for path in archives])
+            if archives
+            else FolderFiles(root, allow_outside)
+        )
     if os.path.isfile(root):
         return TarFiles(root, [root], [_tar_members(root)])
     raise VideoFilesError(f"{root}: no such folder or .tar of videos")
@@ -60,8 +68,9 @@ def open_video_files(root: str | Path) -> "VideoFiles":
 class VideoFiles(ABC):
     """The videos below one root. Picklable, holds no open file."""
 
-    def __init__(self, root: str):
+    def __init__(self, root: str, allow_outside: bool = False):
         self.root = root
+        self.allow_outside = allow_outside
         self._by_name: dict[str, list[str]] | None = None
 
     def find(self, listed: str) -> str | TarMember:
@@ -108,8 +117,10 @@ class VideoFiles(ABC):
         """Return the listed path relative to the root, normalised, with forward slashes."""
         if listed.startswith("/") or ".." in listed or os.path.isabs(listed):
             relative = os.path.relpath(os.path.join(self.root, listed), self.root).replace(os.sep, "/")
-            if relative == ".." or relative.startswith("../"):
-                raise VideoFilesError(f"{self.root}: the listed path {listed!r} leads out of the root")
+            if (relative == ".." or relative.startswith("../")) and not self.allow_outside:
+                raise VideoFilesError(
+                    f"{self.root}: the listed path {listed!r} leads out of the root (data.allow_outside=true allows it)"
+                )
             return relative
         return listed[2:] if listed.startswith("./") else listed
 
@@ -149,13 +160,21 @@ class FolderFiles(VideoFiles):
             with os.scandir(absolute) as entries:
                 for entry in entries:
                     path = f"{folder}/{entry.name}" if folder else entry.name
-                    if entry.is_dir():
+                    if _is(entry.is_dir):
                         pending.append(path)
-                    elif entry.is_file():
+                    elif _is(entry.is_file):
                         by_name.setdefault(entry.name, []).append(path)
         for paths in by_name.values():
             paths.sort()
         return by_name
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """Ask an entry of a folder what it is; a link that leads to itself is nothing."""
+    try:
+        return kind()
+    except OSError:
+        return False
 
 
 class TarFiles(VideoFiles):

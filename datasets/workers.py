@@ -7,12 +7,15 @@ import re
 import signal
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
+from multiprocessing.util import Finalize
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from datasets.batches import VideoBatch, collate
+from datasets.child_processes import settle_worker, start_fork_server
 from datasets.video_dataset import ItemKey, VideoDataset, VideoItem
 from datasets.video_files import VideoFilesError
 
@@ -105,6 +108,7 @@ class BatchReader:
             # The loader has no public way. Left to the garbage collector, it may come after the queues to the workers
             # are gone, and then waits 5 s for each of them.
             self._iterator._shutdown_workers()
+            self._end_workers()
         self._loader = self._iterator = None
 
     def _start(self) -> Iterator[VideoBatch]:
@@ -116,6 +120,7 @@ class BatchReader:
         context = multiprocessing.get_context(self._start_method)
         if self._start_method == "forkserver":
             context.set_forkserver_preload(_PRELOAD)
+            start_fork_server()
         self._slots = torch.full((self._num_workers, 3), -1, dtype=torch.int64).share_memory_()
         self._loader = DataLoader(
             _WatchedDataset(self._dataset, self._slots),
@@ -127,9 +132,12 @@ class BatchReader:
             prefetch_factor=self._prefetch_batches,
             persistent_workers=self._keep_workers,
             multiprocessing_context=context,
+            worker_init_fn=partial(settle_worker, self._start_method == "forkserver"),
             generator=torch.Generator(),  # its seeds are not used; the global generator is not for us to move
         )
         self._iterator = iter(self._loader)
+        # Before multiprocessing waits for them at the end of this process.
+        self._end_workers = Finalize(self, _kill, args=(self._iterator._workers,), exitpriority=10)
         return self._iterator
 
     def _next(self, iterator: Iterator[VideoBatch]) -> VideoBatch | None:
@@ -206,6 +214,13 @@ class _WatchedDataset:
             return error  # through the loader it would come as a traceback in a traceback
         finally:
             slot[0] = -1
+
+
+def _kill(processes: list[multiprocessing.Process]) -> None:
+    """End workers that are still there; they take no other signal."""
+    for process in processes:
+        if process.is_alive():
+            process.kill()
 
 
 def _raise_if_error(batch: VideoBatch | Exception) -> VideoBatch:

@@ -302,6 +302,8 @@ def _one_line(error: BaseException) -> str:
         text = str(error.reason)
     text = text.partition("WeightsUnpickler error:")[2] or text
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines and not re.search("[A-Za-z]", lines[0]):  # the unpickler's message for a text file is a bare number
+        return "it is neither safetensors nor a file that torch has written"
     return lines[0] if lines else type(error).__name__
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import tc_clip
+from datasets.isolation import Limits
 from datasets.loaders import EvalLoader, TrainLoader
 from datasets.mixing import Mixing
 from datasets.transforms import TestTransform, TrainTransform
@@ -84,7 +85,12 @@ def build_train_loader(config: Config, videos: VideoList, ranks: Ranks) -> Train
         crop_scales=tuple(aug["crop_scales"]),
     )
     dataset = VideoDataset(
-        videos.records, videos.files, transform, num_frames=config["num_frames"], decoder=data["decoder"]
+        videos.records,
+        videos.files,
+        transform,
+        num_frames=config["num_frames"],
+        decoder=data["decoder"],
+        isolation=_isolation(config),
     )
     return TrainLoader(
         dataset,
@@ -113,6 +119,7 @@ def build_eval_loader(
         num_clips=num_clip,
         random_test_views=config["views"]["random"],
         decoder=data["decoder"],
+        isolation=_isolation(config),
     )
     return EvalLoader(
         dataset,
@@ -178,6 +185,7 @@ def trainer_options(config: Config) -> dict[str, Any]:
     return {
         "seed": config["seed"],
         "clip_grad_norm": config["optimizer"]["clip_grad_norm"],
+        "max_skipped": config["max_skipped"],
         "sample_frames": config["logging"]["tensorboard"] and config["logging"]["sample_frames"],
     }
 
@@ -187,19 +195,7 @@ def max_bad_videos(config: Config, num_videos: int) -> float:
     return config["data"]["max_bad_share"] * num_videos
 
 
-def run_numbers(config: Config, num_videos: int) -> dict[str, Any]:
-    """Return what must be the same for a run to be continued: all that its further course depends on."""
-    names = ("protocol", "seed", "batch_size", "total_batch_size", "epochs", "warmup_epochs", "lr", "lr_min")
-    names += ("num_frames", "input_size", "context_length")
-    return {
-        **{name: config[name] for name in names},
-        "data": config["data"]["name"],
-        "trainer": config["trainer"]["name"],
-        "num_videos": num_videos,
-    }
-
-
-def build_log(settings: Settings, ranks: Ranks, purge_step: int | None) -> RunLog:
+def build_log(settings: Settings, ranks: Ranks, purge_step: int | None, purge_validation: bool = False) -> RunLog:
     """Return the log of the run; a dry run writes no file."""
     return RunLog(
         None if settings.dry_run else settings.output,
@@ -207,6 +203,7 @@ def build_log(settings: Settings, ranks: Ranks, purge_step: int | None) -> RunLo
         progress=settings.progress,
         tensorboard=settings.tensorboard and settings.eval is None,
         purge_step=purge_step,
+        purge_validation=purge_validation,
     )
 
 
@@ -219,6 +216,11 @@ def _without_bad_videos(videos: VideoList, path: Path) -> VideoList:
     if not kept.records:
         raise ConfigError(f"data.bad_videos={path}: leaves none of the {len(videos.records)} videos of {videos.name}")
     return kept
+
+
+def _isolation(config: Config) -> Limits | None:
+    data = config["data"]
+    return Limits(data["isolate_memory_mb"], data["isolate_timeout_s"]) if data["isolate"] else None
 
 
 def _read_list(config: Config, where: str, entry: Mapping[str, Any], opened: dict) -> VideoList:
@@ -236,5 +238,6 @@ def _read_list(config: Config, where: str, entry: Mapping[str, Any], opened: dic
         class_names_path=Path(entry["class_names"]),
         flip=facts["flip"],
         split_camel_case=facts["split_camel_case"],
+        allow_outside=config["data"]["allow_outside"],
         opened=opened,
     )

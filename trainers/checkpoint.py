@@ -1,17 +1,25 @@
-"""Checkpoints: plain containers and tensors, written in one piece or not at all.
+"""Checkpoints: plain containers and tensors, written in one piece or not at all, with a checksum inside.
 
 A checkpoint is a dict that `torch.load(weights_only=True)` reads:
 
 - `format_version`, `model` (state dict), `model_info` (what `model.info()` says; builds the model again)
-- `epoch`, `micro_batch`: where to go on: this epoch, this micro-batch of it
+- `epoch`, `micro_batch`: where to go on: this epoch, this micro-batch of it (past the last one: its validation)
 - `best`: epoch and accuracies (percent) of the best validation, None before the first
+- `skipped`: updates left out because their loss was not finite, in all and in a row up to here
 - `optimizer`, `scaler` (None without fp16)
-- `run`: the numbers that must not change for the run to be continued
-- `config`: the resolved configuration
+- `run`: facts that must not change for the run to be continued; `config`: the resolved configuration
+- `checksum`: SHA-256 over all of the above (`checksum_of`)
+
+Generators have no state to keep: every random number follows from seed, epoch, micro-batch and position.
+
+The newest is `last.pth`; `last_1.pth`, `last_2.pth` and so on are the ones before it.
 """
 
+import hashlib
 import os
+import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,68 +27,178 @@ import torch
 
 from trainers.errors import CheckpointError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LAST = "last.pth"
 BEST = "best.pth"
 
 
-def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint whose bytes are not those that were written; `path` is its file."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+
+
+def save_checkpoint(path: Path, checkpoint: dict[str, Any], keep: int = 1) -> None:
     """Write a checkpoint so that a reader finds either the old file or the whole new one.
 
+    Args:
+        keep: how many to have in the end, the new one among them; the older ones are renamed (`older`).
+
     Raises:
-        CheckpointError: where it cannot be written (no space, no right); the old file is then untouched.
+        CheckpointError: where it cannot be written (no space, no right); what was there is then still there.
     """
+    content = {"format_version": FORMAT_VERSION, **checkpoint}
+    content["checksum"] = checksum_of(content)
     temporary = None
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
-            torch.save({"format_version": FORMAT_VERSION, **checkpoint}, file)
+            torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)  # mkstemp's files are for their owner alone
+        _shift(path, keep)
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: cannot write the checkpoint: {error}") from error
+        # torch's writer reports a failed write by where it stands in the file.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise CheckpointError(f"{path}: cannot write the checkpoint: {cause}") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
 
-def load_training_checkpoint(path: Path, run: dict[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint of ours to go on with a run.
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of processes that were killed while they wrote."""
+    for name in (LAST, BEST):
+        for path in folder.glob(f".{name}.*.tmp"):
+            path.unlink(missing_ok=True)
 
-    Args:
-        run: the numbers of the present run, as `save_checkpoint` stored them under `run`.
+
+def older(path: Path, number: int) -> Path:
+    """Return the name of the checkpoint so many before the newest: `last_1.pth` of `last.pth`."""
+    return path if number == 0 else path.with_name(f"{path.stem}_{number}{path.suffix}")
+
+
+def newest_first(path: Path) -> list[Path]:
+    """Return the checkpoints that are there, `last.pth` first."""
+    pattern = re.compile(re.escape(path.stem) + r"_(\d+)" + re.escape(path.suffix))
+    found = {0: path} if path.exists() else {}
+    if path.parent.is_dir():
+        for other in path.parent.iterdir():
+            if match := pattern.fullmatch(other.name):
+                found[int(match[1])] = other
+    return [found[number] for number in sorted(found)]
+
+
+def read_newest(path: Path) -> tuple[dict[str, Any], Path, list[DamagedCheckpointError]] | None:
+    """Read the newest checkpoint that is whole: return it, its file and the errors of newer ones; None without any.
 
     Raises:
-        CheckpointError: where the file is not such a checkpoint, or belongs to a run with other numbers.
+        CheckpointError: where all are damaged, or the newest is of another version or kind.
+    """
+    damaged: list[DamagedCheckpointError] = []
+    for candidate in newest_first(path):
+        try:
+            return read_training_checkpoint(candidate), candidate, damaged
+        except DamagedCheckpointError as error:
+            damaged.append(error)
+    if damaged:
+        raise CheckpointError(
+            "; ".join(map(str, damaged)) + "; no good checkpoint is left: delete them to start anew, or set "
+            "auto_resume=false"
+        )
+    return None
+
+
+def read_training_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of ours, to go on from.
+
+    Raises:
+        DamagedCheckpointError: where it is not what was written.
+        CheckpointError: where it is no such checkpoint.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many classes for a damaged file
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{path}: cannot be read ({reason}); delete it to start anew, or set auto_resume=false"
-        ) from error
+        if "Weights only load failed" in reason:
+            # torch goes on to advise loading it unsafely.
+            reason = "it is no file of plain tensors and values"
+        raise DamagedCheckpointError(path, f"cannot be read ({reason})") from error
     if not isinstance(checkpoint, dict) or checkpoint.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: not a checkpoint that this version can continue (format {FORMAT_VERSION}); "
             "load its weights with resume=, into another output"
         )
-    stored = checkpoint["run"]
-    different = [
-        f"{key} was {stored.get(key)!r}, is {run.get(key)!r}"
-        for key in sorted(stored.keys() | run.keys())
-        if stored.get(key) != run.get(key)
-    ]
-    if different:
-        raise CheckpointError(
-            f"{path}: belongs to another run: {'; '.join(different)}; choose another output=, restore these values, "
-            "or set auto_resume=false to start over"
-        )
+    verify_checksum(path, checkpoint)
     return checkpoint
+
+
+def verify_checksum(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Raise DamagedCheckpointError where a checkpoint has a checksum that its content does not have."""
+    content = dict(checkpoint)
+    stored = content.pop("checksum", None)
+    if stored is not None and stored != checksum_of(content):
+        raise DamagedCheckpointError(path, "is damaged (its checksum does not fit its content)")
+
+
+def checksum_of(content: Any) -> str:
+    """Return the SHA-256 sum of plain containers, values and tensors, in their order."""
+    digest = hashlib.sha256()
+    for piece in _pieces(content):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _pieces(value: Any) -> Iterator[bytes | memoryview]:
+    """Yield what a value is, in bytes: every piece with its kind and length, so that no two values give the same."""
+    if isinstance(value, torch.Tensor):
+        yield f"tensor {value.dtype} {tuple(value.shape)};".encode()
+        if value.numel():
+            yield memoryview(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    elif isinstance(value, dict):
+        yield f"dict {len(value)};".encode()
+        for key, item in value.items():
+            yield from _pieces(key)
+            yield from _pieces(item)
+    elif isinstance(value, list | tuple):
+        yield f"{'list' if isinstance(value, list) else 'tuple'} {len(value)};".encode()
+        for item in value:
+            yield from _pieces(item)
+    elif value is None or isinstance(value, bool | int | float | str):
+        text = repr(value).encode()
+        yield f"{type(value).__name__} {len(text)};".encode() + text
+    else:
+        raise TypeError(f"a checkpoint holds plain values, not a {type(value).__name__}")
+
+
+def _shift(path: Path, keep: int) -> None:
+    """Give `last.pth` its next name too, and each older one the next; `last.pth` itself stays until it is replaced."""
+    for number in range(keep - 1, 0, -1):
+        source, target = older(path, number - 1), older(path, number)
+        if not source.exists():
+            continue
+        link = target.with_name(f".{path.name}.{os.getpid()}.link.tmp")
+        try:
+            link.unlink(missing_ok=True)
+            os.link(source, link)
+        except OSError:
+            # No hard links here: for a moment `last.pth` is missing, and the one before it is found in its place.
+            os.replace(source, target)
+        else:
+            try:
+                os.replace(link, target)
+            finally:
+                link.unlink(missing_ok=True)  # replacing a file by another name of itself leaves both
+    for path_before in newest_first(path):
+        number = path_before.stem.removeprefix(f"{path.stem}_")
+        if path_before != path and int(number) >= keep:
+            path_before.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainers.errors import ConfigError, ErrorOnAnotherRank, user_error_types
+from trainers.errors import ConfigError, ErrorOnAnotherRank, RunInterrupted, user_error_types
 from trainers.schema import PROTOCOLS, RULES, did_you_mean
+from trainers.secrets import hide_secrets
 
 USER_ERROR = 2
+REQUEUE = 75  # EX_TEMPFAIL: stopped by a signal and saved; start it again, and it goes on
 # Read before this process sets the variable for Hydra.
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
 
@@ -69,6 +71,8 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
         yield
     except ErrorOnAnotherRank:
         sys.exit(USER_ERROR)
+    except RunInterrupted:
+        sys.exit(_leave_for_requeue())
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
@@ -150,6 +154,19 @@ def _suggest_key(wrong: str) -> str:
     return did_you_mean(wrong, [*RULES, "data", "trainer", "aug", "optimizer", "logging"])
 
 
+def _leave_for_requeue() -> int:
+    """Return the exit status of a run that was asked to stop.
+
+    torchrun takes every status but 0 for a failure, restarts the processes, and has a status of its own; its wrapper
+    scripts/torchrun.sh therefore names a file for ours.
+    """
+    note = os.environ.get("RUN_EXIT_FILE")
+    if not note:
+        return REQUEUE
+    Path(note).write_text(f"{REQUEUE}\n", encoding="utf-8")
+    return 0
+
+
 def _lost_another_process(error: Exception) -> bool:
     """Whether an error of a reduction only mirrors that another process is gone."""
     gone = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
@@ -165,6 +182,7 @@ def _leave(message: str, full: bool) -> None:
     """Say one line (with the traceback where asked for) and leave; call it while handling the error."""
     if full:
         traceback.print_exc()
+    message = hide_secrets(message)
     rank = int(os.environ.get("RANK", 0))
     # Before the processes are connected all of them run into the same error: one says so.
     if rank == 0 or _is_connected():

@@ -17,6 +17,14 @@ class ErrorOnAnotherRank(RuntimeError):  # noqa: N818 (it is a signal to leave q
     """Another process of the run has failed and says why; this one leaves without a word."""
 
 
+class LostProcessError(RuntimeError):
+    """Another process of the run is gone, or the network to it; the message names it and its last step."""
+
+
+class RunInterrupted(Exception):  # noqa: N818 (nothing is wrong: the run has been asked to stop, and saved)
+    """The run was asked to stop by a signal, has saved, and can be started again to go on."""
+
+
 def user_error_types() -> tuple[type[Exception], ...]:
     """Return the classes of error that end in one line. Imports the packages that define them."""
     from datasets.annotations import AnnotationError
@@ -27,4 +35,4 @@ def user_error_types() -> tuple[type[Exception], ...]:
     from tc_clip.files import WeightsError
 
     of_data = (AnnotationError, VideoFilesError, VideoReadError, BadVideoError, VideoTimeoutError, VideoWorkerError)
-    return (ConfigError, CheckpointError, TrainingError, WeightsError, *of_data)
+    return (ConfigError, CheckpointError, TrainingError, LostProcessError, WeightsError, *of_data)

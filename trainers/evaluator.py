@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from datasets.batches import VideoBatch
-from datasets.loaders import EvalLoader
+from datasets.loaders import BadVideoError, EvalLoader
 from datasets.transforms import normalize
 from trainers.distributed import Ranks
+from trainers.errors import RunInterrupted
+from trainers.interrupts import Interrupts
 from trainers.metrics import AccuracyCounts
 from trainers.precision import Precision
 
@@ -92,34 +94,41 @@ def evaluate(
     precision: Precision,
     ranks: Ranks,
     views_at_once: int,
+    max_bad_share: float = 1.0,
+    interrupts: Interrupts | None = None,
 ) -> Evaluation:
     """Evaluate the model, with the class names that it has been set to, on a list of videos.
 
     Args:
         num_videos: length of the list, checked against what the ranks have seen in all.
+        max_bad_share: share of the list that may be unreadable, over all ranks (one video always may).
+        interrupts: ends the evaluation, on all ranks, where it asks for a stop.
 
     Raises:
+        BadVideoError: where more videos cannot be read.
+        RunInterrupted: where a stop was asked for.
         RuntimeError: where the ranks together did not see every video exactly once.
     """
     start = time.perf_counter()
     counts = AccuracyCounts(num_classes)
     predictions: list[Prediction] = []
     unreadable: list[tuple[int, str, str]] = []
-    for batch, scores in score_videos(model, loader, precision, views_at_once):
-        num_views = batch.videos.shape[1]
-        top = (scores / num_views).topk(min(NUM_TOP, num_classes), dim=-1)
-        classes, values = top.indices.cpu(), top.values.cpu()
-        counts.add(classes[batch.valid], batch.labels[batch.valid])
-        for row in batch.valid.nonzero().flatten().tolist():
-            predictions.append(
-                Prediction(
-                    int(batch.indices[row]),
-                    int(batch.labels[row]),
-                    tuple(classes[row].tolist()),
-                    tuple(values[row].tolist()),
-                )
-            )
-        unreadable += [(video.index, video.path, video.reason) for video in batch.bad_videos]
+    error = None
+    try:
+        for batch, scores in score_videos(model, loader, precision, views_at_once):
+            if interrupts is not None and interrupts.requested is not None:
+                ranks.spread_stop(interrupts.requested)
+                break
+            predictions += _answers(batch, scores, counts)
+            unreadable += [(video.index, video.path, video.reason) for video in batch.bad_videos]
+    except Exception as problem:
+        error = problem
+    # A rank in trouble comes here early, and the others hear of it when they are done.
+    ranks.raise_together(error)
+    if interrupts is not None:
+        reason = next((reason for reason in ranks.gather(interrupts.requested) if reason is not None), None)
+        if reason is not None:
+            raise RunInterrupted(reason)
     counts.table = ranks.sum(counts.table)
     gathered = ranks.gather((predictions, unreadable))
     predictions = sorted((item for part, _ in gathered for item in part), key=lambda item: item.index)
@@ -127,8 +136,27 @@ def evaluate(
     seen = [item.index for item in predictions] + [index for index, _, _ in unreadable]
     if sorted(seen) != list(range(num_videos)):
         raise RuntimeError(f"{len(seen)} videos seen, {len(set(seen))} of them different, of a list of {num_videos}")
+    if len(unreadable) > max(1, max_bad_share * num_videos):
+        first = "; ".join(f"{path}: {why}" for _, path, why in unreadable[:3])
+        raise BadVideoError(
+            f"{len(unreadable)} of {num_videos} listed videos cannot be read: {first} (more than data.max_bad_share="
+            f"{max_bad_share:g} allows: repair them or take them off the list, or raise it)"
+        )
     seconds = time.perf_counter() - start
     return Evaluation(counts, [(path, reason) for _, path, reason in unreadable], predictions, seconds)
+
+
+def _answers(batch: VideoBatch, scores: Tensor, counts: AccuracyCounts) -> list[Prediction]:
+    """Count a batch's readable videos and return what the model answers to them."""
+    top = (scores / batch.videos.shape[1]).topk(min(NUM_TOP, scores.shape[1]), dim=-1)
+    classes, values = top.indices.cpu(), top.values.cpu()
+    counts.add(classes[batch.valid], batch.labels[batch.valid])
+    return [
+        Prediction(
+            int(batch.indices[row]), int(batch.labels[row]), tuple(classes[row].tolist()), tuple(values[row].tolist())
+        )
+        for row in batch.valid.nonzero().flatten().tolist()
+    ]
 
 
 def write_predictions(

@@ -1,6 +1,7 @@
 """A whole run, as `main.py` starts it: prepare, say the plan, train, test the best checkpoint, tell the results."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,16 +12,20 @@ from torch import Tensor
 
 import tc_clip
 from trainers import build
-from trainers.checkpoint import BEST
+from trainers.checkpoint import BEST, DamagedCheckpointError, verify_checksum
+from trainers.continuing import fixed_facts
 from trainers.distributed import Ranks, start_distributed, stop_distributed
-from trainers.errors import ConfigError
+from trainers.errors import CheckpointError, ConfigError, ErrorOnAnotherRank, RunInterrupted
 from trainers.evaluator import Evaluation, evaluate
+from trainers.interrupts import Interrupts
 from trainers.metrics import percent
+from trainers.output_lock import OutputLock
 from trainers.plan import count_parameters, device_lines, format_plan, list_line, millions, training_lines
 from trainers.precision import Precision
 from trainers.result_files import file_stem, list_facts, run_facts, write_evaluation
 from trainers.results import ResultRow, results_dict, results_table, summarise
 from trainers.run_log import RunLog, environment, make_writable, quiet_libraries
+from trainers.secrets import hide_in_config
 from trainers.session import TrainingRun
 from trainers.settings import REPOSITORY, Config, Settings, read_settings, to_yaml, views_of
 from trainers.trainer import Trainer
@@ -37,7 +42,9 @@ class Job:
     precision: Precision
     lists: dict[str, list[VideoList]]
     model: tc_clip.VideoClip
+    interrupts: Interrupts = field(default_factory=Interrupts)
     log: RunLog | None = None
+    lock: OutputLock | None = None
     told: set[str] = field(default_factory=set)  # unreadable test videos that the log has named
 
 
@@ -48,22 +55,41 @@ def run(config: Config) -> list[ResultRow]:
         one of `trainers.errors.user_error_types()`: where the user can mend what is wrong.
     """
     settings = read_settings(config)
-    ranks = start_distributed(settings.device, settings.distributed_timeout)
+    with Interrupts(speak=int(os.environ.get("RANK", 0)) == 0) as interrupts:
+        ranks = start_distributed(settings.device, settings.distributed_timeout, interrupts)
+        try:
+            rows = _run(config, settings, ranks, interrupts)
+        except (ErrorOnAnotherRank, RunInterrupted):
+            raise
+        except Exception as error:
+            if ranks.monitor is not None:
+                ranks.monitor.fail(f"{type(error).__name__}: {error}")
+            raise
+        # Not after an error: leaving the group would wait for processes that are waiting for this one.
+        stop_distributed(ranks)
+        return rows
+
+
+def _run(config: Config, settings: Settings, ranks: Ranks, interrupts: Interrupts) -> list[ResultRow]:
     quiet_libraries(ranks.is_main)
     job, error = None, None
     try:
         job = _prepare(config, settings, ranks)
+        job.interrupts = interrupts
     except Exception as problem:
         error = problem
     ranks.raise_together(error)
     try:
-        rows = _train(job) if settings.eval is None else _evaluate_only(job)
+        return _train(job) if settings.eval is None else _evaluate_only(job)
+    except Exception as problem:
+        if job.log is not None and not isinstance(problem, RunInterrupted):
+            job.log.note_end(f"ended early: {type(problem).__name__}: {problem}")
+        raise
     finally:
         if job.log is not None:
             job.log.close()
-    # Not after an error: leaving the group would wait for processes that are waiting for this one.
-    stop_distributed()
-    return rows
+        if job.lock is not None:
+            job.lock.release()
 
 
 def _prepare(config: Config, settings: Settings, ranks: Ranks) -> Job:
@@ -82,10 +108,23 @@ def _prepare(config: Config, settings: Settings, ranks: Ranks) -> Job:
     if settings.eval is not None and settings.wise_ft_alone and settings.resume is None:
         raise ConfigError(f"wise_ft={settings.wise_ft}: needs fine-tuned weights; give resume=<checkpoint>")
     if settings.resume is not None:
-        tc_clip.load_weights(model, settings.resume)
+        _load_weights(model, Path(settings.resume))
     model.to(ranks.device, precision.dtype)
     ranks.broadcast_model(model)
     return Job(config, settings, ranks, precision, lists, model)
+
+
+def _load_weights(model: tc_clip.VideoClip, path: Path) -> None:
+    """Load weights from a checkpoint of ours, whose checksum is checked, or a published one."""
+    checkpoint = tc_clip.read_checkpoint(path)
+    try:
+        verify_checksum(path, checkpoint)
+    except DamagedCheckpointError as error:
+        raise CheckpointError(f"{error}; take another, as last_1.pth or one that keep_every kept") from error
+    try:
+        tc_clip.load_weights(model, checkpoint)
+    except tc_clip.WeightsError as error:
+        raise tc_clip.WeightsError(f"{path}: {str(error).removeprefix('the checkpoint: ')}") from error
 
 
 def _parts(settings: Settings) -> tuple[str, ...]:
@@ -108,6 +147,7 @@ def _look_for_videos(lists: dict[str, list[VideoList]]) -> None:
 def _train(job: Job) -> list[ResultRow]:
     """Train, then test the best checkpoint."""
     settings, ranks = job.settings, job.ranks
+    _lock_output(job)
     train, val = job.lists["train"][0], job.lists["val"][0]
     plan = build.build_batch_plan(job.config, len(train.records))
     optimizer = build.build_optimizer(job.config, job.model)
@@ -138,19 +178,19 @@ def _train(job: Job) -> list[ResultRow]:
         save_freq=settings.save_freq,
         keep_every=settings.keep_every,
         save_updates=settings.save_updates,
-        run_numbers=build.run_numbers(job.config, len(train.records)),
-        config=job.config,
+        save_minutes=settings.save_minutes,
+        keep=settings.keep,
+        fixed_facts=fixed_facts(train.records, train.class_names, job.model.info()["token_embedding"]),
+        config=hide_in_config(job.config),
         print_every=settings.print_every,
+        interrupts=job.interrupts,
     )
-    error, continued = None, False
-    try:
-        continued = settings.auto_resume and session.load_last()
-    except Exception as problem:
-        error = problem
-    ranks.raise_together(error)
-    log = _open_log(job, session.step)
+    said = session.load_last() if settings.auto_resume else None
+    log = _open_log(job, session.step, session.awaits_validation)
     trainer.log = log
-    _say_plan(job, lines, continued_at=session.position if continued else None)
+    _say_plan(job, lines, continued_at=session.position if said is not None else None)
+    for line in said or ():
+        log.info(line)
     if settings.dry_run:
         log.info("dry run: everything is there; nothing was trained")
         return []
@@ -160,6 +200,17 @@ def _train(job: Job) -> list[ResultRow]:
     rows = _final_rows(job, position.best)
     _tell_results(job, rows)
     return rows
+
+
+def _lock_output(job: Job) -> None:
+    """Keep other runs from training into the output folder; a dry run writes nothing there."""
+    error = None
+    try:
+        if job.ranks.is_main and not job.settings.dry_run:
+            job.lock = OutputLock(job.settings.output)
+    except ConfigError as problem:
+        error = problem
+    job.ranks.raise_together(error)
 
 
 def _evaluate_only(job: Job) -> list[ResultRow]:
@@ -215,9 +266,13 @@ def _evaluate_list(job: Job, part: str, videos: VideoList, weights: str, wise_ft
 def _write_files(job: Job, part: str, videos: VideoList, wise_ft: float | None, evaluation: Evaluation) -> None:
     settings = job.settings
     if job.ranks.is_main and settings.predictions:
-        write_evaluation(
-            settings.output, file_stem(part, videos, wise_ft), evaluation, videos, pictures=settings.pictures
-        )
+        stem = file_stem(part, videos, wise_ft)
+        try:
+            write_evaluation(settings.output, stem, evaluation, videos, pictures=settings.pictures)
+        except OSError as error:
+            job.log.warning(
+                f"predictions_{stem}.csv and what follows from it cannot be written ({error}); the run goes on"
+            )
 
 
 def _row(
@@ -259,6 +314,8 @@ def _evaluate(job: Job, loader: Any, videos: VideoList) -> Evaluation:
         precision=job.precision,
         ranks=job.ranks,
         views_at_once=job.settings.test_batch_size,
+        max_bad_share=job.config["data"]["max_bad_share"],
+        interrupts=job.interrupts,
     )
     for path, reason in evaluation.unreadable:
         if path not in job.told:
@@ -272,7 +329,7 @@ def _load_best(job: Job) -> None:
     error = None
     try:
         if job.ranks.is_main:
-            tc_clip.load_weights(job.model, job.settings.output / BEST)
+            _load_weights(job.model, job.settings.output / BEST)
     except Exception as problem:
         error = problem
     job.ranks.raise_together(error)
@@ -288,11 +345,11 @@ def _mix_with_start(job: Job) -> None:
     job.model.load_state_dict(mixed)
 
 
-def _open_log(job: Job, purge_step: int | None) -> RunLog:
+def _open_log(job: Job, purge_step: int | None, purge_validation: bool = False) -> RunLog:
     """Open the log and note configuration and environment."""
-    job.log = build.build_log(job.settings, job.ranks, purge_step)
+    job.log = build.build_log(job.settings, job.ranks, purge_step, purge_validation)
     prefix = "" if job.settings.eval is None else f"eval_{job.settings.eval}_"
-    job.log.save_text(f"{prefix}config.yaml", to_yaml(job.config))
+    job.log.save_text(f"{prefix}config.yaml", to_yaml(hide_in_config(job.config)))
     facts = environment(REPOSITORY, job.ranks.device, job.ranks.world_size)
     job.log.save_text(f"{prefix}environment.json", json.dumps(facts, indent=2) + "\n")
     return job.log
@@ -331,7 +388,7 @@ def _tell_results(job: Job, rows: Sequence[ResultRow]) -> None:
     # Hashes of large files: one process of a run writes.
     facts = run_facts(job.config, settings, checkpoint) if job.ranks.is_main else {}
     name = "results.json" if settings.eval is None else f"results_eval_{settings.eval}.json"
-    job.log.save_text(name, json.dumps(results_dict(rows, summary, facts), indent=2) + "\n")
+    job.log.save_text(name, json.dumps(hide_in_config(results_dict(rows, summary, facts)), indent=2) + "\n")
     job.log.info(f"\nresults: {settings.output / name}")
     if job.ranks.is_main and settings.report:
         _write_report(job)

@@ -6,18 +6,22 @@ Only the main process of a run writes; on the others every call is without effec
 import importlib.util
 import json
 import logging
+import math
+import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trainers.errors import ConfigError
+from trainers.secrets import hide_secrets
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "hydra-core", "omegaconf", "av", "decord", "safetensors")
 
@@ -32,6 +36,7 @@ class RunLog:
         tensorboard: whether to write TensorBoard files.
         purge_step: position (micro-batches since the run began) that the run goes on from; what was noted beyond it is
             dropped. None keeps everything: an evaluation adds to what is there.
+        purge_validation: whether the validation at that position is repeated too.
 
     Raises:
         ConfigError: where the folder cannot be written.
@@ -45,6 +50,7 @@ class RunLog:
         progress: str = "auto",
         tensorboard: bool = False,
         purge_step: int | None = None,
+        purge_validation: bool = False,
     ) -> None:
         self.output = output
         self.is_main = is_main
@@ -53,6 +59,7 @@ class RunLog:
         self._writer = None
         self._metrics = None
         self._handlers: list[logging.Handler] = []
+        self._troubled: set[str] = set()
         self.logger = logging.getLogger("trainers.run")
         self.logger.propagate = False
         self.logger.setLevel(logging.INFO if is_main else logging.CRITICAL)
@@ -62,10 +69,10 @@ class RunLog:
         if output is None:
             return
         make_writable(output)
-        self._add_handler(logging.FileHandler(output / "log.txt", encoding="utf-8"), "%(asctime)s %(message)s")
+        self._add_handler(_FileHandler(output / "log.txt", encoding="utf-8"), "%(asctime)s %(message)s")
         path = output / "metrics.jsonl"
         if purge_step is not None:
-            _drop_beyond(path, purge_step)
+            _drop_beyond(path, purge_step, purge_validation)
         self._metrics = path.open("a", encoding="utf-8")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
@@ -74,11 +81,18 @@ class RunLog:
 
     def info(self, message: str) -> None:
         """Tell the user something."""
-        self.logger.info(message)
+        self.logger.info(hide_secrets(message))
 
     def warning(self, message: str) -> None:
         """Tell the user about something that is not right, without stopping."""
-        self.logger.warning(f"warning: {message}")
+        self.logger.warning(f"warning: {hide_secrets(message)}")
+
+    def note_end(self, reason: str) -> None:
+        """Write into `log.txt` alone why the run ends early; the console is told elsewhere."""
+        record = self.logger.makeRecord(self.logger.name, logging.INFO, "", 0, hide_secrets(reason), (), None)
+        for handler in self._handlers:
+            if isinstance(handler, _FileHandler):
+                handler.handle(record)
 
     def metrics(self, kind: str, step: int, values: Mapping[str, float | int | str]) -> None:
         """Note numbers in `metrics.jsonl`, and those that are numbers in TensorBoard as `kind/name`.
@@ -89,12 +103,17 @@ class RunLog:
         """
         if self._metrics is None:
             return
-        self._metrics.write(json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3), **values}) + "\n")
-        self._metrics.flush()
-        if self._writer is not None:
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._writer.add_scalar(f"{kind}/{name}", value, step)
+        values = {name: _json_value(value) for name, value in values.items()}
+        try:
+            self._metrics.write(
+                json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3), **values}) + "\n"
+            )
+            self._metrics.flush()
+        except OSError as error:  # what could not be written stays in the buffer, for the next try
+            self._tell_once("metrics.jsonl", error)
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._draw(lambda writer, name=name, value=value: writer.add_scalar(f"{kind}/{name}", value, step))
 
     def sample_frames(self, videos: Tensor, step: int) -> None:
         """Put frames into TensorBoard, a video a row.
@@ -105,7 +124,7 @@ class RunLog:
         if self._writer is None:
             return
         grid = torch.cat([torch.cat(list(video), dim=-1) for video in videos.cpu()], dim=-2)  # (3, B*H, T*W)
-        self._writer.add_image("train/frames", grid, step)
+        self._draw(lambda writer: writer.add_image("train/frames", grid, step))
 
     @property
     def shows_pictures(self) -> bool:
@@ -123,11 +142,16 @@ class RunLog:
         if self._writer is None:
             return
         rows = [f"| {name} | {share:.1f} |" for name, share in sorted(shares.items(), key=lambda item: item[1])]
-        self._writer.add_text("val/class_accuracy", "\n".join(["| class | top-1 % |", "|---|---|", *rows]), step)
-        self._writer.add_histogram("val/class_accuracy", torch.tensor(list(shares.values())), step)
-        for place, (picture, answer) in enumerate(pictures):
-            self._writer.add_image(f"val_videos/{place}", picture, step)
-            self._writer.add_text(f"val_videos/{place}", answer, step)
+        table = "\n".join(["| class | top-1 % |", "|---|---|", *rows])
+
+        def draw(writer: Any) -> None:
+            writer.add_text("val/class_accuracy", table, step)
+            writer.add_histogram("val/class_accuracy", torch.tensor(list(shares.values())), step)
+            for place, (picture, answer) in enumerate(pictures):
+                writer.add_image(f"val_videos/{place}", picture, step)
+                writer.add_text(f"val_videos/{place}", answer, step)
+
+        self._draw(draw)
 
     def start_bar(self, description: str, total: int, done: int = 0) -> None:
         """Begin a progress bar, where there is a terminal."""
@@ -149,21 +173,42 @@ class RunLog:
             self._bar = None
 
     def save_text(self, name: str, text: str) -> None:
-        """Write a file into the output folder."""
+        """Write a file into the output folder, whole or not at all.
+
+        Raises:
+            ConfigError: where it cannot be written.
+        """
         if self.is_main and self.output is not None:
-            (self.output / name).write_text(text, encoding="utf-8")
+            write_whole(self.output / name, text)
 
     def close(self) -> None:
         """Close all files; the logger can be set up again afterwards."""
         self.close_bar()
-        if self._writer is not None:
-            self._writer.close()
-        if self._metrics is not None:
-            self._metrics.close()
+        self._draw(lambda writer: writer.close())
+        for file in (self._metrics, *self._handlers):
+            try:
+                if file is not None:
+                    file.close()
+            except OSError as error:
+                self._tell_once("the log", error)
         for handler in self._handlers:
             self.logger.removeHandler(handler)
-            handler.close()
         self._handlers = []
+
+    def _draw(self, draw: Callable[[Any], None]) -> None:
+        """Draw into TensorBoard; where its files cannot be written, the run goes on without them."""
+        if self._writer is None:
+            return
+        try:
+            draw(self._writer)
+        except OSError as error:
+            self._writer = None
+            self._tell_once("tensorboard", error)
+
+    def _tell_once(self, name: str, error: OSError) -> None:
+        if name not in self._troubled:
+            self._troubled.add(name)
+            self.warning(f"{name} cannot be written ({error}); the run goes on")
 
     def _add_handler(self, handler: logging.Handler, layout: str) -> None:
         handler.setFormatter(logging.Formatter(layout))
@@ -177,8 +222,40 @@ class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except OSError:
+            self.handleError(record)  # the terminal is gone; the file has the lines
+
+
+class _FileHandler(logging.FileHandler):
+    """Lines in a file; a full disk is told once, and not as a traceback for every line."""
+
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Say on standard error that lines are missing from the file."""
+        if not self._told:
+            self._told = True
+            sys.stderr.write(f"warning: {self.baseFilename} cannot be written ({sys.exc_info()[1]}); the run goes on\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that a reader finds the old one or the whole new one.
+
+    Raises:
+        ConfigError: where it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def quiet_libraries(is_main: bool) -> None:
@@ -215,13 +292,15 @@ def make_writable(folder: Path) -> None:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise ConfigError(f"output={folder}: cannot be written: {error}") from error
+        if folder.is_file():
+            raise ConfigError(f"output={folder}: is a file; name a folder") from error
+        raise ConfigError(f"output={folder}: cannot be written: {error.strerror or error}") from error
 
 
 def environment(repository: Path, device: torch.device, world_size: int) -> dict:
     """Return what the numbers of a run may depend on besides its configuration."""
     return {
-        "command": sys.argv,
+        "command": [hide_secrets(argument) for argument in sys.argv],
         "git": _git_state(repository),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -260,15 +339,22 @@ def _git_state(repository: Path) -> dict[str, str | bool] | None:
         return None
 
 
-def _drop_beyond(path: Path, step: int) -> None:
+def _drop_beyond(path: Path, step: int, drop_validation: bool) -> None:
     """Drop the lines past a step, which the run that goes on from there writes again."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= step and step > 0:
+            values = json.loads(line)
+            repeated = values["step"] == step and drop_validation and values["kind"] == "val"
+            if 0 < step and values["step"] <= step and not repeated:
                 kept.append(line + "\n")
         except (ValueError, KeyError):
             continue  # the process was killed while it wrote this line
-    path.write_text("".join(kept), encoding="utf-8")
+    write_whole(path, "".join(kept))
+
+
+def _json_value(value: float | int | str) -> float | int | str | None:
+    """Return a value that JSON has: not a number becomes null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,5 +1,6 @@
 """A training run from first to last epoch: epochs, validation, checkpoints, continuing, and what is told meanwhile."""
 
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -7,8 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainers.checkpoint import BEST, LAST, load_training_checkpoint, save_checkpoint
+import torch
+
+from trainers.checkpoint import BEST, LAST, read_newest, remove_leftovers, save_checkpoint
+from trainers.continuing import compare_runs
+from trainers.errors import CheckpointError, RunInterrupted
 from trainers.evaluator import Evaluation
+from trainers.interrupts import Interrupts
 from trainers.metrics import percent
 from trainers.plan import duration
 from trainers.run_log import peak_memory_gib
@@ -19,7 +25,10 @@ ESTIMATE_AFTER = 5  # updates until the time of one is believed; the first ones 
 
 @dataclass
 class Position:
-    """Where a run stands: the next micro-batch, and the numbers of the best validation (None before the first)."""
+    """Where a run stands: the next micro-batch, and the numbers of the best validation (None before the first).
+
+    An epoch whose micro-batches are all done, but not its validation, stands at the micro-batch after its last.
+    """
 
     epoch: int = 0
     micro_batch: int = 0
@@ -34,11 +43,14 @@ class TrainingRun:
         note_best: is given every evaluation that is the best so far, on every process.
         note_validation: is given every evaluation and its step (micro-batches since the run began).
         output: folder of the checkpoints.
-        save_freq: epochs between validations (each followed by writing `last.pth`).
+        save_freq: epochs between validations. `last.pth` is written after every epoch, and again after its validation.
         keep_every: epochs between kept copies, or None.
         save_updates: updates between further writings of `last.pth`, or None.
-        run_numbers: what must be equal for a run to be continued.
-        config: stored in checkpoints.
+        save_minutes: minutes after which `last.pth` is written within an epoch, or None.
+        keep: how many of the last checkpoints to have.
+        fixed_facts: what must be equal for a run to be continued (`trainers.continuing`).
+        config: stored in checkpoints, and compared.
+        interrupts: asks for a stop.
         print_every: updates between lines of the log.
     """
 
@@ -54,9 +66,12 @@ class TrainingRun:
         save_freq: int,
         keep_every: int | None,
         save_updates: int | None,
-        run_numbers: dict[str, Any],
+        save_minutes: float | None,
+        keep: int,
+        fixed_facts: dict[str, Any],
         config: dict[str, Any],
         print_every: int,
+        interrupts: Interrupts,
     ) -> None:
         self.trainer = trainer
         self.validate = validate
@@ -67,10 +82,17 @@ class TrainingRun:
         self.save_freq = save_freq
         self.keep_every = keep_every
         self.save_updates = save_updates
-        self.run_numbers = run_numbers
+        self.save_minutes = save_minutes
+        self.keep = keep
+        self.fixed_facts = fixed_facts
         self.config = config
         self.print_every = print_every
+        self.interrupts = interrupts
         self.position = Position()
+        self.failed_save: str | None = None  # why `last.pth` is not of the present position, where it is not
+        self._damaged: list[Path] = []
+        self._saved_at = time.monotonic()
+        trainer.wishes = self._wishes
         self._seconds = 0.0  # of this process's updates, for the estimate
         self._updates = 0
         self._validation_seconds = 0.0
@@ -80,107 +102,219 @@ class TrainingRun:
         """Micro-batches consumed since the run began."""
         return self.position.epoch * self.trainer.plan.num_micro_batches + self.position.micro_batch
 
-    def load_last(self) -> bool:
-        """Go on from `last.pth`; return False where there is none.
+    @property
+    def awaits_validation(self) -> bool:
+        """Whether the epoch's micro-batches are done and its validation is not."""
+        return self.position.micro_batch == self.trainer.plan.num_micro_batches
+
+    def load_last(self) -> list[str] | None:
+        """Go on from the newest good checkpoint; return what there is to say about it, or None where there is none.
+
+        Process 0 reads and gives the others what it read: they may not see its disk, or see an older state of it.
 
         Raises:
-            CheckpointError: where it is damaged or belongs to another run.
+            CheckpointError: where all are damaged, or belong to another run.
         """
-        path = self.output / LAST
-        if not path.exists():
-            return False
-        checkpoint = load_training_checkpoint(path, self.run_numbers)
-        self.trainer.model.load_state_dict(checkpoint["model"])
-        self.trainer.optimizer.load_state_dict(checkpoint["optimizer"])
-        if checkpoint["scaler"] is not None:
-            self.trainer.scaler.load_state_dict(checkpoint["scaler"])
+        ranks = self.trainer.ranks
+        read, error = None, None
+        try:
+            if ranks.is_main:
+                read = self._read_last()
+        except Exception as problem:
+            error = problem
+        ranks.raise_together(error)
+        read = ranks.broadcast(read)
+        if read is None:
+            return None
+        checkpoint, lines, self._damaged = read
+        error = None
+        try:
+            self._restore(checkpoint)
+        except (KeyError, ValueError, RuntimeError) as problem:
+            reason = " ".join(str(problem).split())
+            error = CheckpointError(f"{self.output / LAST}: does not fit this model and optimizer: {reason}")
+        ranks.raise_together(error)
+        return lines
+
+    def _read_last(self) -> tuple[dict[str, Any], list[str], list[Path]] | None:
+        """Read and compare the newest good checkpoint; return it, what to say, and the damaged ones before it."""
+        found = read_newest(self.output / LAST)
+        if found is None:
+            return None
+        checkpoint, path, damaged = found
+        differences = compare_runs(str(path), checkpoint, self.fixed_facts, self.config)
+        lines = [f"warning: {error}; going on from {path.name}, the one before it" for error in damaged]
+        if path.name != LAST and not damaged:
+            lines.append(f"warning: {self.output / LAST} is missing; going on from {path.name}, the one before it")
+        lines += [f"goes on with another configuration: {line}" for line in differences]
+        return checkpoint, lines, [error.path for error in damaged]
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        trainer = self.trainer
+        trainer.model.load_state_dict(checkpoint["model"])
+        trainer.optimizer.load_state_dict(checkpoint["optimizer"])
+        if checkpoint["scaler"] is not None and trainer.scaler.is_enabled():
+            trainer.scaler.load_state_dict(checkpoint["scaler"])
+        trainer.skipped = dict(checkpoint["skipped"])
         self.position = Position(checkpoint["epoch"], checkpoint["micro_batch"], checkpoint["best"])
-        return True
 
     def fit(self) -> Position:
-        """Train until the last epoch is done; return the final position."""
+        """Train until the last epoch is done; return the final position.
+
+        Raises:
+            RunInterrupted: where a stop was asked for; the run is saved then.
+            CheckpointError: where the disk did not take the last checkpoint of the run.
+        """
+        if self.trainer.ranks.is_main:
+            remove_leftovers(self.output)
+            for path in self._damaged:
+                # Kept for whoever wants to know, out of the way of the good ones.
+                path.replace(path.with_suffix(".damaged"))
+        self._saved_at = time.monotonic()
         while self.position.epoch < self.epochs:
             self._run_epoch()
+        if self.failed_save is not None:
+            self._save_last()
+        if self.position.best is None:
+            raise CheckpointError(f"the training is done, but {self.output / BEST} could never be written")
+        if self.failed_save is not None:
+            raise CheckpointError(f"the training is done, but its end could not be saved: {self.failed_save}")
         return self.position
 
     def is_validated(self, epoch: int) -> bool:
         """Whether an epoch ends with validation and checkpoint: every `save_freq`, and the last."""
         return (epoch + 1) % self.save_freq == 0 or epoch + 1 == self.epochs
 
+    def _wishes(self) -> tuple[bool, bool]:
+        """Answer, for this process, whether to stop and whether a checkpoint is due by the clock (process 0's)."""
+        reason = self.interrupts.requested
+        ranks = self.trainer.ranks
+        if reason is not None:
+            ranks.spread_stop(reason)
+        due = self.save_minutes is not None and time.monotonic() - self._saved_at >= 60 * self.save_minutes
+        return reason is not None, ranks.is_main and due
+
     def _run_epoch(self) -> None:
         log, plan, epoch = self.trainer.log, self.trainer.plan, self.position.epoch
         report = EpochReport()
         recent = EpochReport()
         first = self.position.micro_batch // plan.accumulation
-        log.start_bar(f"epoch {epoch + 1}/{self.epochs}", plan.num_updates, first)
-        for done in self.trainer.run_epoch(epoch, self.position.micro_batch):
-            self.position.micro_batch = done.update.last
-            report.add(done)
-            recent.add(done)
-            self._count(done)
-            log.advance_bar(f"loss {done.loss:.3f}, {recent.num_videos / recent.seconds:.1f} videos/s, {self._eta()}")
-            if (done.update.number + 1) % self.print_every == 0 or done.update.last == plan.num_micro_batches:
-                self._tell(done, recent)
-                recent = EpochReport()
-            ends_epoch = done.update.last == plan.num_micro_batches
-            if self.save_updates and (done.update.number + 1) % self.save_updates == 0 and not ends_epoch:
-                self._save_last()
-        log.close_bar()
+        # An epoch that awaits its validation only has told all of this.
+        if not self.awaits_validation:
+            log.start_bar(f"epoch {epoch + 1}/{self.epochs}", plan.num_updates, first)
+            for done in self.trainer.run_epoch(epoch, self.position.micro_batch):
+                self.position.micro_batch = done.update.last
+                report.add(done)
+                recent.add(done)
+                self._count(done)
+                speed = recent.num_videos / recent.seconds
+                log.advance_bar(f"loss {done.loss:.3f}, {speed:.1f} videos/s, {self._eta()}")
+                if (done.update.number + 1) % self.print_every == 0 or self.awaits_validation:
+                    self._tell(done, recent)
+                    recent = EpochReport()
+                if not self.awaits_validation:
+                    self._after_update(done)
+            log.close_bar()
+            self._tell_epoch(report)
+            self._after_update(done)
+        if self.is_validated(epoch):
+            self._save_last()  # whatever happens to the validation
+            self._validate(epoch)
+        self.position.epoch, self.position.micro_batch = epoch + 1, 0
+        self._save_last()
+        if self.trainer.ranks.is_main and self.keep_every and (epoch + 1) % self.keep_every == 0:
+            self._keep_copy(f"epoch_{epoch + 1:03d}.pth")
+
+    def _after_update(self, done: UpdateReport) -> None:
+        """Save where it is time, and leave where a stop is asked for."""
+        stop, due = done.wishes
+        by_count = self.save_updates and (done.update.number + 1) % self.save_updates == 0
+        if stop or ((due or by_count) and not self.awaits_validation):
+            self._save_last()
+        if stop:
+            log, epoch = self.trainer.log, self.position.epoch
+            log.close_bar()
+            reason = self.interrupts.requested or "another process was asked"
+            kept = "saved" if self.failed_save is None else "not saved, see above"
+            log.info(f"stopped ({reason}) in epoch {epoch + 1} after update {done.update.number + 1}, {kept}")
+            raise RunInterrupted(reason)
+
+    def _tell_epoch(self, report: EpochReport) -> None:
+        log, epoch = self.trainer.log, self.position.epoch
         report.bad_videos = set(self.trainer.bad_videos)
         values = report.values()
-        step = (epoch + 1) * plan.num_micro_batches
-        log.metrics("epoch", step, {"epoch": epoch + 1, **values})
+        log.metrics("epoch", self.step, {"epoch": epoch + 1, **values})
         log.info(
             f"epoch {epoch + 1}/{self.epochs} done: loss {values['loss']:.4f}, "
             f"{values['videos_per_second']:.1f} videos/s, "
             f"waiting for data {values['wait_share']:.0%} of the time, {duration(report.seconds)}"
             + (f", {values['bad_videos']} unreadable videos" if values["bad_videos"] else "")
+            + (f", {report.num_skipped} updates skipped (loss not finite)" if report.num_skipped else "")
         )
-        self.position.epoch, self.position.micro_batch = epoch + 1, 0
-        if self.is_validated(epoch):
-            self._validate_and_save(epoch)
 
-    def _validate_and_save(self, epoch: int) -> None:
+    def _validate(self, epoch: int) -> None:
         log = self.trainer.log
+        self.trainer.ranks.note(f"validation of epoch {epoch + 1}")
         start = time.perf_counter()
         evaluation = self.validate()
         self._validation_seconds = time.perf_counter() - start
         top1, top5 = evaluation.counts.top1, percent(evaluation.counts.top5)
         log.metrics("val", self.step, {"epoch": epoch + 1, **evaluation.values()})
         self.note_validation(evaluation, self.step)
+        best = {"epoch": epoch + 1, **evaluation.values()}
         is_best = self.position.best is None or top1 > self.position.best["top1"]
-        if is_best:
-            self.position.best = {"epoch": epoch + 1, **evaluation.values()}
-            self.note_best(evaluation)
         log.info(
             f"epoch {epoch + 1}/{self.epochs} validation: top-1 {top1:.2f} %, top-5 {top5} % of "
             f"{evaluation.counts.num_videos:,} videos, {duration(evaluation.seconds)}"
             + (f", {len(evaluation.unreadable)} unreadable" if evaluation.unreadable else "")
             + (", the best so far" if is_best else f" (best: {self.position.best['top1']:.2f} %)")
         )
-        if self.trainer.ranks.is_main and is_best:
-            save_checkpoint(self.output / BEST, self._checkpoint(with_optimizer=False))
-        self._save_last()
-        if self.trainer.ranks.is_main and self.keep_every and (epoch + 1) % self.keep_every == 0:
-            _copy(self.output / LAST, self.output / f"epoch_{epoch + 1:03d}.pth")
+        self.position.epoch, self.position.micro_batch = epoch + 1, 0
+        if is_best:
+            best_before, self.position.best = self.position.best, best
+            if self._save(BEST, with_optimizer=False) is not None:
+                self.position.best = best_before  # what is called the best is what `best.pth` holds
+            else:
+                self.note_best(evaluation)
 
     def _save_last(self) -> None:
-        # `last.pth` comes after `best.pth`: a run cut between the two repeats the epoch and finds the same.
+        # `last.pth` comes after `best.pth`: a run cut between the two repeats the validation and finds the same.
+        self._saved_at = time.monotonic()
+        self.failed_save = self._save(LAST, with_optimizer=True)
+
+    def _save(self, name: str, with_optimizer: bool) -> str | None:
+        """Write a checkpoint on process 0; return why it could not be written. That costs this writing, not the run."""
+        reason = None
         if self.trainer.ranks.is_main:
-            save_checkpoint(self.output / LAST, self._checkpoint(with_optimizer=True))
-        self.trainer.ranks.barrier()
+            keep = self.keep if name == LAST else 1
+            try:
+                save_checkpoint(self.output / name, self._checkpoint(with_optimizer), keep)
+            except CheckpointError as error:
+                reason = str(error)
+                self.trainer.log.warning(
+                    f"NOT SAVED: {reason}; the run goes on, the checkpoints from before are untouched: free the disk"
+                )
+        return self.trainer.ranks.broadcast(reason)
+
+    def _keep_copy(self, name: str) -> None:
+        if self.failed_save is None:
+            try:
+                _copy(self.output / LAST, self.output / name)
+            except OSError as error:
+                self.trainer.log.warning(f"NOT KEPT: {self.output / name}: {error}; the run goes on")
 
     def _checkpoint(self, with_optimizer: bool) -> dict[str, Any]:
         trainer = self.trainer
         return {
-            "model": {name: value.detach().cpu() for name, value in trainer.model.state_dict().items()},
+            "model": _on_cpu(dict(trainer.model.state_dict())),
             "model_info": trainer.model.info(),
-            "optimizer": trainer.optimizer.state_dict() if with_optimizer else None,
+            "optimizer": _on_cpu(trainer.optimizer.state_dict()) if with_optimizer else None,
             "scaler": trainer.scaler.state_dict() if with_optimizer and trainer.scaler.is_enabled() else None,
             "epoch": self.position.epoch,
             "micro_batch": self.position.micro_batch,
             "best": self.position.best,
-            "run": self.run_numbers,
+            "skipped": dict(trainer.skipped),
+            "run": self.fixed_facts,
             "config": self.config,
         }
 
@@ -207,7 +341,7 @@ class TrainingRun:
         log, plan = self.trainer.log, self.trainer.plan
         values = {
             "epoch": self.position.epoch + done.update.last / plan.num_micro_batches,
-            "loss": recent.loss_sum / recent.num_videos,
+            "loss": recent.loss,
             "lr": done.rates[0],
             "videos_per_second": recent.num_videos / recent.seconds,
             "wait_share": recent.wait_seconds / recent.seconds,
@@ -217,7 +351,7 @@ class TrainingRun:
         values |= {f"lr_{group['name']}": rate for group, rate in zip(groups[1:], done.rates[1:], strict=True)}
         if self.trainer.scaler.is_enabled():
             values["loss_scale"] = self.trainer.scaler.get_scale()
-        if done.grad_norm is not None:
+        if done.grad_norm is not None and math.isfinite(done.grad_norm):
             values["grad_norm"] = done.grad_norm
         log.metrics("train", self.step, values)
         if not log.show_bar:
@@ -226,6 +360,15 @@ class TrainingRun:
                 f"loss {values['loss']:.4f}, lr {values['lr']:.2e}, {values['videos_per_second']:.1f} videos/s, "
                 f"waiting for data {values['wait_share']:.0%}, {self._eta()}"
             )
+
+
+def _on_cpu(value: Any) -> Any:
+    """Return nested containers with their tensors on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    return type(value)(_on_cpu(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def _copy(source: Path, target: Path) -> None:

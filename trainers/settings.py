@@ -41,6 +41,8 @@ class Settings:
     save_freq: int
     keep_every: int | None
     save_updates: int | None
+    save_minutes: float | None
+    keep: int
     final_test: bool
     wise_ft: float | None
     wise_ft_alone: bool  # a number from the user: with `eval` only the ensemble is wanted
@@ -91,7 +93,8 @@ def read_settings(config: Config) -> Settings:
     """Return the values that steer the run."""
     wise_ft, note = _wise_ft(config)
     names = ("protocol", "eval", "resume", "auto_resume", "dry_run", "device", "distributed_timeout", "seed", "epochs")
-    names += ("warmup_epochs", "lr_min", "save_freq", "keep_every", "save_updates", "test_batch_size")
+    names += ("warmup_epochs", "lr_min", "save_freq", "keep_every", "save_updates", "save_minutes", "keep")
+    names += ("test_batch_size",)
     return Settings(
         **{name: config[name] for name in names},
         data=config["data"]["name"],

@@ -1,5 +1,6 @@
 """The training loop: epochs of exact updates over one global sequence of micro-batches."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -30,7 +31,9 @@ class UpdateReport:
     rates: list[float]
     seconds: float
     wait_seconds: float  # spent waiting for videos, mean over the ranks
-    grad_norm: float | None
+    grad_norm: float | None  # before clipping; None where the loss was not finite
+    skipped: bool = False  # loss or gradient were not finite, and the weights stay as they were
+    wishes: tuple[bool, ...] = ()  # see `Trainer.wishes`, of any rank
 
 
 @dataclass
@@ -39,26 +42,38 @@ class EpochReport:
 
     loss_sum: float = 0.0
     num_videos: int = 0
+    num_finite: int = 0  # videos of the updates that were not skipped
     num_updates: int = 0
     seconds: float = 0.0
     wait_seconds: float = 0.0
+    num_skipped: int = 0
     bad_videos: set[str] = field(default_factory=set)
 
     def add(self, report: UpdateReport) -> None:
-        """Add an update."""
-        self.loss_sum += report.loss * report.update.num_videos
+        """Add an update; the loss of a skipped one does not count."""
+        if report.skipped:
+            self.num_skipped += 1
+        else:
+            self.loss_sum += report.loss * report.update.num_videos
         self.num_videos += report.update.num_videos
+        self.num_finite += 0 if report.skipped else report.update.num_videos
         self.num_updates += 1
         self.seconds += report.seconds
         self.wait_seconds += report.wait_seconds
 
+    @property
+    def loss(self) -> float:
+        """Mean over the videos; NaN where every update was skipped."""
+        return self.loss_sum / self.num_finite if self.num_finite else float("nan")
+
     def values(self) -> dict[str, float | int]:
         """Return what is worth logging."""
         return {
-            "loss": self.loss_sum / self.num_videos,
+            "loss": self.loss,
             "videos_per_second": self.num_videos / self.seconds,
             "wait_share": self.wait_seconds / self.seconds,
             "bad_videos": len(self.bad_videos),
+            **({"skipped_updates": self.num_skipped} if self.num_skipped else {}),
         }
 
 
@@ -71,6 +86,8 @@ class Trainer:
         mixing: MixUp, CutMix and label smoothing on a micro-batch; gives soft targets.
         clip_grad_norm: largest norm of an update's gradient, or None.
         max_bad_videos: unreadable videos, over all ranks, past which training stops.
+        max_skipped: updates in a row without a finite loss and gradient at which training stops.
+        wishes: questions put to every rank at every update; a report has those that any rank answers with yes.
         video_name: name of a video by its index, for messages.
     """
 
@@ -90,6 +107,8 @@ class Trainer:
         video_name: Callable[[int], str] = str,
         clip_grad_norm: float | None = None,
         max_bad_videos: float = float("inf"),
+        max_skipped: int = 10,
+        wishes: Callable[[], tuple[bool, ...]] = tuple,
         sample_frames: bool = False,
     ) -> None:
         self.model = model
@@ -105,6 +124,9 @@ class Trainer:
         self.video_name = video_name
         self.clip_grad_norm = clip_grad_norm
         self.max_bad_videos = max_bad_videos
+        self.max_skipped = max_skipped
+        self.wishes = wishes
+        self.skipped = {"total": 0, "in_a_row": 0}
         self.sample_frames = sample_frames
         self.scaler = precision.scaler()
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -114,7 +136,7 @@ class Trainer:
         """Run an epoch's updates from a micro-batch on, and yield after each what it did.
 
         Raises:
-            TrainingError: where a loss is not finite, or too many videos cannot be read.
+            TrainingError: where too many losses in a row are not finite, or too many videos cannot be read.
         """
         self.model.train()
         batches = iter(self.loader.epoch(epoch, start=first_micro_batch))
@@ -123,6 +145,7 @@ class Trainer:
 
     def _run_update(self, epoch: int, update: Update, batches: Iterator[VideoBatch]) -> UpdateReport:
         start = time.perf_counter()
+        self.ranks.note(f"epoch {epoch + 1}, update {update.number + 1} of {self.plan.num_updates}")
         rates = self.schedule.set_rates(epoch, update.first)
         self.optimizer.zero_grad(set_to_none=True)
         # A rank without a micro-batch in this update has not yet told the scaler its device.
@@ -143,10 +166,24 @@ class Trainer:
             loss = self._loss_sum(batch, epoch) / update.num_videos
             self.scaler.scale(loss).backward()
             done.append((batch, loss.detach()))
-        loss, wait_seconds, used = self._reduce_numbers(epoch, done, wait_seconds)
-        grad_norm = self._step(used)
+        numbers = self._reduce_numbers(done, wait_seconds)
+        grad_norm, bad_batches = None, []
+        is_finite = numbers.num_not_finite == 0
+        if is_finite:
+            grad_norm, is_finite = self._step(numbers.used)
+            bad_batches = [batch for batch, _ in done]
+        else:
+            bad_batches = [batch for batch, loss in done if not torch.isfinite(loss)]
+        if is_finite:
+            self.skipped["in_a_row"] = 0
+        else:
+            what = "loss" if numbers.num_not_finite else "gradient"
+            self._skip(epoch, update, what, bad_batches)
         seconds = time.perf_counter() - start
-        return UpdateReport(update, loss, rates, seconds, wait_seconds / self.ranks.world_size, grad_norm)
+        wait_seconds = numbers.wait_seconds / self.ranks.world_size
+        return UpdateReport(
+            update, numbers.loss, rates, seconds, wait_seconds, grad_norm, not is_finite, numbers.wishes
+        )
 
     def _loss_sum(self, batch: VideoBatch, epoch: int) -> Tensor:
         """Return the cross entropy with soft targets, summed over a micro-batch's videos."""
@@ -154,41 +191,52 @@ class Trainer:
         labels = batch.labels.to(self.ranks.device, non_blocking=True)
         rng = micro_batch_rng(self.seed, epoch, batch.number)
         videos, targets = self.mixing(normalize(videos, dtype=self.precision.dtype), labels, rng)
-        # What a model leaves to chance (random seed tokens) follows from the micro-batch too, so that runs can resume.
+        # What a model leaves to chance (random seed tokens, dropout) follows from the micro-batch too, so that runs can
+        # go on exactly: no generator's state needs to be kept.
         torch.manual_seed(int(rng.integers(2**63)))
         with self.precision.autocast():
             logits = self.model(videos)  # (B, C)
         return F.cross_entropy(logits.to(self.precision.dtype), targets.to(self.precision.dtype), reduction="sum")
 
-    def _reduce_numbers(
-        self, epoch: int, done: list[tuple[VideoBatch, Tensor]], wait_seconds: float
-    ) -> tuple[float, float, list[bool]]:
+    def _reduce_numbers(self, done: list[tuple[VideoBatch, Tensor]], wait_seconds: float) -> "_Numbers":
         """Sum an update's loss and waiting time over the ranks, and find out which parameters have gradients.
 
-        Everything in one small reduction, ahead of the gradients', so that a rank in trouble stops all of them.
+        Everything in one small reduction, ahead of the gradients', so that all ranks decide alike.
         """
         losses = torch.stack([loss for _, loss in done]).double().cpu() if done else torch.zeros(0, dtype=torch.double)
-        finite = torch.isfinite(losses)
+        not_finite = ~torch.isfinite(losses)
         num_bad = sum(len(batch.bad_videos) for batch, _ in done)
-        numbers = torch.tensor([losses.sum(), (~finite).sum(), num_bad, wait_seconds], dtype=torch.double)
+        wishes = self.wishes()
+        numbers = torch.tensor([losses.sum(), not_finite.sum(), num_bad, wait_seconds, *wishes], dtype=torch.double)
         has_grad = torch.tensor([parameter.grad is not None for parameter in self.parameters], dtype=torch.double)
         total = self.ranks.sum(torch.cat([numbers, has_grad])).tolist()
-        if total[1]:
-            bad_batches = [batch for (batch, _), is_finite in zip(done, finite.tolist(), strict=True) if not is_finite]
-            self.ranks.raise_together(self._not_finite(epoch, bad_batches) if bad_batches else None)
         if total[2]:
             self._note_bad_videos([video for batch, _ in done for video in batch.bad_videos])
-        return total[0], total[3], [count > 0 for count in total[4:]]
+        granted, used = total[4 : 4 + len(wishes)], total[4 + len(wishes) :]
+        return _Numbers(
+            total[0], int(total[1]), total[3], tuple(count > 0 for count in granted), [count > 0 for count in used]
+        )
 
-    def _not_finite(self, epoch: int, batches: list[VideoBatch]) -> TrainingError:
-        names = "; ".join(
-            f"micro-batch {batch.number}: {', '.join(self.video_name(index) for index in batch.indices.tolist())}"
-            for batch in batches
+    def _skip(self, epoch: int, update: Update, what: str, batches: list[VideoBatch]) -> None:
+        """Count an update that is left out, name its videos, and stop past the configured number in a row."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.skipped["total"] += 1
+        self.skipped["in_a_row"] += 1
+        names = [(batch.number, [self.video_name(index) for index in batch.indices.tolist()]) for batch in batches]
+        gathered = sorted(item for items in self.ranks.gather(names) for item in items)
+        videos = "; ".join(f"micro-batch {number}: {', '.join(paths)}" for number, paths in gathered)
+        where = f"epoch {epoch + 1}, update {update.number + 1}"
+        self.log.warning(
+            f"{where}: the {what} is not finite, the update is skipped ({self.skipped['in_a_row']} in a row, "
+            f"{self.skipped['total']} in all): {videos}"
         )
-        return TrainingError(
-            f"the loss is not finite in epoch {epoch + 1} ({names}); "
-            "lower lr, try precision=fp32, or look at these videos"
-        )
+        if self.skipped["in_a_row"] >= self.max_skipped:
+            self.ranks.raise_together(
+                TrainingError(
+                    f"the {what} is not finite in {self.skipped['in_a_row']} updates in a row (max_skipped), the last "
+                    f"of them {where} ({videos}); lower lr, try precision=fp32, or look at these videos"
+                )
+            )
 
     def _note_bad_videos(self, bad_videos: list) -> None:
         """Log each unreadable video once, whichever rank met it, and stop past the configured number."""
@@ -206,14 +254,37 @@ class Trainer:
                 )
             )
 
-    def _step(self, used: list[bool]) -> float | None:
-        """Sum gradients over the ranks and update the weights; return the gradient's norm where it is clipped."""
+    def _step(self, used: list[bool]) -> tuple[float, bool]:
+        """Sum gradients over the ranks and update the weights.
+
+        Return the gradient's norm before clipping, and whether the update counts: one whose gradient is not finite is
+        left out and does not count, except where the loss scaler of fp16 is still searching for its scale.
+        """
         self.ranks.sum_gradients(self.parameters, used)
         # After the sum, so that all ranks see the same infinities and skip the same updates.
         self.scaler.unscale_(self.optimizer)
-        grad_norm = None
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        total_norm = nn.utils.get_total_norm(gradients)
+        grad_norm = float(total_norm)
         if self.clip_grad_norm is not None:
-            grad_norm = float(nn.utils.clip_grad_norm_(self.parameters, self.clip_grad_norm))
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return grad_norm
+            nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad_norm, total_norm)
+        is_finite = math.isfinite(grad_norm)
+        if self.scaler.is_enabled():
+            searching = self.scaler.get_scale() > 1
+            self.scaler.step(self.optimizer)  # leaves the weights alone where a gradient is not finite
+            self.scaler.update()
+            return grad_norm, is_finite or searching
+        if is_finite:
+            self.optimizer.step()
+        return grad_norm, is_finite
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """Sums over the ranks of one update; `used`: for each parameter, whether any rank has a gradient of it."""
+
+    loss: float
+    num_not_finite: int
+    wait_seconds: float
+    wishes: tuple[bool, ...]
+    used: list[bool]

@@ -58,11 +58,13 @@ def read_video_list(
     flip: bool,
     split_camel_case: bool,
     opened: dict[str, VideoFiles],
+    allow_outside: bool = False,
 ) -> VideoList:
     """Read a list and its class names, and open the folder or tar of its videos.
 
     Args:
         opened: roots opened already, to share their index; a new one is added.
+        allow_outside: listed paths may lead out of the root.
 
     Raises:
         AnnotationError: where the list or the class names are wrong.
@@ -71,7 +73,7 @@ def read_video_list(
     class_names = read_class_names(class_names_path)
     records = read_annotations(list_path, num_classes=len(class_names))
     if root not in opened:
-        opened[root] = open_video_files(root)
+        opened[root] = open_video_files(root, allow_outside)
     opened[root].prepare(record.path for record in records)
     facts = (flip, split_camel_case, list_path, class_names_path)
     return VideoList(name, group, records, opened[root], class_names, *facts)

@@ -157,7 +157,8 @@ def test_too_many_bad_videos_stop_the_run(shared_videos, tmp_path, small_videos,
     records = mixed_list(shared_videos, tmp_path, small_videos, 11)
     files = open_video_files(tmp_path)
     pattern = (
-        r"^3 of 14 listed videos \(21\.4%\) cannot be read: .*b_empty\.mp4: .*\(data\.max_bad_share=0\.2 is passed\)$"
+        r"^3 of 14 listed videos \(21\.4%\) cannot be read: .*b_empty\.mp4: .*"
+        r"\(more than data\.max_bad_share=0\.2 allows: repair them or take them off the list, or raise it\)$"
     )
     train_set = VideoDataset(records, files, TrainTransform(32), num_frames=4)
     with pytest.raises(BadVideoError, match=pattern):

@@ -1,7 +1,9 @@
 """Finding listed videos in folders and tars."""
 
+import io
 import pickle
 import tarfile
+from pathlib import Path
 
 import pytest
 
@@ -113,3 +115,47 @@ def test_roots_that_cannot_be_used(tmp_path):
     for name in ("c.tar", "v.mp4"):
         with pytest.raises(VideoFilesError, match=rf"{name}: is no uncompressed \.tar"):
             open_video_files(tmp_path / name)
+
+
+def test_members_of_a_tar_never_lead_out_of_it(tmp_path):
+    secret = tmp_path / "secret.mp4"
+    secret.write_bytes(b"not for you")
+    with tarfile.open(tmp_path / "hostile.tar", "w") as archive:
+        for name in ("../secret.mp4", "/abs.mp4", "a/../../up.mp4", "good.mp4"):
+            member = tarfile.TarInfo(name)
+            member.size = len(name)
+            archive.addfile(member, io.BytesIO(name.encode()))
+        for kind, name in (
+            (tarfile.SYMTYPE, "link.mp4"),
+            (tarfile.LNKTYPE, "hard.mp4"),
+            (tarfile.CHRTYPE, "device.mp4"),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, str(secret)
+            archive.addfile(member)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    files = open_video_files(tmp_path / "hostile.tar")
+    for name in ("link.mp4", "hard.mp4", "device.mp4"):
+        with pytest.raises(VideoReadError, match="no such file"):
+            files.find(name)
+    for listed in ("../secret.mp4", "/etc/passwd", "a/../../up.mp4"):
+        with pytest.raises(VideoFilesError, match="leads out of the root"):
+            files.find(listed)
+    # By their file names these are bytes of the archive, whatever the folders in front say.
+    assert [files.find(name).read() for name in ("secret.mp4", "abs.mp4", "up.mp4", "good.mp4")] == [
+        b"../secret.mp4",
+        b"/abs.mp4",
+        b"a/../../up.mp4",
+        b"good.mp4",
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_paths_may_lead_out_where_that_is_allowed(tmp_path):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "other.mp4").write_bytes(b"x")
+    files = open_video_files(tmp_path / "root", allow_outside=True)
+    for listed in ("../other.mp4", str(tmp_path / "other.mp4")):
+        assert Path(files.find(listed)).samefile(tmp_path / "other.mp4")
+    with pytest.raises(VideoFilesError, match=r"leads out of the root \(data\.allow_outside=true allows it\)"):
+        open_video_files(tmp_path / "root").find("../other.mp4")

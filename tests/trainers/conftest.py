@@ -3,6 +3,7 @@
 import importlib.util
 import multiprocessing
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -165,6 +166,7 @@ torch.set_num_threads(1)
 from hydra import compose, initialize_config_dir
 from trainers.run import run
 from trainers.settings import resolve
+{before}
 with initialize_config_dir({repository!r} + "/configs", version_base="1.3"):
     cfg = compose({protocol!r}, overrides={arguments!r})
 run(resolve(cfg))
@@ -179,13 +181,17 @@ def run_on_ranks(repository: Path, tiny_root: Path) -> Callable[..., None]:
     context.set_forkserver_preload(["torch", "torchvision", "av", "timm.scheduler", "trainers.run"])
 
     def run_processes(
-        num_processes: int, output: Path, protocol: str = "few_shot", trainer: str = "vifi_clip_tiny", **options: object
+        num_processes: int,
+        output: Path,
+        protocol: str = "few_shot",
+        trainer: str = "vifi_clip_tiny",
+        before: str = "",
+        statuses: Sequence[int] | None = None,
+        **options: object,
     ) -> None:
         options = {key.replace("__", "."): value for key, value in options.items()}
         arguments = overrides(tiny_root, output, protocol, trainer, options)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = unused_port()
         processes = []
         for rank in range(num_processes):
             environment = {
@@ -196,15 +202,32 @@ def run_on_ranks(repository: Path, tiny_root: Path) -> Callable[..., None]:
                 "MASTER_PORT": str(port),
             }
             code = RUN_IN_PROCESS.format(
-                environment=environment, repository=str(repository), protocol=protocol, arguments=arguments
+                environment=environment,
+                repository=str(repository),
+                protocol=protocol,
+                arguments=arguments,
+                before=before,
             )
             processes.append(context.Process(target=exec, args=(code, {"__name__": "rank"})))
-        _start_and_join(processes)
+        _start_and_join(processes, statuses or [0] * num_processes)
 
     return run_processes
 
 
-def _start_and_join(processes: Sequence[multiprocessing.Process]) -> None:
+def unused_port() -> int:
+    """Return a port that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def free_port() -> int:
+    """Return a port for processes to meet at."""
+    return unused_port()
+
+
+def _start_and_join(processes: Sequence[multiprocessing.Process], statuses: Sequence[int]) -> None:
     for process in processes:
         process.start()
     for process in processes:
@@ -213,7 +236,21 @@ def _start_and_join(processes: Sequence[multiprocessing.Process]) -> None:
     for process in alive:
         process.kill()
     assert not alive, "processes of the run hang"
-    assert [process.exitcode for process in processes] == [0] * len(processes)
+    assert [process.exitcode for process in processes] == list(statuses)
+
+
+@pytest.fixture(scope="session")
+def command_line(repository: Path, tiny_root: Path) -> Callable[..., list[str]]:
+    """Return a function that gives the command of a tiny run."""
+
+    def arguments(
+        *, output: Path, protocol: str = "few_shot", trainer: str = "vifi_clip_tiny", **options: object
+    ) -> list[str]:
+        options = {key.replace("__", "."): value for key, value in options.items()}
+        start = [sys.executable, str(repository / "main.py"), "-cn", protocol]
+        return start + overrides(tiny_root, output, protocol, trainer, options)
+
+    return arguments
 
 
 @pytest.fixture(autouse=True)

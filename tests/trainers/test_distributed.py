@@ -65,5 +65,5 @@ def test_more_processes_than_gpus_is_an_error_with_the_numbers(monkeypatch: pyte
 def test_no_gpu_where_one_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert pick_device("auto", 0) == torch.device("cpu")
-    with pytest.raises(ConfigError, match="1 processes on a machine with 0 GPUs"):
+    with pytest.raises(ConfigError, match="device=cuda: there is no GPU that CUDA can use here"):
         pick_device("cuda", 0)

@@ -1,0 +1,267 @@
+#!/usr/bin/env python3
+"""Kill a training run again and again, at random moments, and compare its end with that of a run left alone.
+
+    python scripts/fault_drill.py --kills 50 --report drill.json
+
+Trains a tiny model on a few clips of the embedded data set, in two processes by default. At random moments (start,
+update, writing, validation) it sends SIGKILL to one process or to all, lets the others notice, and starts all of them
+again, as `torchrun --max_restarts` does. Whenever a run gets to its end, its last and best checkpoint must hold the
+same bits as those of the uninterrupted run, and its log the same losses, none missing and none twice; then it begins
+anew until there were enough kills. Exit status 1 where anything differs.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.make_shapes import Settings, make_shapes
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PATIENCE_S = 300.0  # an update takes less, also on a busy machine
+OVERRIDES = (
+    "trainer=vifi_clip_tiny shot=2 num_frames=4 input_size=24 trainer.options.vision_width=64 "
+    "trainer.options.vision_depth=1 trainer.options.text_width=64 trainer.options.text_depth=1 "
+    "trainer.options.embed_dim=32 batch_size=4 total_batch_size=16 test_batch_size=8 num_workers=1 warmup_epochs=1 "
+    "lr=1e-3 lr_min=1e-5 save_freq=2 save_updates=1 keep=3 device=cpu precision=fp32 data.decoder=pyav num_clip=1 "
+    "logging.tensorboard=false logging.print_every=1 logging.progress=lines distributed_timeout=3"
+)
+
+
+@dataclass
+class Drill:
+    """Counts and times of a drill."""
+
+    kills: int = 0
+    of_one: int = 0
+    of_all: int = 0
+    starts: int = 0
+    resumed: int = 0
+    rounds: int = 0
+    damaged: int = 0
+    leftovers: int = 0
+    seconds: float = 0.0
+
+
+class Job:
+    """The processes of one start of a run."""
+
+    def __init__(self, command: list[str], num_processes: int, log: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.log = log.open("a", encoding="utf-8")
+        self.processes = []
+        for rank in range(num_processes):
+            environment = dict(os.environ, OMP_NUM_THREADS="1")
+            if num_processes > 1:
+                environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
+                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            self.processes.append(
+                subprocess.Popen(command, env=environment, stdout=self.log, stderr=self.log, cwd=REPOSITORY)
+            )
+
+    def statuses(self) -> list[int | None]:
+        """Return every process's exit status, None while it runs."""
+        return [process.poll() for process in self.processes]
+
+    def kill(self, ranks: list[int]) -> None:
+        """Kill some processes."""
+        for rank in ranks:
+            self.processes[rank].send_signal(signal.SIGKILL)
+
+    def end(self, patience_s: float) -> list[int]:
+        """Wait for all processes, kill those that do not end, and return how they ended."""
+        deadline = time.monotonic() + patience_s
+        while None in self.statuses() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self.kill([rank for rank, status in enumerate(self.statuses()) if status is None])
+        statuses = [process.wait() for process in self.processes]
+        self.log.close()
+        return statuses
+
+
+def lines_of(output: Path, kind: str) -> list[dict]:
+    """Return the whole lines of a kind in metrics.jsonl, without what depends on time."""
+    path = output / "metrics.jsonl"
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue  # a kill came in the middle of this line; the next start drops it
+        if values["kind"] == kind:
+            names = ("step", "epoch", "loss", "lr", "top1", "top5", "videos")
+            found.append({name: values[name] for name in names if name in values})
+    return found
+
+
+def differences(expected: Path, found: Path) -> list[str]:
+    """Return what differs between the ends of two runs; nothing where they are the same bit for bit."""
+    wrong = []
+    for name in ("last.pth", "best.pth"):
+        one, other = (torch.load(folder / name, weights_only=True) for folder in (expected, found))
+        for key in ("epoch", "micro_batch", "skipped"):
+            if one[key] != other[key]:
+                wrong.append(f"{name}: {key} is {other[key]}, not {one[key]}")
+        if {**one["best"], "seconds": 0} != {**other["best"], "seconds": 0}:
+            wrong.append(f"{name}: the best validation differs")
+        wrong += [
+            f"{name}: {weight} differs"
+            for weight in one["model"]
+            if not torch.equal(one["model"][weight], other["model"][weight])
+        ]
+        if name == "last.pth":
+            states = one["optimizer"]["state"], other["optimizer"]["state"]
+            wrong += [
+                f"{name}: the optimizer's {value} of parameter {number} differs"
+                for number, values in states[0].items()
+                for value in values
+                if not torch.equal(values[value], states[1][number][value])
+            ]
+    for kind in ("train", "val"):
+        if lines_of(expected, kind) != lines_of(found, kind):
+            wrong.append(f"metrics.jsonl: the lines of {kind} differ")
+    return wrong
+
+
+def command_of(data: Path, output: Path, epochs: int) -> list[str]:
+    """Return the command of the training run."""
+    paths = [f"data_root={data}", f"output={output}", f"epochs={epochs}", "data=few_shot_shapes"]
+    return [sys.executable, "main.py", "-cn", "few_shot", *OVERRIDES.split(), *paths]
+
+
+def uninterrupted(command: list[str], num_processes: int, folder: Path) -> float:
+    """Run without a kill; return the seconds until the first update."""
+    start = time.monotonic()
+    job = Job(command, num_processes, folder / "uninterrupted.txt")
+    first = None
+    while None in job.statuses():
+        if first is None and lines_of(folder / "uninterrupted", "train"):
+            first = time.monotonic() - start
+        time.sleep(0.05)
+    if any(job.end(1)):
+        raise SystemExit(f"the uninterrupted run failed; see {folder / 'uninterrupted.txt'}")
+    return first or 0.0
+
+
+def wait_for_moment(
+    job: Job, output: Path, rng: random.Random, start_s: float, patience_s: float, to_the_end: bool
+) -> None:
+    """Wait until it is time for a kill, or the processes have ended.
+
+    A third of the kills come while the processes start, the others some updates later and a moment more.
+    """
+    began = time.monotonic()
+    wanted = len(lines_of(output, "train")) + rng.randint(1, 9)
+    starting, moment = rng.random() < 1 / 3, rng.random()
+    while None in job.statuses() and time.monotonic() - began < patience_s:
+        if not to_the_end and starting and time.monotonic() - began > moment * start_s:
+            return
+        if not to_the_end and not starting and len(lines_of(output, "train")) >= wanted:
+            time.sleep(0.5 * moment)
+            return
+        time.sleep(0.01)
+
+
+def drill(folder: Path, kills: int, num_processes: int, epochs: int, seed: int) -> tuple[Drill, list[str]]:
+    """Kill so many times; return the counts, and what went wrong."""
+    rng, counts, start = random.Random(seed), Drill(), time.monotonic()
+    data = folder / "data"
+    make_shapes(
+        data / "shapes", Settings(train_clips=2, val_clips=1, side=32, shots=(2,), base2novel_shots=2), progress=False
+    )
+    first = uninterrupted(command_of(data, folder / "uninterrupted", epochs), num_processes, folder)
+    wrong: list[str] = []
+    while counts.kills < kills and not wrong:
+        counts.rounds += 1
+        output = folder / f"round_{counts.rounds}"
+        log = folder / f"round_{counts.rounds}.txt"
+        last_start, silent_since = -1, time.monotonic()
+        while not wrong:
+            job = Job(command_of(data, output, epochs), num_processes, log)
+            counts.starts += 1
+            enough = counts.kills >= kills
+            wait_for_moment(job, output, rng, first, 4 * PATIENCE_S if enough else PATIENCE_S, to_the_end=enough)
+            statuses = job.statuses()
+            if all(status == 0 for status in statuses):
+                job.end(1)
+                wrong += differences(folder / "uninterrupted", output)
+                break
+            if any(status not in (None, 0) for status in statuses) or counts.kills >= kills:
+                wrong.append(f"processes ended with {job.end(30)} without a kill; see {log}")
+                break
+            kill_one = num_processes > 1 and rng.random() < 0.5
+            ranks = [rng.randrange(num_processes)] if kill_one else list(range(num_processes))
+            done = len(lines_of(output, "train"))
+            job.kill(ranks)
+            counts.kills += 1
+            counts.of_one, counts.of_all = counts.of_one + kill_one, counts.of_all + (not kill_one)
+            job.end(60)
+            counts.leftovers += len(list(output.glob(".*.tmp")))
+            if done > last_start:
+                last_start, silent_since = done, time.monotonic()
+            if time.monotonic() - silent_since > 4 * PATIENCE_S:
+                wrong.append(f"the run does not get beyond {done} updates; see {log}")
+        text = log.read_text(encoding="utf-8")
+        counts.resumed += text.count("goes on at epoch")
+        counts.damaged += text.count("going on from last_")
+    counts.seconds = time.monotonic() - start
+    return counts, wrong
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the drill; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=50, help="SIGKILLs at random moments")
+    parser.add_argument("--processes", type=int, default=2, help="processes of the run (gloo on the CPU)")
+    parser.add_argument("--epochs", type=int, default=8, help="length of the run; 6 updates an epoch")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and of who is killed")
+    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder, removed afterwards)")
+    parser.add_argument("--report", type=Path, help="write the figures here, as JSON")
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (arguments.folder or Path(temporary)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        counts, wrong = drill(folder, arguments.kills, arguments.processes, arguments.epochs, arguments.seed)
+        if wrong:
+            logs = sorted(folder.glob("round_*.txt"))
+            wrong.append("the end of the log:\n" + "\n".join(logs[-1].read_text().splitlines()[-15:]) if logs else "")
+    figures = {
+        "kills": counts.kills,
+        "kills_of_one_process": counts.of_one,
+        "kills_of_all_processes": counts.of_all,
+        "processes": arguments.processes,
+        "starts": counts.starts,
+        "starts_that_went_on_from_a_checkpoint": counts.resumed,
+        "runs_finished_and_compared": counts.rounds,
+        "temporary_files_left_by_kills": counts.leftovers,
+        "damaged_checkpoints": counts.damaged,
+        "seconds": round(counts.seconds),
+        "equal_bit_for_bit": not wrong,
+    }
+    for name, value in figures.items():
+        print(f"{name.replace('_', ' '):40s}{value}")
+    for line in wrong:
+        print(f"WRONG: {line}")
+    if arguments.report is not None:
+        arguments.report.write_text(json.dumps({**figures, "wrong": wrong}, indent=2) + "\n", encoding="utf-8")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# An array of runs on preemptible machines: task N trains with the arguments on line N of a file. Each task saves when its
+# machine is taken away, goes back into the queue, and goes on from there.
+#
+#   sbatch --array=1-12 --partition=preemptible scripts/slurm/array.sh runs.txt
+#
+# where runs.txt has a line for each run, as: -cn few_shot data=few_shot_ucf101 shot=16 output=runs/few_shot/ucf101_16
+#
+#SBATCH --job-name=tc_clip
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --time=12:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%A_%a.txt
+#SBATCH --signal=B:USR1@300
+set -uo pipefail
+cd "${SLURM_SUBMIT_DIR:?submit this script with sbatch, from the root of the checkout}"
+source scripts/slurm/run.sh
+
+list="${1:?name the file of runs}"
+line="$(sed -n "${SLURM_ARRAY_TASK_ID:?submit this script with --array}p" "$list")"
+[[ -n "$line" ]] || { echo "array.sh: $list has no line $SLURM_ARRAY_TASK_ID" >&2; exit 2; }
+# Words as a shell would read them, quotes included, but nothing is run.
+mapfile -t words < <(xargs -n1 printf '%s\n' <<<"$line")
+run_and_requeue "${words[@]}"

@@ -1,0 +1,251 @@
+"""torchrun, the launchers and the SLURM scripts: lost processes restart, signals save, statuses arrive."""
+
+import importlib.util
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts.fault_drill import OVERRIDES
+from scripts.make_shapes import Settings, make_shapes
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="needs bash, setsid and /proc")]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+PATIENCE_S = 240
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("cluster")
+    small = Settings(train_clips=2, val_clips=1, side=32, shots=(2,), base2novel_shots=2)
+    make_shapes(root / "shapes", small, progress=False)
+    return root
+
+
+@pytest.fixture
+def arguments(data_root: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """Return a function that gives the arguments of main.py for a tiny run."""
+
+    def made(epochs: int, output: Path | None = None) -> list[str]:
+        kept = [word for word in OVERRIDES.split() if not word.startswith("num_workers=")]
+        paths = [f"data_root={data_root}", f"output={output or tmp_path / 'run'}", f"epochs={epochs}", "num_workers=0"]
+        return ["-cn", "few_shot", "data=few_shot_shapes", *kept, *paths]
+
+    return made
+
+
+@pytest.fixture
+def start(repository: Path) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Return a function that starts a command in the repository; what is left of it at the end is killed."""
+    started: list[subprocess.Popen] = []
+
+    def run(command: list[str], **environment: str) -> subprocess.Popen:
+        inherited = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+        process = subprocess.Popen(
+            command,
+            cwd=repository,
+            env={**inherited, "OMP_NUM_THREADS": "1", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        for child in [*below(process.pid), process.pid]:
+            try:
+                os.kill(child, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        process.communicate()
+
+
+def below(pid: int) -> list[int]:
+    found, pending = [], [pid]
+    while pending:
+        for path in Path(f"/proc/{pending.pop()}/task").glob("*/children"):
+            try:
+                children = [int(child) for child in path.read_text().split()]
+            except OSError:
+                continue
+            found += children
+            pending += children
+    return found
+
+
+def ranks_below(pid: int) -> dict[int, int]:
+    """Return the training processes below a launcher: rank -> pid."""
+    ranks = {}
+    for child in below(pid):
+        try:
+            words = Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0")
+            environment = Path(f"/proc/{child}/environ").read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        if "main.py" in words and "torch.distributed.run" not in words and not any("torchrun" in w for w in words):
+            ranks |= {int(entry[5:]): child for entry in environment if entry.startswith("RANK=")}
+    return ranks
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=PATIENCE_S)
+    return process.returncode, output
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def load(output: Path) -> dict:
+    return torch.load(output / "last.pth", weights_only=True)
+
+
+def test_a_killed_rank_restarts_and_goes_on(start, arguments, tmp_path: Path) -> None:
+    """torchrun --max_restarts: the loss of one process costs seconds, and the weights are those of a whole run."""
+    output = tmp_path / "run"
+    torchrun = [*TORCHRUN, "--standalone", "--nproc_per_node=2", "--max_restarts=2", "main.py"]
+    process = start([*torchrun, *arguments(3)])
+    wait_for((output / "last_2.pth").exists, process)
+    os.kill(ranks_below(process.pid)[1], signal.SIGKILL)
+    status, told = finish(process)
+    assert status == 0, told
+    text = (output / "log.txt").read_text()
+    assert len(re.findall(r"start +goes on at epoch", text)) == 1 and load(output)["epoch"] == 3
+    whole = start([*TORCHRUN, "--standalone", "--nproc_per_node=2", "main.py", *arguments(3, tmp_path / "whole")])
+    assert finish(whole)[0] == 0
+    expected = load(tmp_path / "whole")
+    assert all(torch.equal(value, load(output)["model"][name]) for name, value in expected["model"].items())
+
+
+def test_two_nodes_train_together(start, arguments, tmp_path: Path, repository: Path) -> None:
+    """Two launchers that meet by c10d rendezvous, as on two machines; a signal to one of them saves and stops both."""
+    port = free_port()
+    launch = ["bash", "scripts/torchrun.sh", "--nnodes=2", "--nproc_per_node=1", "--max_restarts=1"]
+    launch += ["--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=test", "main.py", *arguments(200)]
+    environment = {"TORCHRUN": str(torchrun_program(tmp_path))}
+    nodes = [start(launch, **environment) for _ in range(2)]
+    wait_for((tmp_path / "run" / "last.pth").exists, nodes[0])
+    assert {rank for node in nodes for rank in ranks_below(node.pid)} == {0, 1}
+    os.kill(nodes[1].pid, signal.SIGTERM)
+    for node in nodes:
+        status, told = finish(node)
+        assert status == 75, told
+        assert "Traceback" not in told
+    text = (tmp_path / "run" / "log.txt").read_text()
+    assert "processes        2 (CPU" in text or re.search(r"processes +2 \(CPU", text)
+    assert "stopped (SIG" in text
+    position = load(tmp_path / "run")
+    assert position["epoch"] * 24 + position["micro_batch"] > 0
+
+
+def torchrun_program(folder: Path) -> Path:
+    """Write a torchrun that works without an activated environment."""
+    program = folder / "torchrun"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m torch.distributed.run "$@"\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    return program
+
+
+FAKE_SLURM = {
+    "scontrol": 'if [ "$1" = show ]; then echo 127.0.0.1; else echo "requeued $2" >>"$FAKE_LOG"; fi',
+    # srun runs its tasks' command, and hands SIGUSR1 on.
+    "srun": """
+while [ "${1#--}" != "$1" ]; do echo "srun $1" >>"$FAKE_LOG"; shift; done
+"$@" & task=$!
+trap 'kill -USR1 $task' USR1
+while kill -0 $task 2>/dev/null; do wait $task; status=$?; done
+exit $status
+""",
+}
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, repository: Path) -> dict[str, str]:
+    """Return the environment of a SLURM job whose commands are played by small scripts."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, body in FAKE_SLURM.items():
+        (programs / name).write_text(f"#!/bin/bash\n{body}\n")
+        (programs / name).chmod(0o755)
+    torchrun_program(programs)
+    return {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "FAKE_LOG": str(tmp_path / "slurm.log"),
+        "SLURM_SUBMIT_DIR": str(repository),
+        "SLURM_JOB_ID": str(10_000 + os.getpid() % 5000),
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_JOB_NODELIST": "localhost",
+        "SLURM_GPUS_ON_NODE": "1",
+    }
+
+
+def test_a_preempted_task_of_an_array_goes_back_into_the_queue(start, arguments, slurm, tmp_path: Path) -> None:
+    runs = tmp_path / "runs.txt"
+    runs.write_text("-cn wrong\n" + " ".join(arguments(200)) + "\n" + " ".join(arguments(2)) + "\n")
+    job = ["bash", "scripts/slurm/array.sh", str(runs)]
+    process = start(job, SLURM_ARRAY_TASK_ID="2", **slurm)
+    wait_for((tmp_path / "run" / "last.pth").exists, process)
+    os.kill(process.pid, signal.SIGUSR1)
+    status, told = finish(process)
+    assert status == 0 and "stopped in time and saved: back into the queue" in told, told
+    assert f"requeued {slurm['SLURM_JOB_ID']}" in (tmp_path / "slurm.log").read_text()
+    done = load(tmp_path / "run")["epoch"]
+    runs.write_text("\n\n" + " ".join(arguments(done + 1)) + "\n")
+    status, told = finish(start(job, SLURM_ARRAY_TASK_ID="3", **slurm))
+    assert status == 0 and "goes on at epoch" in told, told
+    assert (tmp_path / "slurm.log").read_text().count("requeued") == 1
+    status, told = finish(start(job, SLURM_ARRAY_TASK_ID="9", **slurm))
+    assert status == 2 and "has no line 9" in told
+
+
+def test_statuses_of_failures_arrive(start, slurm, tmp_path: Path) -> None:
+    status, told = finish(start(["bash", "scripts/slurm/train.sh", "-cn", "few_shot", "data=few_shot_shapes"], **slurm))
+    assert status == 1 and "error: output is not set" in told, told
+    assert "requeued" not in (tmp_path / "slurm.log").read_text()
+
+
+def test_machines_over_ssh(start, arguments, tmp_path: Path) -> None:
+    """ssh is played by a local shell; two `machines`, stopped by Ctrl-C on this one."""
+    fake = tmp_path / "ssh"
+    fake.write_text('#!/bin/bash\nexec bash -c "$2"\n')
+    fake.chmod(0o755)
+    environment = {"SSH": str(fake), "NODES": "127.0.0.1 localhost", "GPUS": "1", "PORT": str(free_port())}
+    environment["TORCHRUN"] = str(torchrun_program(tmp_path))
+    process = start(["bash", "scripts/ssh_train.sh", *arguments(200)], **environment)
+    wait_for((tmp_path / "run" / "last.pth").exists, process)
+    os.killpg(process.pid, signal.SIGINT)
+    status, told = finish(process)
+    assert status == 75, told
+
+
+def test_the_short_drill_and_soak_programs_load(repository: Path) -> None:
+    for name in ("fault_drill", "soak"):
+        spec = importlib.util.spec_from_file_location(name, repository / "scripts" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+        with pytest.raises(SystemExit) as left:
+            module.main(["--help"])
+        assert left.value.code == 0

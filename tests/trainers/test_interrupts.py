@@ -1,0 +1,203 @@
+"""SIGTERM, SIGUSR1 and Ctrl-C: the step ends, the run is saved, the status says "start me again", and it goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainers.command_line import REQUEUE, one_line_errors
+from trainers.errors import RunInterrupted
+from trainers.interrupts import Interrupts
+from trainers.run import run
+from trainers.trainer import Trainer
+
+
+def load(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    one, other = load(first)["model"], load(second)["model"]
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_a_signal_is_noted_once_and_the_usual_ways_return(name: str, capfd: pytest.CaptureFixture) -> None:
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    with Interrupts() as interrupts:
+        interrupts.check()
+        os.kill(os.getpid(), number)
+        assert interrupts.requested == name
+        if name != "SIGINT":
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert interrupts.requested == name
+        with pytest.raises(RunInterrupted, match=name):
+            interrupts.check()
+    assert signal.getsignal(number) is before
+    assert capfd.readouterr().err.count("stopping after this step") == 1
+
+
+def test_a_second_control_c_leaves_at_once() -> None:
+    with Interrupts(speak=False), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_other_threads_are_left_alone() -> None:
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with Interrupts() as interrupts:
+                interrupts.request("a test")
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert failures == []
+
+
+def test_the_status_says_requeue(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as left, one_line_errors():
+        raise RunInterrupted("SIGTERM")
+    assert left.value.code == REQUEUE == 75
+    monkeypatch.setenv("RUN_EXIT_FILE", str(tmp_path / "status"))
+    with pytest.raises(SystemExit) as left, one_line_errors():
+        raise RunInterrupted("SIGTERM")
+    assert left.value.code == 0 and (tmp_path / "status").read_text() == "75\n"
+
+
+def signal_in_update(monkeypatch: pytest.MonkeyPatch, wanted: int) -> None:
+    """Send SIGTERM to this process while it computes an update, counted from 0 over the whole run."""
+    loss_sum, num_updates = Trainer._loss_sum, [0]
+
+    def interrupted(self, batch, epoch):
+        if batch.number % self.plan.accumulation == 0:
+            if num_updates[0] == wanted:
+                os.kill(os.getpid(), signal.SIGTERM)
+            num_updates[0] += 1
+        return loss_sum(self, batch, epoch)
+
+    monkeypatch.setattr(Trainer, "_loss_sum", interrupted)
+
+
+@pytest.mark.parametrize(("update", "position"), [(0, (0, 4)), (1, (0, 6)), (2, (1, 4))])
+def test_the_update_ends_and_the_run_goes_on_exactly(
+    compose_run, tmp_path: Path, monkeypatch, update: int, position: tuple[int, int]
+) -> None:
+    run(compose_run(epochs=2, output=tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        signal_in_update(patch, update)
+        with pytest.raises(RunInterrupted, match="SIGTERM"):
+            run(compose_run(epochs=2))
+    output = tmp_path / "run"
+    checkpoint = load(output / "last.pth")
+    assert (checkpoint["epoch"], checkpoint["micro_batch"]) == position
+    assert f"stopped (SIGTERM) in epoch {position[0] + 1} after update" in (output / "log.txt").read_text()
+    run(compose_run(epochs=2))
+    assert same_weights(output / "last.pth", tmp_path / "whole" / "last.pth")
+
+
+def test_a_signal_in_the_validation_loses_nothing(compose_run, tmp_path: Path, monkeypatch) -> None:
+    from trainers import evaluator
+
+    run(compose_run(epochs=1, warmup_epochs=0, output=tmp_path / "whole"))
+    score = evaluator.score_views
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return score(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluator, "score_views", interrupted)
+        with pytest.raises(RunInterrupted, match="SIGUSR1"):
+            run(compose_run(epochs=1, warmup_epochs=0))
+    checkpoint = load(tmp_path / "run" / "last.pth")
+    assert (checkpoint["epoch"], checkpoint["micro_batch"], checkpoint["best"]) == (0, 6, None)
+    rows = run(compose_run(epochs=1, warmup_epochs=0))
+    assert same_weights(tmp_path / "run" / "best.pth", tmp_path / "whole" / "best.pth")
+    assert rows[0].top1 == load(tmp_path / "whole" / "last.pth")["best"]["top1"]
+
+
+SIGNAL_ONE_RANK = """
+import os, signal
+if os.environ["RANK"] == "1":
+    from trainers import trainer
+    loss_sum = trainer.Trainer._loss_sum
+    def interrupted(self, batch, epoch):
+        if (epoch, batch.number) == (0, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss_sum(self, batch, epoch)
+    trainer.Trainer._loss_sum = interrupted
+from trainers.errors import RunInterrupted
+import trainers.run
+whole_run = trainers.run.run
+def run(config):
+    try:
+        whole_run(config)
+    except RunInterrupted:
+        os._exit(75)
+"""
+
+
+def test_one_signalled_rank_stops_all(run_on_ranks, tmp_path: Path) -> None:
+    run_on_ranks(2, tmp_path / "run", before=SIGNAL_ONE_RANK, statuses=[75, 75], epochs=2)
+    checkpoint = load(tmp_path / "run" / "last.pth")
+    assert (checkpoint["epoch"], checkpoint["micro_batch"]) == (0, 4)
+    run_on_ranks(2, tmp_path / "run", epochs=2)
+    run_on_ranks(2, tmp_path / "whole", epochs=2)
+    assert same_weights(tmp_path / "run" / "last.pth", tmp_path / "whole" / "last.pth")
+
+
+def children_of(pid: int) -> list[int]:
+    """Return all processes below a process."""
+    found, pending = [], [pid]
+    while pending:
+        for task in Path(f"/proc/{pending.pop()}/task").glob("*/children"):
+            new = [int(child) for child in task.read_text().split()]
+            found += new
+            pending += new
+    return found
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+def test_a_signal_to_every_process_of_a_job(command_line, tmp_path: Path) -> None:
+    """As a scheduler or Ctrl-C does it: main process, fork server and workers get the signal together."""
+    command = command_line(output=tmp_path / "run", num_workers=2, epochs=100, save_updates=1, logging__print_every=1)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        wait_for((tmp_path / "run" / "last.pth").exists)
+        below = children_of(process.pid)
+        assert len(below) >= 4  # two workers, their fork server, the resource tracker
+        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    assert process.returncode == 75, output
+    assert "SIGINT: stopping after this step; Ctrl-C again leaves at once" in output or "SIGTERM: stopping" in output
+    assert "Traceback" not in output and "error" not in output
+    assert "stopped (SIG" in output
+    wait_for(lambda: not any(Path(f"/proc/{child}").exists() for child in below), 15)

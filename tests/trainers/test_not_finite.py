@@ -1,0 +1,144 @@
+"""A loss or gradient that is not finite: skipped, counted, its videos named, and a stop after too many in a row."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainers import trainer as trainer_module
+from trainers.errors import TrainingError
+from trainers.run import run
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, updates: set[int], value: float = float("nan")) -> None:
+    """Make the pixels of some updates' first micro-batch not finite, counting updates from 0 over the epochs."""
+    loss_sum = trainer_module.Trainer._loss_sum
+
+    def poisoned(self, batch, epoch):
+        update = epoch * self.plan.num_updates + batch.number // self.plan.accumulation
+        is_first = batch.number % self.plan.accumulation == 0
+        return loss_sum(self, batch, epoch) * (value if update in updates and is_first else 1.0)
+
+    monkeypatch.setattr(trainer_module.Trainer, "_loss_sum", poisoned)
+
+
+def log_of(output: Path) -> str:
+    return (output / "log.txt").read_text()
+
+
+def weights(output: Path) -> dict:
+    return torch.load(output / "last.pth", weights_only=True)
+
+
+def test_it_is_skipped_counted_and_named(compose_run, tmp_path: Path, monkeypatch) -> None:
+    poison(monkeypatch, {1, 2, 4})
+    run(compose_run(max_skipped=3))
+    text = log_of(tmp_path / "run")
+    assert "epoch 1, update 2: the loss is not finite, the update is skipped (1 in a row, 1 in all): micro-b" in text
+    assert "epoch 2, update 1: the loss is not finite, the update is skipped (2 in a row, 2 in all): micro-b" in text
+    assert "epoch 3, update 1: the loss is not finite, the update is skipped (1 in a row, 3 in all): micro-b" in text
+    assert "1 updates skipped (loss not finite)" in text
+    checkpoint = weights(tmp_path / "run")
+    assert checkpoint["skipped"] == {"total": 3, "in_a_row": 0}
+    assert all(value.isfinite().all() for value in checkpoint["model"].values())
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] is None for line in lines if line["kind"] == "train"] == [
+        False,
+        True,
+        True,
+        False,
+        True,
+        False,
+    ]
+    assert sum(line.get("skipped_updates", 0) for line in lines if line["kind"] == "epoch") == 3
+
+
+def test_a_skipped_update_changes_nothing(compose_run, tmp_path: Path, monkeypatch) -> None:
+    start: list[dict] = []
+    skip = trainer_module.Trainer._skip
+
+    def note(self, *arguments):
+        start.append({name: value.clone() for name, value in self.model.state_dict().items()})
+        skip(self, *arguments)
+        assert all(torch.equal(value, start[-1][name]) for name, value in self.model.state_dict().items())
+        assert all(parameter.grad is None for parameter in self.parameters)
+
+    monkeypatch.setattr(trainer_module.Trainer, "_skip", note)
+    poison(monkeypatch, {0, 3}, float("inf"))
+    run(compose_run())
+    assert len(start) == 2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_too_many_in_a_row_stop_the_run(compose_run, tmp_path: Path, monkeypatch, precision: str) -> None:
+    poison(monkeypatch, set(range(100)))
+    expected = (
+        r"^the loss is not finite in 3 updates in a row \(max_skipped\), the last of them epoch 2, update 1 "
+        r"\(micro-batch 0: \d\d\.mp4, \d\d\.mp4\); lower lr"
+    )
+    with pytest.raises(TrainingError, match=expected):
+        run(compose_run(max_skipped=3, precision=precision))
+    assert "ended early: TrainingError: the loss is not finite in 3 updates" in log_of(tmp_path / "run")
+    assert weights(tmp_path / "run")["skipped"] == {"total": 2, "in_a_row": 2}
+
+
+def test_the_count_goes_on_after_a_restart(compose_run, tmp_path: Path, monkeypatch) -> None:
+    poison(monkeypatch, set(range(100)))
+    with pytest.raises(TrainingError):
+        run(compose_run(max_skipped=3))
+    with pytest.raises(TrainingError, match="in 3 updates in a row .* epoch 2, update 1"):
+        run(compose_run(max_skipped=3))
+
+
+def test_a_gradient_counts_too(compose_run, tmp_path: Path, monkeypatch) -> None:
+    sum_gradients = trainer_module.Ranks.sum_gradients
+
+    def overflow(self, parameters, used):
+        sum_gradients(self, parameters, used)
+        parameters[0].grad.fill_(float("inf"))
+
+    monkeypatch.setattr(trainer_module.Ranks, "sum_gradients", overflow)
+    with pytest.raises(TrainingError, match="the gradient is not finite in 2 updates in a row"):
+        run(compose_run(max_skipped=2))
+    # All videos of the update had a part in it.
+    assert len(log_of(tmp_path / "run").split("skipped (1 in a row, 1 in all): ")[1].split("\n")[0].split(";")) == 4
+
+
+def test_the_loss_scaler_may_search_for_its_scale(compose_run, tmp_path: Path, monkeypatch) -> None:
+    scale = torch.amp.GradScaler.scale
+
+    def overflowing(self, outputs):
+        # As where gradients leave the range of fp16 while the scale is large.
+        return scale(self, outputs) * (float("inf") if outputs.requires_grad and self.get_scale() > 8192 else 1)
+
+    monkeypatch.setattr(torch.amp.GradScaler, "scale", overflowing)
+    run(compose_run(precision="fp16", max_skipped=1, lr=1e-6, lr_min=0))
+    checkpoint = weights(tmp_path / "run")
+    assert checkpoint["skipped"]["total"] == 0 and checkpoint["scaler"]["scale"] == 8192
+    assert all(value.isfinite().all() for value in checkpoint["model"].values())
+
+
+def test_all_ranks_skip_the_same(run_on_ranks, tmp_path: Path) -> None:
+    """One rank's micro-batch overflows: the others leave the update out too, as a single process does."""
+    options = {"precision": "fp64", "epochs": 2, "lr": 1e-3, "max_skipped": 2}
+    run_on_ranks(2, tmp_path / "two", before=POISON_IN_PROCESS, **options)
+    run_on_ranks(1, tmp_path / "one", before=POISON_IN_PROCESS, **options)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert one["skipped"] == two["skipped"] == {"total": 2, "in_a_row": 0}
+    for name, value in one["model"].items():
+        torch.testing.assert_close(two["model"][name], value, rtol=0, atol=1e-10)
+    assert (
+        log_of(tmp_path / "one").count("update is skipped") == log_of(tmp_path / "two").count("update is skipped") == 2
+    )
+    named = [log_of(tmp_path / name).split("1 in all): ")[1].split("\n")[0] for name in ("one", "two")]
+    assert named[0] == named[1] and named[0].startswith("micro-batch 1: ")
+
+
+POISON_IN_PROCESS = """
+from trainers import trainer
+loss_sum = trainer.Trainer._loss_sum
+def poisoned(self, batch, epoch):
+    return loss_sum(self, batch, epoch) * (float("nan") if batch.number == 1 else 1)
+trainer.Trainer._loss_sum = poisoned
+"""

@@ -1,0 +1,57 @@
+"""One training run at a time in an output folder."""
+
+import errno
+import os
+import time
+from pathlib import Path
+
+from trainers.errors import ConfigError
+
+NAME = ".lock"
+
+
+class OutputLock:
+    """Holds a folder for this process until `release`, or the end of the process, however it comes.
+
+    Args:
+        folder: the output folder, which exists.
+        patience_s: how long to wait for a run that is just ending (a restart may come faster than an end).
+
+    Raises:
+        ConfigError: where another run trains into the folder.
+    """
+
+    def __init__(self, folder: Path, patience_s: float = 10.0) -> None:
+        self._handle: int | None = None
+        try:
+            import fcntl
+        except ImportError:
+            return  # no such locks here (Windows)
+        handle = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    os.close(handle)  # a file system without locks: nothing can be known
+                    return
+                if time.monotonic() > deadline:
+                    holder = os.read(handle, 200).decode(errors="replace").strip()
+                    os.close(handle)
+                    raise ConfigError(
+                        f"output={folder}: another run trains into this folder ({holder}); wait for it, stop it, or "
+                        "choose another output="
+                    ) from error
+                time.sleep(0.2)
+            else:
+                break
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {os.uname().nodename}".encode())
+        self._handle = handle
+
+    def release(self) -> None:
+        """Let other runs have the folder."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
