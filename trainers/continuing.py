@@ -26,6 +26,7 @@ FIXED = (
     "data.name",
     "trainer.name",
     "trainer.prompt_lr_factor",
+    "trainer.text_lr_factor",
     "trainer.options",
     "aug",
     "optimizer",
