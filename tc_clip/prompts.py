@@ -201,7 +201,8 @@ class VideoConditionalPrompts(nn.Module):
         if self.config.detach_context:
             contexts = [context.detach() for context in contexts]
         B, (C, L, _) = contexts[0].shape[0], shared.x.shape
-        if torch.is_grad_enabled():  # the backward pass keeps every chunk, so chunks would save nothing
+        # The backward pass keeps every chunk, so chunks would save nothing; an exported graph has to fit every size.
+        if torch.is_grad_enabled() or torch.compiler.is_exporting():
             return self._condition(text, shared, contexts)
         tokens_a_class = B * (L if shared.last_block is None else self.config.num_prompt_vectors)
         chunk = max(1, MAX_TOKENS_AT_ONCE // tokens_a_class)

@@ -1,11 +1,12 @@
 """What a model looks at in one video: attention, seeds, context tokens, and which of them the prompts attend to."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import tc_clip
 from datasets.decoding import decode
@@ -125,7 +126,7 @@ def look(model: tc_clip.VideoClip, path: str | Path, precision: str = "auto", de
         scores = model.score(output).to(formats.dtype).softmax(dim=-1)[0]
         prompts = [
             torch.cat([layer.attention(prompt, context)[0] for prompt, context in calls]).mean(dim=1)  # (C, K)
-            for layer, calls in zip(model.prompts.layers if model.prompts else (), asked, strict=True)
+            for layer, calls in zip(_layers(model), asked, strict=True)
         ]
     return Insight(
         model=model.name,
@@ -147,7 +148,7 @@ class _watched_prompts:  # noqa: N801 (a context manager is named as a verb)
     """Note what each prompt layer is called with: classes may come in several calls."""
 
     def __init__(self, model: tc_clip.VideoClip, asked: list):
-        self._layers = model.prompts.layers if model.prompts else ()
+        self._layers = _layers(model)
         self._asked = asked
 
     def __enter__(self) -> None:
@@ -171,8 +172,13 @@ def _block(number: int, trace) -> BlockInsight:
     return BlockInsight(number, attention, tokens.cpu().numpy(), groups.shape[0])
 
 
+def _layers(model: tc_clip.VideoClip) -> Sequence[nn.Module]:
+    """Return the layers in which prompts look at the video."""
+    return model.prompts.layers if model.prompts is not None and model.prompts.looks_at_video else ()
+
+
 def _prompt_layers(model: tc_clip.VideoClip) -> tuple[int, ...]:
-    return model.prompts.config.prompt_layers if model.prompts else ()
+    return model.prompts.config.prompt_layers if _layers(model) else ()
 
 
 def _vision_block(model: tc_clip.VideoClip, text_block: int) -> int:

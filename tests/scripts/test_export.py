@@ -1,0 +1,88 @@
+"""`scripts/export.py` as a user meets it, and the program that runs an export without this repository."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts import export
+from trainers import exporting
+from trainers.inference import load_model, predict
+
+CLASSES = ["red circle moving sideways", "green cross bouncing around", "a dog"]
+
+
+def arguments(checkpoint: Path, folder: Path, *more: object) -> list[str]:
+    given = ["--checkpoint", checkpoint, "--classes", *CLASSES, "--output", folder, *more]
+    return [str(value) for value in given]
+
+
+@pytest.mark.slow
+def test_export_runs_alone(tiny_checkpoints, shape_clips, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    formats = ["pt2", "safetensors"]
+    try:
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+
+        formats.append("onnx")
+    except ImportError:
+        pass
+    folder = tmp_path / "made"
+    assert export.main(arguments(tiny_checkpoints["tc_clip"], folder, "--formats", *formats)) == 0
+    assert "largest difference" in capsys.readouterr().out
+    facts = json.loads((folder / "export.json").read_text())
+    assert facts["classes"] == CLASSES and facts["num_frames"] == 6 and facts["input_size"] == 48
+    assert all(program["difference"] < 1e-4 for program in facts["programs"])
+    away = tmp_path / "away"
+    shutil.copytree(folder, away)
+    (tmp_path / "bad.mp4").write_text("no video")
+    model = load_model(tiny_checkpoints["tc_clip"], CLASSES, device="cpu")
+    expected = predict(model, shape_clips[:2], precision="fp32", num_workers=0)
+    for form in {"pt2", "onnx"} & set(formats):
+        # -I: neither this folder nor the environment can lend a module of the repository.
+        command = [sys.executable, "-I", str(away / "exported_predict.py"), *map(str, shape_clips[:2])]
+        command += [str(tmp_path / "bad.mp4"), "--format", form, "--top", "3"]
+        done = subprocess.run(command, cwd=away, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert "bad.mp4: cannot be read" in done.stdout
+        shares = [
+            (name.strip(), float(share)) for name, share in re.findall(r"^  (.+?) +([\d.]+) %", done.stdout, re.M)
+        ]
+        for place, item in enumerate(expected):
+            found = dict(shares[3 * place : 3 * place + 3])
+            for name, score in zip(item.classes, item.scores, strict=True):
+                # Its resizing rounds a few pixels the other way.
+                assert found[name] == pytest.approx(100 * score, abs=1.0)
+
+
+@pytest.mark.slow
+def test_ahead_of_time_compilation(tiny_checkpoints, tmp_path: Path) -> None:
+    if not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("no C++ compiler")
+    assert export.main(arguments(tiny_checkpoints["vifi_clip"], tmp_path, "--formats", "aoti")) == 0
+    (program,) = json.loads((tmp_path / "export.json").read_text())["programs"]
+    assert program["file"] == "classifier.aoti.pt2" and program["difference"] < 1e-4
+
+
+def test_a_program_that_differs_is_refused(
+    tiny_checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(exporting, "export_program", lambda program: None)
+    monkeypatch.setattr(exporting, "write", lambda program, exported, path, form: path.write_bytes(b"wrong"))
+    monkeypatch.setattr(exporting, "load", lambda path, form, outputs: None)
+    monkeypatch.setattr(exporting, "largest_difference", lambda program, run, cases: 0.25)
+    with pytest.raises(SystemExit):
+        export.main(arguments(tiny_checkpoints["vifi_clip"], tmp_path, "--formats", "pt2"))
+    assert "differs from PyTorch by 2.5e-01, more than 1e-04: it was deleted" in capsys.readouterr().err
+    assert not (tmp_path / "classifier.pt2").exists()
+
+
+def test_weights_alone(tiny_checkpoints, tmp_path: Path) -> None:
+    assert export.main(arguments(tiny_checkpoints["vifi_clip"], tmp_path, "--formats", "safetensors")) == 0
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"model.safetensors", "export.json", "README.md", "exported_predict.py"}
+    assert load_model(tmp_path / "model.safetensors", CLASSES).class_names == tuple(CLASSES)

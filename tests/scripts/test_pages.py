@@ -1,0 +1,127 @@
+"""The pages in a real browser: the token picker of `visualize.py`, and the web page of `demo_app.py`."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.browser import open_browser, watch
+from trainers.inference import load_model
+from trainers.insight import look
+from trainers.pages import insight_page
+
+CLASSES = ["red circle moving sideways", "green cross bouncing around", "a dog"]
+PATIENCE_MS = 60_000
+
+
+@pytest.mark.slow
+def test_tokens_can_be_followed_through_time(tiny_checkpoints, shape_clips, tmp_path: Path) -> None:
+    models = [load_model(tiny_checkpoints[name], CLASSES, device="cpu") for name in ("tc_clip", "vifi_clip")]
+    insights = [look(model, shape_clips[0], "fp32") for model in models]
+    path = tmp_path / "page.html"
+    path.write_text(insight_page(insights), encoding="utf-8")
+    with open_browser() as browser:
+        page = browser.new_page()
+        errors, hosts = watch(page)
+        page.goto(path.as_uri())
+        page.wait_for_selector("body[data-ready=yes]", timeout=PATIENCE_MS)
+        assert page.locator("h2").all_inner_texts() == ["tc_clip", "vifi_clip"]
+        before = page.locator("canvas.big").first.evaluate("canvas => canvas.toDataURL()")
+        page.locator("#frame").fill("3")
+        assert page.locator("#frame-number").inner_text().startswith("4 of 6")
+        after = page.locator("canvas.big").first.evaluate("canvas => canvas.toDataURL()")
+        assert before != after, "another frame is another picture"
+        block = insights[0].blocks[2]
+        token = int(block.token_sizes()[1].argmax())
+        page.locator(f".tokens button[data-token='{token}']").click()
+        sizes, frames = block.token_sizes()
+        note = page.locator(".note").first.inner_text()
+        assert note.startswith(f"Token {token}: {sizes[token]} patches of frames ")
+        assert note.count(",") >= frames[token] - 1
+        # A patch picks its token as well.
+        place = int((block.tokens[3] != -1).argmax())
+        box = page.locator("canvas.big").first.bounding_box()
+        cell = box["width"] / 4
+        position = {"x": (place % 4 + 0.5) * cell, "y": (place // 4 + 0.5) * cell}
+        page.locator("#clear").click()
+        page.locator("canvas.big").first.click(position=position)
+        assert page.locator(".note").first.inner_text().startswith(f"Token {block.tokens[3, place]}: ")
+        for mode in ("attention", "seeds", "prompts", "frame"):
+            page.locator("#mode").select_option(mode)
+        assert errors == [] and hosts == set()
+
+
+@pytest.fixture
+def demo(repository: Path, tiny_checkpoints, tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """Start the web page with the tiny model; give its address and the folder of its temporary files."""
+    pytest.importorskip("gradio", reason="gradio is not installed (requirements-extra.txt)")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    log = tmp_path / "log.txt"
+    command = [sys.executable, "scripts/demo_app.py", "--checkpoint", str(tiny_checkpoints["tc_clip"])]
+    command += ["--port", str(port), "--device", "cpu", "--max-seconds", "30"]
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command,
+            cwd=repository,
+            env={**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while "Running on local URL" not in log.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}", temporary
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+    assert list(temporary.glob("tc_clip_demo_*")) == [], "uploads must be gone"
+
+
+@pytest.mark.slow
+def test_a_visitor_tries_videos(demo: tuple[str, Path], shape_clips, tmp_path: Path) -> None:
+    address, temporary = demo
+    (tmp_path / "broken.mp4").write_bytes(b"\0" * 5000)
+    with open_browser() as browser:
+        page = browser.new_page(viewport={"width": 1200, "height": 1100})
+        errors, hosts = watch(page)
+        page.goto(address, timeout=PATIENCE_MS)
+        page.wait_for_selector("#look", timeout=PATIENCE_MS)
+        page.locator("#look").click()
+        page.get_by_text("Choose a video first.").wait_for(timeout=PATIENCE_MS)
+        page.locator("input[type=file]").first.set_input_files(str(shape_clips[0]))
+        page.wait_for_selector("video", timeout=PATIENCE_MS)
+        page.locator("#classes textarea").fill("\n".join(CLASSES))
+        page.locator("#look").click()
+        page.get_by_text("Most like").wait_for(timeout=PATIENCE_MS)
+        shown = page.locator("#ranking").inner_text()
+        assert all(name in shown for name in CLASSES)
+        tokens = page.frame_locator("#tokens iframe")
+        tokens.locator("body[data-ready=yes]").wait_for(timeout=PATIENCE_MS)
+        assert tokens.locator("h2").all_inner_texts() == ["tc_clip"]
+        if target := os.environ.get("SCREENSHOT"):
+            page.screenshot(path=target, full_page=True)
+        assert list(temporary.rglob(shape_clips[0].name)), "the upload lies in the folder that goes"
+        page.locator("#classes textarea").fill("only one")
+        page.locator("#look").click()
+        page.get_by_text("Type at least two class names").wait_for(timeout=PATIENCE_MS)
+        page.locator("#classes textarea").fill("\n".join(CLASSES))
+        page.reload()
+        page.wait_for_selector("#look", timeout=PATIENCE_MS)
+        page.locator("input[type=file]").first.set_input_files(str(tmp_path / "broken.mp4"))
+        page.wait_for_selector("video", timeout=PATIENCE_MS)
+        page.locator("#look").click()
+        page.get_by_text("cannot be read as a video").wait_for(timeout=PATIENCE_MS)
+        assert hosts == {address.removeprefix("http://")}, "the page asks nobody else"
+        assert errors == []
