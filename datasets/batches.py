@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from datasets.transforms import ColorDraw
 from datasets.video_dataset import BadVideo, VideoItem
 
 
@@ -16,7 +17,8 @@ class VideoBatch:
     videos: uint8 (B, V, T, 3, H, W), V = 1 in training. labels: int64 (B,). indices: int64 (B,), which listed videos
     these are (in training, a replaced one by its replacement). valid: bool (B,), False where a test video could not be
     read and its pixels are zeros. number: of the micro-batch in its epoch, or of the batch in this rank's evaluation.
-    bad_videos: those met while this batch was read, seen before or not.
+    bad_videos: those met while this batch was read, seen before or not. colors: what is still to be done to the colours
+    of each video (`batch_colors`), or None.
     """
 
     videos: Tensor
@@ -25,6 +27,7 @@ class VideoBatch:
     valid: Tensor
     number: int
     bad_videos: list[BadVideo]
+    colors: list[ColorDraw] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,4 +57,5 @@ def collate(items: Sequence[VideoItem | Exception]) -> VideoBatch | Exception:
         valid=torch.tensor([item.valid for item in items]),
         number=items[0].number,
         bad_videos=[bad for item in items for bad in item.bad_videos],
+        colors=None if items[0].colors is None else [item.colors for item in items],
     )

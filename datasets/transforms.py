@@ -4,6 +4,7 @@ Views stay uint8 until `normalize`, which belongs on the device that trains: a q
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,21 @@ def normalize(videos: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     mean = torch.tensor(MEAN, dtype=dtype, device=videos.device).view(3, 1, 1)
     std = torch.tensor(STD, dtype=dtype, device=videos.device).view(3, 1, 1)
     return videos.to(dtype).sub_(mean).div_(std)
+
+
+class ColorDraw(NamedTuple):
+    """What happens to the colours of a view.
+
+    Attributes:
+        orders: (T, 4) int, the jitter operations of each frame in their order (brightness, contrast, saturation, hue),
+            or None for no jitter.
+        values: (T, 4) float, each operation's value, by operation; None likewise.
+        gray: whether the view loses its colour.
+    """
+
+    orders: np.ndarray | None
+    values: np.ndarray | None
+    gray: bool
 
 
 class TrainTransform:
@@ -70,17 +86,23 @@ class TrainTransform:
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> Tensor:
         """Make a view of uint8 frames (T, H, W, 3): uint8 (T, 3, S, S). `rng` alone decides."""
-        video = _resize_short_side(_to_tensor(frames), _short_side(self.input_size))  # (T, 3, H, W)
+        video, draw = self.split(frames, rng)
+        return change_colors(video, draw).contiguous()
+
+    def split(self, frames: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, ColorDraw]:
+        """Make a view as `__call__` does, but for its colours, and say what is to be done to those."""
+        video = _resize_short_side(_to_tensor(frames), self.short_side)  # (T, 3, H, W)
         top, left, height, width = self.crop_box(video.shape[-2], video.shape[-1], rng)
         video = _resize(video[..., top : top + height, left : left + width], self.input_size, self.input_size)
         if self.flip and rng.random() < 0.5:
             video = video.flip(-1)
         video = video.contiguous()  # (T, 3, S, S)
-        if rng.random() < self.color_jitter:
-            video = self._jitter(video, rng)
-        if rng.random() < self.grayscale:
-            video = functional.rgb_to_grayscale(video, num_output_channels=3)
-        return video.contiguous()
+        return video, self._draw_colors(len(video), rng)
+
+    @property
+    def short_side(self) -> int:
+        """Pixels of the short side of the frames that the crop is taken from."""
+        return _short_side(self.input_size)
 
     def crop_box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """Draw a crop of a (height, width) picture: top, left, height, width."""
@@ -95,24 +117,33 @@ class TrainTransform:
         down, right = ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2))[rng.integers(5)]
         return down * ((height - crop_height) // 4), right * ((width - crop_width) // 4), crop_height, crop_width
 
-    def _jitter(self, video: Tensor, rng: np.random.Generator) -> Tensor:
-        """Jitter colours: uint8 (T, 3, S, S) -> the same shape."""
-        operations = (
-            functional.adjust_brightness,
-            functional.adjust_contrast,
-            functional.adjust_saturation,
-            adjust_hue,
-        )
-        low, high = np.array(self.jitter_ranges).T  # (4,), (4,)
+    def _draw_colors(self, num_frames: int, rng: np.random.Generator) -> ColorDraw:
+        """Draw what happens to the colours of a view."""
+        orders = values = None
+        if rng.random() < self.color_jitter:
+            low, high = np.array(self.jitter_ranges).T  # (4,), (4,)
+            num_draws = num_frames if self.jitter_per_frame else 1
+            draws = [(rng.permutation(4), rng.uniform(low, high)) for _ in range(num_draws)]
+            orders, values = (np.broadcast_to(np.stack(column), (num_frames, 4)) for column in zip(*draws, strict=True))
+        return ColorDraw(orders, values, bool(rng.random() < self.grayscale))
+
+
+def change_colors(video: Tensor, draw: ColorDraw) -> Tensor:
+    """Jitter and grey a view: uint8 (T, 3, S, S) -> the same shape."""
+    operations = (
+        functional.adjust_brightness,
+        functional.adjust_contrast,
+        functional.adjust_saturation,
+        adjust_hue,
+    )
+    if draw.orders is not None:
         jittered = torch.empty_like(video)
-        order = values = None
         for index, frame in enumerate(video):
-            if order is None or self.jitter_per_frame:
-                order, values = rng.permutation(4), rng.uniform(low, high)
-            for operation in order:
-                frame = operations[operation](frame, float(values[operation]))
+            for operation in draw.orders[index]:
+                frame = operations[operation](frame, float(draw.values[index, operation]))
             jittered[index] = frame
-        return jittered
+        video = jittered
+    return functional.rgb_to_grayscale(video, num_output_channels=3) if draw.gray else video
 
 
 class TestTransform:
@@ -126,11 +157,15 @@ class TestTransform:
         self.input_size = input_size
         self.num_crops = num_crops
 
+    @property
+    def short_side(self) -> int:
+        """Pixels of the short side of the frames that the crops are taken from."""
+        return _short_side(self.input_size) if self.num_crops == 1 else self.input_size
+
     def __call__(self, frames: np.ndarray) -> Tensor:
         """Make the views of uint8 frames (T, H, W, 3): uint8 (num_crops, T, 3, S, S)."""
         size = self.input_size
-        short_side = _short_side(size) if self.num_crops == 1 else size
-        video = _resize_short_side(_to_tensor(frames), short_side)  # (T, 3, H, W)
+        video = _resize_short_side(_to_tensor(frames), self.short_side)  # (T, 3, H, W)
         height, width = video.shape[-2:]
         if self.num_crops == 1:
             corners = [((height - size) // 2, (width - size) // 2)]
@@ -141,13 +176,13 @@ class TestTransform:
         return torch.stack([video[..., top : top + size, left : left + size] for top, left in corners])
 
 
-def adjust_hue(frame: Tensor, turn: float) -> Tensor:
-    """Turn the hue of a uint8 picture (3, H, W) by `turn` of the colour circle.
+def adjust_hue(frames: Tensor, turn: float | Tensor) -> Tensor:
+    """Turn the hue of uint8 pictures (..., 3, H, W) by `turn` of the colour circle, (..., 1, 1) where they differ.
 
     Equal to torchvision's up to 1 of 255 (this rounds, that cuts) in a third of its time, which was a third of the
     time of decoding.
     """
-    red, green, blue = frame.float().unbind(0)
+    red, green, blue = frames.float().unbind(-3)
     value = torch.maximum(torch.maximum(red, green), blue)
     low = torch.minimum(torch.minimum(red, green), blue)
     chroma = value - low
@@ -160,11 +195,18 @@ def adjust_hue(frame: Tensor, turn: float) -> Tensor:
     )
     sector = sector.add_(6 * turn).remainder_(6)  # [0, 6): red, yellow, green, cyan, blue, magenta
 
-    turned = torch.empty_like(frame)
+    turned = torch.empty_like(frames)
     for channel, (centre, sign, offset) in enumerate(((3, 1, -1), (2, -1, 2), (4, -1, 2))):
         share = (sector - centre).abs_().mul_(sign).add_(offset).clamp_(0, 1)
-        turned[channel] = share.mul_(chroma).add_(low).round_()
+        turned[..., channel, :, :] = share.mul_(chroma).add_(low).round_()
     return turned
+
+
+def shrink(frames: np.ndarray, short_side: int) -> np.ndarray:
+    """Resize uint8 frames (T, H, W, 3) whose short side is longer than `short_side` to it, as the transforms begin."""
+    if min(frames.shape[1:3]) <= short_side:
+        return frames
+    return _resize_short_side(_to_tensor(frames), short_side).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def _to_tensor(frames: np.ndarray) -> Tensor:

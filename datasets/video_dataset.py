@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -12,9 +13,10 @@ from torch import Tensor
 from datasets import sampling
 from datasets.annotations import VideoRecord
 from datasets.decoding import VideoReadError, check_decoder, decode
+from datasets.frame_cache import FrameCache
 from datasets.isolation import IsolatedDecoder, Limits
 from datasets.randomness import item_rng, views_rng
-from datasets.transforms import TestTransform, TrainTransform
+from datasets.transforms import ColorDraw, TestTransform, TrainTransform
 from datasets.video_files import VideoFiles
 
 # A video that cannot be read is replaced, and so is its replacement; that so many in a row fail by chance, where one
@@ -46,7 +48,8 @@ class BadVideo:
 class VideoItem:
     """One item: uint8 videos (V, T, 3, S, S), its label, the index of the video that it shows.
 
-    `valid` is False, and the videos are zeros, where nothing could be read.
+    `colors` is what is still to be done to the colours, or None. `valid` is False, and the videos are zeros, where
+    nothing could be read.
     """
 
     videos: Tensor
@@ -55,6 +58,7 @@ class VideoItem:
     valid: bool
     number: int
     bad_videos: tuple[BadVideo, ...] = ()
+    colors: ColorDraw | None = None
 
 
 class VideoDataset:
@@ -73,6 +77,8 @@ class VideoDataset:
             instead of evenly.
         decoder: `auto`, `decord` or `pyav`.
         isolation: decode in a process of its own with these limits.
+        cache: where decoded frames are kept for later epochs, or None.
+        colors_later: leave the colours of training views to `batch_colors`, and say what is to be done to them.
 
     Raises:
         VideoFilesError: a listed path leads out of the root or is ambiguous.
@@ -89,6 +95,8 @@ class VideoDataset:
         random_test_views: bool = False,
         decoder: str = "auto",
         isolation: Limits | None = None,
+        cache: FrameCache | None = None,
+        colors_later: bool = False,
     ):
         check_decoder(decoder)
         if not records:
@@ -107,7 +115,9 @@ class VideoDataset:
         self.num_clips = num_clips
         self.random_test_views = random_test_views
         self.decoder = decoder
-        self._isolated = None if isolation is None else IsolatedDecoder(decoder, isolation)
+        self._read = partial(decode, decoder=decoder) if isolation is None else IsolatedDecoder(decoder, isolation)
+        self.cache = cache
+        self.colors_later = colors_later
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -143,24 +153,31 @@ class VideoDataset:
         for attempt in range(_MAX_ATTEMPTS if self.training else 1):
             note_reading(index)
             try:
-                videos = self._train_view(index, key, attempt) if self.training else self._test_views(index, key)
+                if self.training:
+                    videos, colors = self._train_view(index, key, attempt)
+                else:
+                    videos, colors = self._test_views(index, key), None
             except VideoReadError as error:
                 bad_videos.append(BadVideo(index, error.path, error.reason))
                 if self.training:
                     index = int(_rng(key, attempt, _REPLACEMENT).integers(len(self)))
                 continue
-            return VideoItem(videos, self.label(index), index, True, key.micro_batch, tuple(bad_videos))
+            return VideoItem(videos, self.label(index), index, True, key.micro_batch, tuple(bad_videos), colors)
         size = self.transform.input_size
         nothing = torch.zeros(self.num_views, self.num_frames, 3, size, size, dtype=torch.uint8)
         return VideoItem(nothing, self.label(key.index), key.index, False, key.micro_batch, tuple(bad_videos))
 
-    def _train_view(self, index: int, key: ItemKey, attempt: int) -> Tensor:
+    def _train_view(self, index: int, key: ItemKey, attempt: int) -> tuple[Tensor, ColorDraw | None]:
         def choose(num_video_frames: int) -> np.ndarray:
             # A fresh generator: a second decoder must not see what the first one drew.
             return sampling.train_indices(num_video_frames, self.num_frames, _rng(key, attempt, _FRAMES))
 
         frames = self._decode(index, choose)  # (T, H, W, 3)
-        return self.transform(frames, _rng(key, attempt, _PIXELS))[None]  # (1, T, 3, S, S)
+        rng = _rng(key, attempt, _PIXELS)
+        if self.colors_later:
+            view, colors = self.transform.split(frames, rng)
+            return view[None], colors  # (1, T, 3, S, S)
+        return self.transform(frames, rng)[None], None
 
     def _test_views(self, index: int, key: ItemKey) -> Tensor:
         def choose(num_video_frames: int) -> np.ndarray:
@@ -171,14 +188,16 @@ class VideoDataset:
                 views = sampling.test_indices(num_video_frames, self.num_frames, self.num_clips)
             return views.reshape(-1)
 
-        frames = self._decode(index, choose)  # (num_clips * T, H, W, 3)
+        is_random = self.random_test_views and self.num_clips > 1
+        fixed = None if is_random else f"{self.num_clips} test views of {self.num_frames} frames"
+        frames = self._decode(index, choose, fixed)  # (num_clips * T, H, W, 3)
         crops = self.transform(frames)  # (num_crops, num_clips * T, 3, S, S)
         crops = crops.unflatten(1, (self.num_clips, self.num_frames))  # (num_crops, num_clips, T, 3, S, S)
         return crops.transpose(0, 1).flatten(0, 1)  # (V, T, 3, S, S)
 
-    def _decode(self, index: int, choose: Callable[[int], np.ndarray]) -> np.ndarray:
+    def _decode(self, index: int, choose: Callable[[int], np.ndarray], fixed: str | None = None) -> np.ndarray:
         source = self.files.find(self.path(index))
-        return decode(source, choose, self.decoder) if self._isolated is None else self._isolated(source, choose)
+        return self._read(source, choose) if self.cache is None else self.cache.read(source, choose, self._read, fixed)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tc_clip.kernels import attend, attend_with_bias, attend_with_channels
 from tc_clip.layers import Attention
 from tc_clip.temporal_context import class_attention_among_frames, class_token_attention
 
@@ -28,11 +29,11 @@ class FrameAttention(Attention):
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, context: tuple[Tensor, Tensor] | None) -> Tensor:
         """Attend from (B, T, A, n, h) to own keys and values (B, T, A, N, h) and to the context's (B, A, K, h)."""
-        if context is None:
-            return F.scaled_dot_product_attention(queries, keys, values)  # (B, T, A, n, h)
-        num_frames = keys.shape[1]
-        further = tuple(x.unsqueeze(1).expand(-1, num_frames, -1, -1, -1) for x in context)  # (B, T, A, K, h) each
-        return self.attend_further(queries, keys, values, further)
+        bias = None
+        if context is not None and self.local_global_bias is not None:
+            # Only the difference of the two entries changes a softmax.
+            bias = self.local_global_bias[:, 0, 1] - self.local_global_bias[:, 0, 0]  # (A,)
+        return attend(queries, keys, values, context, bias)
 
     def attend_further(self, queries: Tensor, keys: Tensor, values: Tensor, further: tuple[Tensor, Tensor]) -> Tensor:
         """Attend from (B, T, A, n, h) to own keys and values (B, T, A, N, h) and further ones (B, T, A, F, h)."""
@@ -42,7 +43,7 @@ class FrameAttention(Attention):
         if self.local_global_bias is None:
             attended = F.scaled_dot_product_attention(queries, keys, values)
         else:
-            attended = _attend_with_bias(queries, keys, values, self._bias_of_keys(N, keys))
+            attended = attend_with_bias(queries, keys, values, self._bias_of_keys(N, keys))
         return attended.unflatten(0, (B, T))  # (B, T, A, n, h)
 
     def _bias_of_keys(self, num_own: int, keys: Tensor) -> Tensor:
@@ -54,33 +55,6 @@ class FrameAttention(Attention):
     def bias_difference(self, like: Tensor) -> Tensor:
         """Return what further keys get more than own ones, (A, 1), in the type of `like`."""
         return (self.local_global_bias[..., 1] - self.local_global_bias[..., 0]).to(like.dtype)
-
-
-def _attend_with_bias(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-    """Attend with a bias (A, L) a key, through a fused kernel in evaluation and in training.
-
-    A mask that wants a gradient makes the kernels fall back to materialised attention. Written as one more channel,
-    of the constant 1 in the queries and of the bias in the keys, the bias gets its gradient from the fused kernel.
-    """
-    if not (bias.requires_grad and torch.is_grad_enabled()):
-        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias[None, :, None])
-    width = queries.shape[-1]
-    one = queries.new_ones(*queries.shape[:-1], 1)
-    extra = (bias / width**-0.5).expand(keys.shape[0], -1, -1).unsqueeze(-1)
-    return _attend_with_channels(queries, keys, values, one, extra)
-
-
-def _attend_with_channels(queries: Tensor, keys: Tensor, values: Tensor, asked: Tensor, answered: Tensor) -> Tensor:
-    """Attend with further channels (..., n, c) of queries and of keys, whose products add to the scaled logits."""
-    width, num_channels = queries.shape[-1], asked.shape[-1]
-    padding = -num_channels % 8  # kernels want widths in multiples of 8; the other channels stay zero
-    attended = F.scaled_dot_product_attention(
-        torch.cat((queries, F.pad(asked, (0, padding))), dim=-1),
-        torch.cat((keys, F.pad(answered, (0, padding))), dim=-1),
-        F.pad(values, (0, num_channels + padding)),
-        scale=width**-0.5,
-    )
-    return attended[..., :width]
 
 
 @dataclass(frozen=True)
@@ -216,7 +190,7 @@ class AllTokens(OtherFrames):
             own = -attention.bias_difference(keys).unsqueeze(-1) / keys.shape[-1] ** -0.5  # (A, 1, 1)
             asked = frame.repeat_interleave(n, dim=0).expand(B, A, -1, -1)  # (B, A, T * n, T)
             answered = (frame.repeat_interleave(N, dim=0) * own).expand(B, -1, -1, -1)  # (B, A, T * N, T)
-            attended = _attend_with_channels(queries, keys, values, asked, answered)
+            attended = attend_with_channels(queries, keys, values, asked, answered)
         return attended.unflatten(2, (T, n)).transpose(1, 2)  # (B, T, A, n, h)
 
 

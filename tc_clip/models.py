@@ -1,6 +1,7 @@
 """Video models as compositions of a vision encoder, a text encoder and, where there are any, conditional prompts."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +65,7 @@ class VideoClip(nn.Module):
         self.register_buffer("class_tokens", torch.empty(0, 0, dtype=torch.long), persistent=False)
         self._info: dict = {}
         self._shared_text = _Cache()
+        self._is_compiled = False
         self.requires_grad_(trainable)
 
     def set_class_names(self, names: Sequence[str], split_camel_case: bool | None = None) -> None:
@@ -114,7 +116,9 @@ class VideoClip(nn.Module):
 
     def encode_video(self, video: Tensor, with_traces: bool = False) -> VisionOutput:
         """Encode videos (B, T, 3, H, W), normalised, with the context tokens that the prompts want."""
-        return self.vision(video, self._context_blocks(), with_traces)
+        if self._is_compiled:
+            _let_vary(video, 0)
+        return self.vision(video, tuple(self._context_blocks()), with_traces)
 
     def encode_classes(self, output: VisionOutput) -> Tensor:
         """Return the class names' features, not normalised: (C, E), or (B, C, E) where prompts look at the video."""
@@ -125,6 +129,19 @@ class VideoClip(nn.Module):
             return shared
         contexts = [output.context_tokens[block] for block in self._context_blocks()]
         return self.prompts.condition(self.text, shared, contexts)
+
+    def compile(self, **options: Any) -> None:
+        """Compile, in place, the two parts that take the time: the vision encoder and what videos share of the text.
+
+        Batches of any size and any class names run through the same compiled code (but for the size 1, which PyTorch
+        compiles for itself).
+
+        Args:
+            options: of `torch.compile`.
+        """
+        self._is_compiled = True
+        self.vision.compile(fullgraph=True, **options)
+        self.text.compile(fullgraph=True, **options)
 
     def prompt_parameter_names(self) -> frozenset[str]:
         """Return the names of prompt vectors and prompt layers, which train at a higher rate."""
@@ -163,9 +180,11 @@ class VideoClip(nn.Module):
 
     def _encode_shared(self):
         """Run what no video changes of the text side."""
+        if self._is_compiled:
+            _let_vary(self.class_tokens, 0, 1)
         if self.prompts is not None:
             return self.prompts.share(self.text, self.class_tokens)
-        x = self.text.run(self.text.embed(self.class_tokens), 0, self.text.config.depth - 1)
+        x = self.text(self.class_tokens, None, self.text.config.depth - 1)
         features = self.text.finish(x, self.class_tokens.argmax(dim=-1))  # (C * templates, E)
         if len(self.templates) > 1:
             features = F.normalize(features, dim=-1).unflatten(0, (-1, len(self.templates))).mean(dim=1)
@@ -182,6 +201,14 @@ class VideoClip(nn.Module):
         device = self.class_tokens.device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         return precision, *((id(tensor), tensor.data_ptr(), tensor._version) for tensor in weights)
+
+
+def _let_vary(x: Tensor, *dimensions: int) -> None:
+    """Tell the compiler that a tensor comes in other sizes."""
+    import torch._dynamo  # takes a second to import
+
+    for dimension in dimensions:
+        torch._dynamo.maybe_mark_dynamic(x, dimension)
 
 
 class _Cache:

@@ -182,7 +182,7 @@ class VideoConditionalPrompts(nn.Module):
         """Run what no video changes on class prompts (C, L)."""
         numbers = self.config.prompt_layers
         ends = tokens.argmax(dim=-1)
-        x = text.run(text.embed(tokens, self.vectors), 0, numbers[0] - 1)  # (C, L, D)
+        x = text(tokens, self.vectors, numbers[0] - 1)  # (C, L, D)
         only_last = numbers == (text.config.depth,)
         last_block = text.share_last_block(x, ends, self.config.num_prompt_vectors) if only_last else None
         return SharedText(x, ends, last_block)

@@ -8,6 +8,7 @@ from torch import Tensor
 from tc_clip.config import ContextConfig
 from tc_clip.seed_selection import SEED_SELECTORS
 from tc_clip.summarisation import SUMMARISERS, Summary
+from tc_clip.token_merging import take_rows
 
 
 class BlockTrace(NamedTuple):
@@ -114,7 +115,8 @@ def select_seeds(
 
 def gather_patches(tokens: Tensor, patches: Tensor) -> Tensor:
     """Take the patches (B, T, S), counted without the class token, out of frame tokens (B, T, N, D): (B, T, S, D)."""
-    return tokens.gather(2, (patches + 1).unsqueeze(-1).expand(-1, -1, -1, tokens.shape[-1]))
+    B, T = patches.shape[:2]
+    return take_rows(tokens.flatten(0, 1), patches.flatten(0, 1) + 1).unflatten(0, (B, T))
 
 
 def summarise_seeds(seeds: Tensor, config: ContextConfig, generator: torch.Generator | None = None) -> Summary:

@@ -52,6 +52,10 @@ class TextEncoder(nn.Module):
         self.projection = nn.Parameter(torch.randn(D, config.embed_dim) * D**-0.5)
         init_tower(self.blocks, D)
 
+    def forward(self, tokens: Tensor, prompt_vectors: Tensor | None, stop: int) -> Tensor:
+        """Embed tokens (C, L) as `embed` does and run the first `stop` blocks on them: (C, L, D)."""
+        return self.run(self.embed(tokens, prompt_vectors), 0, stop)
+
     def embed(self, tokens: Tensor, prompt_vectors: Tensor | None = None) -> Tensor:
         """Embed tokens (C, L), with prompt vectors (M, D) at positions 1..M of each text: (C, L, D)."""
         C, L = tokens.shape

@@ -6,8 +6,9 @@ differentiable average over it.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from tc_clip.kernels import pairwise_products
 
 
 def merge_schedule(num_tokens: int, num_kept: int, merge_rate: int) -> tuple[int, ...]:
@@ -39,37 +40,60 @@ def match_tokens(tokens: Tensor, schedule: tuple[int, ...]) -> Tensor:
         (B, n) int64, the merged token's position, below `n - sum(schedule)`.
     """
     B, n, D = tokens.shape
-    assignment = torch.arange(n, device=tokens.device).expand(B, n)
-    sums = tokens  # Cosine similarity does not see scale, so sums of members serve as well as their means.
+    offsets = _row_offsets(B, n, tokens.device)
+    # Cosine similarity does not see scale, so sums of members serve as well as their means. A merged token lives on in
+    # the row of one of its members; `rows` are the rows that live, in the order of the merged tokens.
+    sums = tokens.reshape(B * n, D).clone()
+    owners = rows = torch.arange(n, device=tokens.device) + offsets  # (B, n), into `sums`
     for num_merged in schedule:
-        target, sums = _merge_round(sums, num_merged)
-        assignment = target.gather(1, assignment)
-    return assignment
+        rows, new_owners = _merge_round(sums, rows, num_merged)
+        owners = new_owners[owners]
+    positions = torch.empty(B * n, dtype=torch.long, device=tokens.device)
+    positions[rows] = torch.arange(rows.shape[1], device=tokens.device).expand_as(rows)
+    return positions[owners]
 
 
-def _merge_round(sums: Tensor, num_merged: int) -> tuple[Tensor, Tensor]:
-    """Merge the `num_merged` even tokens that are most like an odd one; return new positions (B, n) and new sums."""
-    B, n, D = sums.shape
-    even, odd = sums[:, ::2], sums[:, 1::2]
-    directions = F.normalize(sums, dim=-1, eps=1e-12)
-    similarity = directions[:, ::2] @ directions[:, 1::2].transpose(1, 2)  # (B, even, odd)
-    best, partner = similarity.max(dim=-1)  # (B, even)
-    order = best.argsort(dim=-1, descending=True)
+def _merge_round(sums: Tensor, rows: Tensor, num_merged: int) -> tuple[Tensor, Tensor]:
+    """Merge the `num_merged` even tokens that are most like an odd one, each into that one.
+
+    Args:
+        sums: (B * n, D), changed in place: rows of odd tokens take up those of the even tokens merged into them.
+        rows: (B, m), the tokens' rows in `sums`.
+        num_merged: at most half of `m`.
+
+    Returns:
+        Rows of the tokens afterwards (B, m - num_merged), staying even ones first, and for every row of `sums` the
+        row that it lives on in (B * n,).
+    """
+    even_rows, odd_rows = rows[:, ::2], rows[:, 1::2]
+    even, odd = _rows(sums, even_rows), _rows(sums, odd_rows)  # (B, even, D), (B, odd, D)
+    even_norms, odd_norms = (x.norm(dim=-1).clamp_(min=1e-12) for x in (even, odd))
+    cosines = pairwise_products(even, odd).div_(odd_norms.unsqueeze(1))  # but for the norms of the even tokens
+    best, partner = cosines.max(dim=-1)  # (B, even)
+    order = (best / even_norms).argsort(dim=-1, descending=True)
     merged, staying = order[:, :num_merged], order[:, num_merged:]
-    num_staying = staying.shape[1]
+    merged_rows = even_rows.gather(1, merged)
+    target_rows = odd_rows.gather(1, partner.gather(1, merged))
+    sums.index_add_(0, target_rows.flatten(), _rows(sums, merged_rows).flatten(0, 1))
+    new_owners = torch.arange(len(sums), device=sums.device)
+    new_owners[merged_rows] = target_rows
+    return torch.cat((even_rows.gather(1, staying), odd_rows), dim=1), new_owners
 
-    target = torch.empty(B, n, dtype=torch.long, device=sums.device)
-    target[:, 1::2] = torch.arange(num_staying, num_staying + odd.shape[1], device=sums.device)
-    rank = torch.arange(num_staying, device=sums.device).expand(B, -1)
-    merged_into = partner.gather(1, merged)
-    even_target = torch.empty_like(partner)
-    even_target.scatter_(1, staying, rank).scatter_(1, merged, merged_into + num_staying)
-    target[:, ::2] = even_target
 
-    merged_sums = even.gather(1, merged.unsqueeze(-1).expand(-1, -1, D))
-    odd = odd.scatter_add(1, merged_into.unsqueeze(-1).expand(-1, -1, D), merged_sums)
-    staying_sums = even.gather(1, staying.unsqueeze(-1).expand(-1, -1, D))
-    return target, torch.cat((staying_sums, odd), dim=1)  # (B, n - num_merged, D)
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Take rows (B, m) of each (n, D) of `x` (B, n, D): (B, m, D). Copies whole rows, which `gather` does not."""
+    B, n = x.shape[:2]
+    return _rows(x.flatten(0, 1), rows + _row_offsets(B, n, x.device))
+
+
+def _rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Take rows (B, m) of `x` (n, D): (B, m, D)."""
+    return x.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+
+
+def _row_offsets(batch: int, num_rows: int, device: torch.device) -> Tensor:
+    """Return where each batch element's rows begin in the flattened tensor, (B, 1)."""
+    return torch.arange(0, batch * num_rows, num_rows, device=device).unsqueeze(1)
 
 
 def average_tokens(tokens: Tensor, assignment: Tensor, num_groups: int) -> Tensor:

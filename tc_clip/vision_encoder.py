@@ -5,12 +5,14 @@ to the context tokens that the block before it produced, and produces its own fo
 """
 
 from collections.abc import Collection
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tc_clip.checkpointing import recompute_in_backward
 from tc_clip.config import ContextConfig, VisionConfig, require_choice
 from tc_clip.frame_attention import FrameAttention, VisionAttention
 from tc_clip.layers import ResidualBlock, init_tower
@@ -154,6 +156,7 @@ class VisionEncoder(nn.Module):
         self.config = config
         self.attention = attention
         self.context = context
+        self.checkpointing = False  # compute blocks again in the backward pass: a third more time, little memory
         self.contextual_blocks = frozenset(contextual_blocks)
         D, N = config.width, 1 + config.num_patches
         self.patch_embedding = nn.Conv2d(3, D, config.patch_size, stride=config.patch_size, bias=False)
@@ -190,9 +193,11 @@ class VisionEncoder(nn.Module):
         context = None
         wanted: dict[int, Tensor] = {}
         traces = []
+        recompute = self.checkpointing and torch.is_grad_enabled()
         for i, block in enumerate(self.blocks):
             produces = (self.attention.uses_context and i + 1 in self.contextual_blocks) or i + 1 in context_blocks
-            frames, context, trace = block(
+            run = partial(recompute_in_backward, block) if recompute else block
+            frames, context, trace = run(
                 self._with_prompt_vectors(frames, i),
                 context,
                 self.context if produces else None,

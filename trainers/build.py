@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import tc_clip
+from datasets.frame_cache import FrameCache
 from datasets.isolation import Limits
 from datasets.loaders import EvalLoader, TrainLoader
 from datasets.mixing import Mixing
@@ -73,6 +74,13 @@ def build_model(config: Config, videos: VideoList) -> tc_clip.VideoClip:
     return model
 
 
+def speed_up(config: Config, model: tc_clip.VideoClip) -> None:
+    """Apply what changes the cost of the model and not its results."""
+    model.vision.checkpointing = config["trainer"]["checkpointing"]
+    if config["trainer"]["compile"]:
+        model.compile()
+
+
 def build_train_loader(config: Config, videos: VideoList, ranks: Ranks) -> TrainLoader:
     """Return this rank's loader of training videos."""
     aug, data = config["aug"], config["data"]
@@ -91,6 +99,8 @@ def build_train_loader(config: Config, videos: VideoList, ranks: Ranks) -> Train
         num_frames=config["num_frames"],
         decoder=data["decoder"],
         isolation=_isolation(config),
+        cache=_frame_cache(data, transform),
+        colors_later=aug["colors_on_device"],
     )
     return TrainLoader(
         dataset,
@@ -111,15 +121,17 @@ def build_eval_loader(
     """Return this rank's loader of the videos of an evaluation; `keep_workers` where it is iterated many times."""
     data = config["data"]
     num_clip, num_crop = views_of(config, part)
+    transform = TestTransform(config["input_size"], num_crop)
     dataset = VideoDataset(
         videos.records,
         videos.files,
-        TestTransform(config["input_size"], num_crop),
+        transform,
         num_frames=config["num_frames"],
         num_clips=num_clip,
         random_test_views=config["views"]["random"],
         decoder=data["decoder"],
         isolation=_isolation(config),
+        cache=_frame_cache(data, transform),
     )
     return EvalLoader(
         dataset,
@@ -221,6 +233,17 @@ def _without_bad_videos(videos: VideoList, path: Path) -> VideoList:
 def _isolation(config: Config) -> Limits | None:
     data = config["data"]
     return Limits(data["isolate_memory_mb"], data["isolate_timeout_s"]) if data["isolate"] else None
+
+
+def _frame_cache(data: Mapping[str, Any], transform: TrainTransform | TestTransform) -> FrameCache | None:
+    if data["cache"] is None:
+        return None
+    try:
+        return FrameCache(data["cache"], int(data["cache_gb"] * 1e9), transform.short_side, data["decoder"])
+    except (OSError, ImportError) as error:
+        raise ConfigError(
+            f"data.cache={data['cache']}: cannot be used ({error}); give another folder or null"
+        ) from error
 
 
 def _read_list(config: Config, where: str, entry: Mapping[str, Any], opened: dict) -> VideoList:

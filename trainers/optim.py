@@ -34,7 +34,8 @@ def build_adamw(
         parameters = [parameter for name, parameter in model.named_parameters() if name in members]
         if parameters:
             groups.append({"params": parameters, "lr": lr * factor, "name": group})
-    return torch.optim.AdamW(groups, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+    # One pass over the parameters instead of a dozen, on CPUs and on GPUs.
+    return torch.optim.AdamW(groups, betas=tuple(betas), eps=eps, weight_decay=weight_decay, fused=True)
 
 
 class WarmupCosine:

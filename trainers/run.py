@@ -111,6 +111,7 @@ def _prepare(config: Config, settings: Settings, ranks: Ranks) -> Job:
         _load_weights(model, Path(settings.resume))
     model.to(ranks.device, precision.dtype)
     ranks.broadcast_model(model)
+    build.speed_up(config, model)
     return Job(config, settings, ranks, precision, lists, model)
 
 

@@ -15,6 +15,7 @@ from trainers.continuing import compare_runs
 from trainers.errors import CheckpointError, RunInterrupted
 from trainers.evaluator import Evaluation
 from trainers.interrupts import Interrupts
+from trainers.loading_advice import cores_of_a_process, loading_advice
 from trainers.metrics import percent
 from trainers.plan import duration
 from trainers.run_log import peak_memory_gib
@@ -251,6 +252,10 @@ class TrainingRun:
             + (f", {values['bad_videos']} unreadable videos" if values["bad_videos"] else "")
             + (f", {report.num_skipped} updates skipped (loss not finite)" if report.num_skipped else "")
         )
+        speed = values["wait_share"], values["videos_per_second"]
+        advice = loading_advice(*speed, self.config["num_workers"], cores_of_a_process())
+        if advice is not None:
+            log.warning(advice)
 
     def _validate(self, epoch: int) -> None:
         log = self.trainer.log

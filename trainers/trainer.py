@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datasets.batch_colors import change_batch_colors
 from datasets.batches import VideoBatch
 from datasets.loaders import TrainLoader
 from datasets.mixing import Mixing
@@ -189,6 +190,8 @@ class Trainer:
         """Return the cross entropy with soft targets, summed over a micro-batch's videos."""
         videos = batch.videos[:, 0].to(self.ranks.device, non_blocking=True)  # (B, T, 3, H, W)
         labels = batch.labels.to(self.ranks.device, non_blocking=True)
+        if batch.colors is not None:
+            videos = change_batch_colors(videos, batch.colors)
         rng = micro_batch_rng(self.seed, epoch, batch.number)
         videos, targets = self.mixing(normalize(videos, dtype=self.precision.dtype), labels, rng)
         # What a model leaves to chance (random seed tokens, dropout) follows from the micro-batch too, so that runs can

@@ -1,0 +1,199 @@
+"""Seconds, multiply-adds and memory of cases, rounds interleaved; and the machine's own limits."""
+
+import functools
+import multiprocessing
+import platform
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from scripts.benchmarking.cases import PRECISIONS, Case, build, step_of
+
+
+@dataclass
+class Measurement:
+    """Medians and counts of a case; seconds and multiply-adds are a video's. NaN where not measured."""
+
+    case: Case
+    seconds_a_video: float
+    giga_multiply_adds: float
+    peak_memory_mib: float
+    seconds_of_rounds: list[float]
+    num_parameters: int | None = None  # all but the token embedding
+
+    @property
+    def videos_a_second(self) -> float:
+        """Return the throughput."""
+        return 1 / self.seconds_a_video
+
+
+def measure(cases: list[Case], rounds: int) -> list[Measurement]:
+    """Time the cases, rounds interleaved, so that a noisy moment hits every case alike."""
+    models: dict[tuple, torch.nn.Module] = {}
+    steps, operations = {}, {}
+    times: dict[Case, list[float]] = {case: [] for case in cases}
+    for case in cases:
+        key = case.model, case.num_classes, case.variant
+        if key not in models:
+            models[key] = build(case)
+        model = models[key]
+        model.train(case.mode == "training")
+        steps[case] = (model, step_of(case, model))
+        say(f"warm-up: {case.title}")
+        start = time.perf_counter()
+        operations[case] = _counted(case, steps[case][1])
+        say(f"  {time.perf_counter() - start:.1f} s")
+    for number in range(rounds):
+        for case, (model, step) in steps.items():
+            if model.training != (case.mode == "training"):
+                model.train(case.mode == "training")
+            if case.mode == "inference" and (case.model != "plain" or case.device == "cuda"):
+                step()  # fills caches that the change of mode or precision emptied
+            seconds = _timed(step, case.device) / case.batch
+            times[case].append(seconds)
+            say(f"round {number + 1}/{rounds}: {case.title}: {seconds:.4f} s a video")
+    return [
+        Measurement(
+            case,
+            statistics.median(times[case]),
+            operations[case],
+            float("nan"),
+            times[case],
+            sum(parameter.numel() for parameter in steps[case][0].parameters()),
+        )
+        for case in cases
+    ]
+
+
+def _counted(case: Case, step) -> float:
+    """Run a first step and return the multiply-adds of a video, in 1e9; a compiled step is not counted."""
+    if case.variant in ("compiled", "graph"):
+        step()
+        return float("nan")
+    if case.mode == "inference" and case.model != "plain":
+        step()  # fills the cache of what all videos share
+    with FlopCounterMode(display=False, custom_mapping=_flop_formulas()) as counter:
+        step()
+    return counter.get_total_flops() / 2 / case.batch / 1e9
+
+
+def _timed(step, device: str, seconds: float = 0.3) -> float:
+    """Return the seconds of a step; on a GPU the mean over as many as fill a moment."""
+    start = time.perf_counter()
+    step()
+    once = time.perf_counter() - start
+    if device == "cpu":
+        return once
+    repeats = max(3, int(seconds / once))
+    start = time.perf_counter()
+    for _ in range(repeats):
+        step()
+    return (time.perf_counter() - start) / repeats
+
+
+def _flop_formulas() -> dict:
+    """Return formulas of the operators that torch's counter does not know."""
+
+    def linear(x, weight, *_, out_shape=None, **__) -> int:
+        return 2 * functools.reduce(lambda a, b: a * b, x) * weight[0]
+
+    def attention(query, key, *_, out_shape=None, **__) -> int:
+        batch, heads, length, width = query
+        return 4 * batch * heads * length * key[2] * width
+
+    def attention_backward(_, query, key, *__, out_shape=None, **___) -> int:
+        return attention(query, key) * 5 // 2
+
+    ops = torch.ops
+    return {
+        ops.mkldnn._linear_pointwise: linear,
+        ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
+        ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
+    }
+
+
+def peak_memory(case: Case) -> float:
+    """Return the memory in MiB that forward and backward take beyond model and input, in a process of its own."""
+    if case.device == "cuda":
+        return _peak_memory(case)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_memory, (case,))
+
+
+def _peak_memory(case: Case) -> float:
+    step = step_of(case, build(case), with_optimizer=False)
+    if case.device == "cuda":
+        step()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # lets the kernel's record of the peak start anew
+    before = _resident_mib("VmRSS")
+    step()
+    return _resident_mib("VmHWM") - before
+
+
+def _resident_mib(field: str) -> float:
+    """Return this process's resident memory, now (VmRSS) or at most (VmHWM), in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 2**10
+
+
+def matmul_rate(device: str, precision: str, seconds: float = 1.0) -> float:
+    """Return the best rate of a matrix product that was found on the machine, in 1e9 multiply-adds a second.
+
+    Sizes of the model's own layers and larger ones; in float32 on CPUs both PyTorch's product and oneDNN's.
+    """
+    dtype = PRECISIONS[precision] or torch.float32
+    best = 0.0
+    for rows, inner, columns in ((3168, 768, 3072), (3168, 3072, 768), (4096, 4096, 4096)):
+        scale = 8 if device == "cuda" else 1
+        x = torch.randn(rows * scale, inner, device=device, dtype=dtype)
+        weight = torch.randn(columns, inner, device=device, dtype=dtype)
+        products = [lambda x=x, weight=weight: torch.nn.functional.linear(x, weight)]
+        if device == "cpu" and torch.backends.mkldnn.is_available():
+            products.append(
+                lambda x=x, weight=weight: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+            )
+        for product in products:
+            product()
+            fastest, until = float("inf"), time.perf_counter() + seconds / 6
+            while time.perf_counter() < until or fastest == float("inf"):
+                start = time.perf_counter()
+                product()
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                fastest = min(fastest, time.perf_counter() - start)
+            best = max(best, x.shape[0] * inner * columns / fastest / 1e9)
+    return best
+
+
+def machine() -> dict[str, str]:
+    """Say what the figures were measured on."""
+    facts = {
+        "date": time.strftime("%Y-%m-%d"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu": _cpu_name(),
+        "threads": str(torch.get_num_threads()),
+    }
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def say(line: str) -> None:
+    """Tell progress, apart from the result."""
+    print(line, file=sys.stderr, flush=True)

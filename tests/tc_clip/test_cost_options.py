@@ -1,0 +1,88 @@
+"""What changes the cost of a model and not its results: gradient checkpointing, compilation."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import tc_clip
+
+TINY = {
+    "image_size": 32,
+    "patch_size": 8,
+    "vision_width": 32,
+    "vision_depth": 3,
+    "text_width": 32,
+    "text_depth": 2,
+    "embed_dim": 32,
+    "head_width": 16,
+}
+NAMES = [f"action {number}" for number in range(12)]
+
+
+def build(name: str) -> tc_clip.VideoClip:
+    torch.manual_seed(0)
+    options = {"num_context_tokens": 6, "merge_rate": 4, "prompt_layers": (2,)} if name == "tc_clip" else {}
+    return tc_clip.create_model(name, class_names=NAMES[:4], **TINY, **options)
+
+
+def video(batch: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(batch, 4, 3, 32, 32, dtype=dtype, generator=torch.Generator().manual_seed(batch))
+
+
+def gradients(model, videos) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    model.zero_grad()
+    logits = model(videos)
+    F.cross_entropy(logits, torch.arange(len(videos))).backward()
+    return logits.detach(), [parameter.grad.clone() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("name", ["tc_clip", "vifi_clip"])
+def test_checkpointing_changes_nothing(name):
+    model = build(name).double()
+    logits, expected = gradients(model, video(3, torch.float64))
+    model.vision.checkpointing = True
+    again, found = gradients(model, video(3, torch.float64))
+    assert torch.equal(logits, again)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_checkpointing_keeps_less():
+    """Bytes that the graph holds between forward and backward."""
+    model = build("tc_clip")
+    kept = {}
+    for checkpointing in (False, True):
+        model.vision.checkpointing = checkpointing
+        storages: dict[int, int] = {}
+
+        def note(x: torch.Tensor, storages=storages) -> torch.Tensor:
+            storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            model.encode_video(video(4)).class_tokens.sum()
+        kept[checkpointing] = sum(storages.values())
+    assert kept[True] < 0.5 * kept[False]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_compiled_once_for_all_batches_and_class_names(mode):
+    """No graph break (they are refused), and no other code for other sizes: one for the video, one for the text."""
+    torch._dynamo.reset()
+    model = build("tc_clip").train(mode == "training")
+    plain = copy.deepcopy(model)
+    counter = CompileCounterWithBackend("aot_eager")
+    model.compile(backend=counter)
+    with torch.set_grad_enabled(mode == "training"):
+        for batch, num_classes in ((2, 4), (3, 4), (5, 9), (2, 12)):
+            names = NAMES[:num_classes]
+            model.set_class_names(names)
+            plain.set_class_names(names)
+            videos = video(batch)
+            torch.testing.assert_close(model(videos), plain(videos), rtol=1e-3, atol=1e-4)
+    assert counter.frame_count == 2
+    assert model.state_dict().keys() == plain.state_dict().keys()

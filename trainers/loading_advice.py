@@ -1,0 +1,33 @@
+"""What to tell a user whose model waits for videos."""
+
+import os
+
+WAIT_SHARE = 0.05  # of the time; less is not worth a word
+
+
+def loading_advice(wait_share: float, videos_per_second: float, num_workers: int, num_cores: int) -> str | None:
+    """Say why the model waits and what would help, or None where it hardly waits.
+
+    Args:
+        wait_share: share of the time spent waiting for videos.
+        videos_per_second: of all processes.
+        num_workers: of a process; num_cores: that a process has for them.
+    """
+    if wait_share <= WAIT_SHARE:
+        return None
+    possible = videos_per_second / max(1 - wait_share, 0.01)
+    waits = f"the model waits {wait_share:.0%} of the time for videos ({videos_per_second:.1f} a second come, it could "
+    waits += f"train on {possible:.1f}): "
+    if num_workers < num_cores:
+        return waits + f"{num_workers} workers read on {num_cores} cores; try num_workers={num_cores}"
+    return waits + (
+        f"the {num_cores} cores of a process cannot decode enough; data.cache=FOLDER makes later epochs decode "
+        "nothing, aug.colors_on_device=true moves a tenth of the work, and smaller videos with more keyframes decode "
+        "faster"
+    )
+
+
+def cores_of_a_process() -> int:
+    """Return how many cores each process of this machine has for its workers."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
