@@ -111,3 +111,18 @@ def test_class_names_of_any_number():
     names = class_names(1600)
     assert len(set(names)) == 1600 and names[:400] == class_names(400)
     assert np.mean([len(name) for name in names]) < 60
+
+
+def test_sections_of_a_document_are_replaced():
+    document = "a\n<!-- cpu: begin -->\nold\n<!-- cpu: end -->\nb\n<!-- cuda: begin -->\n<!-- cuda: end -->\n"
+    changed = benchmark.replace_section(document, "cpu", "new\n")
+    assert changed == document.replace("old", "new")
+    assert benchmark.replace_section(changed, "cpu", "new\n") == changed
+    with pytest.raises(SystemExit, match="no section"):
+        benchmark.replace_section("a", "cpu", "new")
+
+
+def test_the_document_has_both_sections(repository):
+    text = (repository / "BENCHMARKS.md").read_text()
+    for device in ("cpu", "cuda"):
+        assert benchmark.replace_section(text, device, "x\n") != text

@@ -218,14 +218,15 @@ def test_vanilla_clip_is_not_trained(compose_run, tiny_clip: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_trains_float32_weights(compose_run, tmp_path: Path, precision: str) -> None:
-    options = {"precision": precision, "trainer": "tc_clip_tiny", "lr": 1e-6, "lr_min": 0}
+    # Frame-wise: TC-CLIP's choices of tokens may flip with the rounding, and the loss then moves by more than it.
+    options = {"precision": precision, "trainer": "vifi_clip_tiny", "lr": 1e-6, "lr_min": 0}
     run(compose_run(epochs=1, warmup_epochs=0, output=tmp_path / "exact", **{**options, "precision": "fp32"}))
     run(compose_run(epochs=1, warmup_epochs=0, **options))
     last = load(tmp_path / "run" / "last.pth")
     assert {value.dtype for value in last["model"].values()} == {torch.float32}
     # The loss scaler belongs to fp16 alone, and its scale must survive a restart.
     assert (last["scaler"] is not None) == (precision == "fp16")
-    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "exact"), rel=0.02)
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "exact"), rel=0.01)
     run(compose_run(epochs=1, warmup_epochs=0, eval="val", resume=tmp_path / "run" / "best.pth", **options))
 
 
