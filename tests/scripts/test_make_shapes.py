@@ -87,20 +87,21 @@ def test_no_single_frame_tells_the_motion(frame: int):
     rng = np.random.default_rng(3)
     known, new = place_counts(frame, 6000, rng), place_counts(frame, 3000, rng)
     right = new[known.argmax(axis=0), np.arange(BINS**2)].sum() / new.sum()
-    assert 0.5 < right < 0.66
-    sure = known.max(axis=0) > 0.99 * known.sum(axis=0)
-    assert known[:, sure].sum() < 0.06 * known.sum(), "nearly every place is passed in several motions"
+    assert 0.25 < right < 0.42
+    assert (known.max(axis=0) <= 0.8 * known.sum(axis=0))[known.sum(axis=0) > 50].all(), "places of one motion alone"
 
 
 def test_several_frames_do_tell_the_motion():
+    """Whatever their order: on one line or not, and the way the line runs."""
     rng = np.random.default_rng(4)
-    logs = np.log(place_counts(7, 6000, rng) / 6000 + 1e-5)
-    right = [
-        logs[:, cells_of(make_shapes.trajectory(motion, 16, rng)[::2])].sum(axis=1).argmax() == label
-        for label, motion in enumerate(MOTIONS)
-        for _ in range(150)
-    ]
-    assert np.mean(right) > 0.95
+    ways = {0: "moving sideways", 1: "moving diagonally", 2: "moving up and down", 3: "moving diagonally"}
+    right = []
+    for motion, _ in itertools.product(MOTIONS, range(300)):
+        places = make_shapes.trajectory(motion, 16, rng)[::2]
+        variances, axes = np.linalg.eigh(np.cov(places.T))
+        way = round(float(np.arctan2(axes[1, 1], axes[0, 1])) / (np.pi / 4)) % 4
+        right.append(("going round in circles" if variances[0] > 1e-6 else ways[way]) == motion)
+    assert np.mean(right) > 0.99
 
 
 def test_files_are_h264_and_show_what_was_drawn(shapes: Path):
