@@ -14,7 +14,7 @@ circles go round its middle. The place in one frame is a hint: the best guess fr
 
 How the difficulty was chosen, each time with the tiny TC-CLIP from random weights and 16 epochs: what decides is how
 much the place in one frame tells. Where it tells nothing (every motion uniform in the whole disc) training stands still
-for most of its time and reaches 45 % on base classes; with a hint of 30 % it reaches 51 %, and with 40 %, as here, 98 %.
+for most of its time and reaches 45 % on base classes; with a hint of 30 % it reaches 51 %, with 40 %, as here, 98 %.
 An older set (sine waves, a hint of 61 %) gave 95 %. Squares, rings and crosses took three times the epochs of squares
 and rings; colours cost nothing, so that most of the factors are colours.
 
