@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
 
 from scripts import ablate
 from scripts.ablate import AblationError, Run
+from trainers.build import build_model
 from trainers.schema import PROTOCOLS
 from trainers.settings import read_settings, resolve
 
@@ -46,10 +48,12 @@ def finish(run: Run, threads: int) -> None:
 def test_every_run_of_every_list_is_valid(path: Path, tmp_path: Path) -> None:
     ablation = ablate.read_ablation(path)
     assert ablation.protocol in PROTOCOLS and len(ablation.seeds) >= 2
+    videos = SimpleNamespace(class_names=["a red square", "a blue ring"], split_camel_case=False)
     with initialize_config_dir(str(ablate.REPOSITORY / "configs"), version_base="1.3"):
         for run in ablate.plan(ablation, tmp_path, [1], None, []):
             config = resolve(compose(run.command[1], overrides=list(run.command[2:])))
             assert read_settings(config).output == run.folder
+            assert build_model(config, videos).name == config["trainer"]["name"]
     for values in ablation.shapes.values():
         ablate.make_shapes.Settings(**values)
 
