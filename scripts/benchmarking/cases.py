@@ -12,7 +12,6 @@ import tc_clip
 from datasets.annotations import read_class_names
 from tc_clip.weights import to_published
 from tests.plain.plain_clip import PlainClip
-from trainers.optim import build_adamw
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -100,10 +99,15 @@ def build(case: Case) -> torch.nn.Module:
     if "prompt_layers" in tc_clip.model_options(name) and "text_depth" in options:
         options |= {"prompt_layers": (options["text_depth"],), "num_context_tokens": 6, "merge_rate": 4}
     model = tc_clip.create_model(name, class_names=class_names(case.num_classes), num_frames=case.num_frames, **options)
-    model = PlainModel(model) if case.model == "plain" else model
-    if case.variant == "checkpointing":
-        model.vision.checkpointing = True
-    return model.to(case.device)
+    return (PlainModel(model) if case.model == "plain" else model).to(case.device)
+
+
+def set_mode(case: Case, model: torch.nn.Module) -> None:
+    """Put a model into a case's mode; cases that differ in nothing else share one."""
+    if model.training != (case.mode == "training"):  # a change of mode empties caches
+        model.train(case.mode == "training")
+    if case.model != "plain":
+        model.vision.checkpointing = case.variant == "checkpointing"
 
 
 def class_names(num_classes: int) -> list[str]:
@@ -116,22 +120,27 @@ def class_names(num_classes: int) -> list[str]:
     return names[:num_classes]
 
 
-def step_of(case: Case, model: torch.nn.Module, with_optimizer: bool = True) -> Callable[[], torch.Tensor]:
-    """Return a function that runs one batch of the case and waits for the device."""
+def step_of(
+    case: Case, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> Callable[[], torch.Tensor]:
+    """Return a function that runs one batch of the case and waits for the device.
+
+    Args:
+        optimizer: makes a step of training whole; without it there is none.
+    """
     device = torch.device(case.device)
     side = SIZES[case.size].get("image_size", 224)
     generator = torch.Generator().manual_seed(1)
     video = torch.randn(case.batch, case.num_frames, 3, side, side, generator=generator).to(device)
     labels = torch.arange(case.batch, device=device) % case.num_classes
     dtype = PRECISIONS[case.precision]
-    model.train(case.mode == "training")
+    set_mode(case, model)
     if case.variant == "compiled":
         model.compile()
     if case.variant == "graph":
         # The text that videos share is kept from step to step, which what a graph returns is not.
         model.vision.compile(fullgraph=True, mode="reduce-overhead")
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = build_adamw(model, lr=1e-7) if with_optimizer and case.mode == "training" else None
 
     def forward() -> torch.Tensor:
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):

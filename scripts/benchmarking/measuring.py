@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from scripts.benchmarking.cases import PRECISIONS, Case, build, step_of
+from scripts.benchmarking.cases import PRECISIONS, Case, build, set_mode, step_of
+from trainers.optim import build_adamw
 
 
 @dataclass
@@ -35,23 +36,25 @@ class Measurement:
 def measure(cases: list[Case], rounds: int) -> list[Measurement]:
     """Time the cases, rounds interleaved, so that a noisy moment hits every case alike."""
     models: dict[tuple, torch.nn.Module] = {}
+    optimizers: dict[tuple, torch.optim.Optimizer] = {}
     steps, operations = {}, {}
     times: dict[Case, list[float]] = {case: [] for case in cases}
     for case in cases:
-        key = case.model, case.num_classes, case.variant
+        # What compiles a model changes it; other cases share it, and its optimizer, whose state is twice its size.
+        key = case.model, case.num_classes, case.variant if case.variant in ("compiled", "graph") else ""
         if key not in models:
             models[key] = build(case)
         model = models[key]
-        model.train(case.mode == "training")
-        steps[case] = (model, step_of(case, model))
+        if case.mode == "training" and key not in optimizers:
+            optimizers[key] = build_adamw(model, lr=1e-7)
+        steps[case] = (model, step_of(case, model, optimizers.get(key)))
         say(f"warm-up: {case.title}")
         start = time.perf_counter()
         operations[case] = _counted(case, steps[case][1])
         say(f"  {time.perf_counter() - start:.1f} s")
     for number in range(rounds):
         for case, (model, step) in steps.items():
-            if model.training != (case.mode == "training"):
-                model.train(case.mode == "training")
+            set_mode(case, model)
             if case.mode == "inference" and (case.model != "plain" or case.device == "cuda"):
                 step()  # fills caches that the change of mode or precision emptied
             seconds = _timed(step, case.device) / case.batch
@@ -126,7 +129,7 @@ def peak_memory(case: Case) -> float:
 
 
 def _peak_memory(case: Case) -> float:
-    step = step_of(case, build(case), with_optimizer=False)
+    step = step_of(case, build(case))
     if case.device == "cuda":
         step()
         before = torch.cuda.memory_allocated()
