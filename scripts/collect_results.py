@@ -6,8 +6,9 @@
 Reads every results*.json below the folders, of training and of eval=test. Where several are of one cell (protocol,
 data set, trainer, names, start, seed), the newest counts. Zero-shot: mean +- std over a data set's splits. Few-shot:
 the best validation (mean +- std where there are several seeds). Base-to-novel: means over the lists 1 to 3, and their
-harmonic mean. (LLM): rephrased names; (P): trained from a checkpoint. Cells without a run stay empty. The folder
---output gets tables.md, tables.tex and a CSV a table with every number in full.
+harmonic mean. (LLM): rephrased names; (P): trained from a checkpoint. What is no reproduction of the paper's row has a
+row of its own that says why: this project's rephrased names, another training set, other names. Cells without a run
+stay empty. The folder --output gets tables.md, tables.tex and a CSV a table with every number in full.
 """
 
 import argparse
@@ -22,8 +23,8 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from scripts.published_results import DATASETS, PUBLISHED  # noqa: E402
 from trainers.metrics import harmonic_mean, mean_and_std  # noqa: E402
+from trainers.published import DATASETS, PUBLISHED  # noqa: E402
 
 TITLES = {
     "zero_shot": "Zero-shot, top-1 in percent",
@@ -37,6 +38,13 @@ COLUMNS: dict[str, list[tuple[str, str]]] = {
     "few_shot": [(dataset, f"K={shot}") for dataset in ("hmdb51", "ucf101", "ssv2") for shot in (2, 4, 8, 16)],
     "base2novel": [(d, measure) for d in ("k400", "hmdb51", "ucf101", "ssv2") for measure in ("base", "novel", "HM")],
     "fully_supervised": [("k400", "top-1"), ("k400", "top-5")],
+}
+# The data sets of the protocols' published configurations.
+PUBLISHED_DATA = {
+    "zero_shot": ("k400", "k400_tiny"),
+    "few_shot": ("hmdb51", "ucf101", "ssv2"),
+    "base2novel": ("k400", "hmdb51", "ucf101", "ssv2"),
+    "fully_supervised": ("k400",),
 }
 TRAINERS = {"tc_clip": "TC-CLIP", "vifi_clip": "ViFi-CLIP", "vanilla_clip": "CLIP"}
 
@@ -56,16 +64,18 @@ class Cell:
 
 @dataclass(frozen=True, order=True)
 class RowName:
-    """Whose row it is: the trainer, the variant ("", LLM, P), and the weight of the ensemble."""
+    """Whose row it is: the trainer, the variant ("", LLM, P), what differs from the paper's, the ensemble's weight."""
 
     trainer: str
     variant: str
+    differs: tuple[str, ...] = ()
     wise_ft: float | None = None
 
     def text(self) -> str:
         """Return it as the tables show it."""
         words = TRAINERS.get(self.trainer, self.trainer)
-        words += f" ({self.variant})" if self.variant else ""
+        notes = ", ".join(filter(None, (self.variant, *self.differs)))
+        words += f" ({notes})" if notes else ""
         return words if self.wise_ft is None else f"{words}, wise_ft={self.wise_ft:g}"
 
 
@@ -92,9 +102,14 @@ def read_results(folders: Iterable[Path]) -> tuple[list[Result], list[str]]:
     notes = []
     for path in paths:
         try:
-            results = _results_of(path, json.loads(path.read_text(encoding="utf-8")))
+            content = json.loads(path.read_text(encoding="utf-8"))
+            results = _results_of(path, content)
+            misfit = _misfit(content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             notes.append(f"{path}: left out, not a result of this program ({error!r})")
+            continue
+        if misfit is not None:
+            notes.append(f"{path}: left out, {misfit}")
             continue
         for result in results:
             key = (result.table, result.row, result.dataset, result.measure, result.number)
@@ -110,16 +125,16 @@ def _age(path: Path) -> tuple[int, str]:
 
 def _results_of(path: Path, content: dict[str, Any]) -> list[Result]:
     """Return the results of one file."""
-    table, data = content["protocol"], content["data"]
-    dataset = data.removeprefix(f"{table}_").removesuffix("_llm")
+    table = content["protocol"]
+    dataset = _dataset_of(table, content["data"])
     training = content["training"] or {}
-    variant = "LLM" if data.endswith("_llm") else "P" if training.get("resume") else ""
+    variant, differs = _variant_of(content, dataset)
     seed = training.get("seed", content["seed"])
     found = []
 
     def add(entry: dict[str, Any], dataset: str, measure: str, number: object, value: float | None) -> None:
         if value is not None:
-            row = RowName(content["trainer"], variant, entry["wise_ft"])
+            row = RowName(content["trainer"], variant, differs, entry["wise_ft"])
             found.append(Result(table, row, dataset, measure, str(number), value, str(path)))
 
     for entry in content["results"]:
@@ -138,6 +153,37 @@ def _results_of(path: Path, content: dict[str, Any]) -> list[Result]:
             add(entry, dataset, "top-1", seed, entry["top1"])
             add(entry, dataset, "top-5", seed, entry["top5"])
     return found
+
+
+def _dataset_of(table: str, data: str) -> str:
+    return data.removeprefix(f"{table}_").removesuffix("_llm")
+
+
+def _variant_of(content: dict[str, Any], dataset: str) -> tuple[str, tuple[str, ...]]:
+    """Return the paper's variant that a result is of, and what sets it apart from the paper's row."""
+    table, data, training = content["protocol"], content["data"], content["training"] or {}
+    rephrased = data.endswith("_llm") or content.get("labels") in ("llm", "froster")
+    variant = "LLM" if rephrased else "P" if training.get("resume") else ""
+    differs = []
+    if rephrased and content.get("labels") != "froster":
+        differs.append("this project's names")
+    if dataset in PUBLISHED_DATA[table] and "labels" in content and content["labels"] is None:
+        differs.append("other names")
+    if rephrased and training.get("resume"):
+        differs.append("P")
+    source = _dataset_of(table, training.get("data", data))
+    if table == "zero_shot" and (source != dataset or source == "k400_tiny"):
+        differs.append(f"trained on {source}")
+    return variant, tuple(differs)
+
+
+def _misfit(content: dict[str, Any]) -> str | None:
+    """Return why a test says nothing of the training that its table is about, or None; zero-shot tests any weights."""
+    table, training = content["protocol"], content["training"] or {}
+    trained, tested = (name.removesuffix("_llm") for name in (training.get("data", ""), content["data"]))
+    if table == "zero_shot" or not trained or trained == tested:
+        return None
+    return f"{tested} is tested, but the weights were trained by {trained}"
 
 
 def make_cells(results: Sequence[Result], table: str) -> Cells:
@@ -175,7 +221,9 @@ def columns_of(table: str, cells: Cells) -> list[tuple[str, str]]:
 def rows_of(table: str, cells: Cells) -> list[tuple[str, dict[tuple[str, str], str]]]:
     """Return the rows of a table, the paper's before ours of the same variant."""
     rows = []
-    ours = sorted({row for row, _, _ in cells}, key=lambda row: (row.variant, row.trainer, row.wise_ft or 2))
+    ours = sorted(
+        {row for row, _, _ in cells}, key=lambda row: (row.variant, row.trainer, row.differs, row.wise_ft or 2)
+    )
     for variant in ("", "LLM", "P"):
         paper = {
             (dataset, measure): Cell(*value, 0).text()

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from trainers.settings import Config, resolve
+from trainers.errors import ConfigError
+from trainers.settings import Config, names_of, resolve
 
 HMDB51 = ["data=few_shot_hmdb51", "shot=2", "output=unused"]
 
@@ -50,6 +51,38 @@ def test_git_ignores_the_local_file(repository: Path) -> None:
     assert "configs/local.yaml" in (repository / ".gitignore").read_text().splitlines()
 
 
+@pytest.mark.parametrize(
+    ("protocol", "overrides", "message"),
+    [
+        (
+            "few_shot",
+            ["data=few_shot_ssv2", "labels=llm"],
+            "labels=llm has no class names for ssv2 .*few_shot_hmdb51_llm",
+        ),
+        ("base2novel", ["data=base2novel_ssv2", "labels=froster"], "for ssv2 .*base2novel_k400_llm"),
+        ("few_shot", ["data=few_shot_shapes", "labels=llm"], "no class names for shapes .*few_shot_ucf101_llm"),
+        ("zero_shot", ["data=zero_shot_k400", "shot=4"], "shot=4 goes with -cn few_shot; -cn zero_shot has none"),
+        ("few_shot", ["data=few_shot_ssv2", "base=1"], "base=1 goes with -cn base2novel; -cn few_shot has none"),
+        ("base2novel", ["data=base2novel_ssv2", "base=4"], "base=4: must be one of null, 1, 2, 3"),
+    ],
+)
+def test_wrong_combinations_name_the_right_ones(
+    repository: Path, protocol: str, overrides: list[str], message: str
+) -> None:
+    needed = {"few_shot": ["shot=2"], "base2novel": ["base=1"]}.get(protocol, [])
+    with pytest.raises(ConfigError, match=message):
+        composed(repository / "configs", "output=unused", *needed, *overrides, protocol=protocol)
+
+
+def test_the_choice_of_names_is_known(repository: Path) -> None:
+    """What results say: the choice, or nothing where a file of one's own takes its place."""
+    found = [
+        names_of(composed(repository / "configs", *HMDB51, *more))
+        for more in ([], ["labels=llm"], ["labels=froster"], ["labels_root=x"], ["dataset.hmdb51.class_names=x.csv"])
+    ]
+    assert found == ["names", "llm", "froster", "names", None]
+
+
 LLM = sorted(path.stem for path in (Path(__file__).parent.parent / "configs" / "data").glob("*_llm.yaml"))
 
 
@@ -88,6 +121,7 @@ def test_llm_differs_in_names_alone(repository: Path, name: str) -> None:
     assert len(set(names(froster))) == len(set(names(llm))) and froster["context_length"] == 77
     for changed in (plain, llm):
         changed["data"]["name"] = changed["labels_root"] = changed["label_files"] = changed["context_length"] = None
+        changed["label_choice"] = None
         for entry in (changed["data"]["train"], changed["data"]["val"], *changed["data"]["test"]):
             entry["class_names"] = None
         changed["dataset"] = {key: facts["root"] for key, facts in changed["dataset"].items()}

@@ -179,7 +179,8 @@ def test_own_videos(prepared: Prepared, start, repository: Path, tmp_path: Path)
     expected["fully_supervised"] = {"mine": 4}
     for protocol, tests in expected.items():
         output = tmp_path / protocol
-        start(protocol, f"{protocol}_mine", output, "shot=2", "base=3", *short, configs=configs)
+        more = {"few_shot": ["shot=2"], "base2novel": ["base=3"]}.get(protocol, [])
+        start(protocol, f"{protocol}_mine", output, *more, *short, configs=configs)
         half = protocol in ("zero_shot", "base2novel")
         check(output, {f"{protocol}_mine": 2 if half else 4, **tests})
 
@@ -194,4 +195,10 @@ def test_the_tables_have_every_cell_that_was_run(start, runs: Path, tmp_path: Pa
     filled = [[cell.strip() for cell in line.strip("|").split("|")[1:]] for line in ours]
     assert [sum(bool(cell) for cell in cells) for cells in filled] == [3, 3, 9, 1]
     assert sum(line.startswith("| TC-CLIP (P): ours") for line in lines) == 2
-    assert sum(line.startswith("| TC-CLIP (LLM): ours") for line in lines) == 3
+    assert sum(line.startswith("| TC-CLIP (LLM, this project's names): ours") for line in lines) == 3
+    assert not any(line.startswith("| TC-CLIP (LLM): ours") for line in lines), "only FROSTER's names are the paper's"
+    (tiny,) = (line for line in lines if line.startswith("| TC-CLIP (trained on k400_tiny): ours"))
+    zero_shot = json.loads((runs / "zero_shot_k400" / "results.json").read_text())
+    (row,) = (line for line in ours if "K600" in lines[lines.index(line) - 3])
+    means = {item["name"]: f"{item['top1']:.1f} +- {item['top1_std']:.1f}" for item in zero_shot["summary"]}
+    assert [cell.strip() for cell in row.strip("|").split("|")[1:]] == [means[n] for n in ("hmdb51", "ucf101", "k600")]

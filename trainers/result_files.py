@@ -8,7 +8,7 @@ import tc_clip
 from trainers.confusion import draw_confusion, read_confusion, write_per_class
 from trainers.evaluator import Evaluation, write_predictions
 from trainers.run_log import package_versions
-from trainers.settings import Config, Settings
+from trainers.settings import Config, Settings, names_of
 from trainers.video_lists import VideoList
 
 
@@ -52,6 +52,7 @@ def run_facts(config: Config, settings: Settings, checkpoint: Path | None) -> di
         "protocol": settings.protocol,
         "data": settings.data,
         "trainer": settings.trainer,
+        "labels": names_of(config),
         "weights": None if checkpoint is None else str(checkpoint),
         "weights_sha256": None if checkpoint is None else sha256_of(checkpoint),
         "training": _training_facts(config if settings.eval is None else _config_of(checkpoint)),

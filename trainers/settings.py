@@ -72,7 +72,11 @@ def resolve(cfg: DictConfig) -> Config:
         raise ConfigError("choose a protocol with -cn, as in: python main.py -cn zero_shot data=... output=...")
     _check_data(config)
     check_values(config)
+    _check_labels(config)
     protocol, trains = config["protocol"], config["eval"] is None
+    for key, owner in (("shot", "few_shot"), ("base", "base2novel")):
+        if config[key] is not None and protocol != owner:
+            raise ConfigError(f"{key}={config[key]} goes with -cn {owner}; -cn {protocol} has none: leave it out")
     if trains and protocol == "few_shot" and config["shot"] is None:
         raise ConfigError("few_shot needs the number of training videos a class: give shot=2, 4, 8 or 16")
     if trains and protocol == "base2novel" and config["base"] is None:
@@ -137,6 +141,35 @@ def _check_data(config: Config) -> None:
             f"data={data.get('name')} belongs to {data['protocol']}, not to {protocol}; "
             f"-cn {protocol} goes with data={', '.join(fitting)}"
         )
+
+
+def names_of(config: Config) -> str | None:
+    """Return the choice of `labels` that the class names of a run are of, None where they are of another file."""
+    files = set(config["label_files"].values())
+    return config["label_choice"] if all(entry.get("class_names") in files for entry in _entries(config)) else None
+
+
+def _check_labels(config: Config) -> None:
+    """Refuse rephrased names for data sets that have none."""
+    choice, protocol = config["label_choice"], config["protocol"]
+    if choice == "names":
+        return
+    files = {file for file in config["label_files"].values() if file is not None}
+    entries = _entries(config)
+    nameless = [entry for entry in entries if entry.get("class_names", "") is None]
+    if nameless or not any(entry.get("class_names") in files for entry in entries):
+        names = config_names(REPOSITORY / "configs", "data")
+        fitting = [name for name in names if name.startswith(f"{protocol}_") and name.endswith("_llm")]
+        datasets = ", ".join(sorted({str(entry.get("dataset")) for entry in nameless or entries}))
+        raise ConfigError(
+            f"labels={choice} has no class names for {datasets} (data={config['data']['name']}); "
+            f"with -cn {protocol} it goes with data={', '.join(fitting)}"
+        )
+
+
+def _entries(config: Config) -> list[Mapping[str, Any]]:
+    data = config["data"]
+    return [entry for entry in (data["train"], data["val"], *data["test"]) if isinstance(entry, Mapping)]
 
 
 def _check_batches(config: Config) -> None:

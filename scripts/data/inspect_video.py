@@ -94,6 +94,18 @@ def _size_and_digest(content: str | bytes) -> tuple[int, str]:
     return size, hashlib.sha256(b"".join([str(size).encode(), *parts])).hexdigest()[:24]
 
 
+def content_hash(source: str | TarMember) -> str:
+    """Return the SHA-256 of a video's whole content.
+
+    Raises:
+        OSError: where it cannot be read.
+    """
+    if not isinstance(source, str):
+        return hashlib.sha256(source.read()).hexdigest()
+    with open(source, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _decode_wanted(job: Job, content: str | bytes, facts: VideoFacts) -> np.ndarray | None:
     """Decode the frames of one test view, as evaluation does."""
     _read_header(content, facts)

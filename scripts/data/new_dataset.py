@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
@@ -87,7 +88,7 @@ def videos_of_folders(root: Path) -> list[tuple[str, str]]:
     if loose:
         raise DataError(f"{root}: {loose[0]!r} lies beside the class folders; move it into one, or give --csv")
     found = []
-    for entry in entries:
+    for entry in tqdm(entries, desc="looking for videos", unit="folder", disable=None):
         if entry.is_dir() and not entry.name.startswith("."):
             videos = sorted(path for path in Path(entry.path).rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
             found += [(path.relative_to(root).as_posix(), entry.name.replace("_", " ").strip()) for path in videos]
@@ -109,7 +110,7 @@ def videos_of_csv(path: Path, root: Path) -> list[tuple[str, str]]:
             reader = csv.reader(file)
             if [cell.strip().lower() for cell in next(reader, [])] != ["path", "class"]:
                 raise DataError(f"{path}:1: expected the header `path,class`")
-            for row in reader:
+            for row in tqdm(reader, desc="looking for videos", unit="video", disable=None):
                 place = f"{path}:{reader.line_num}"
                 if not row:
                     continue

@@ -227,7 +227,7 @@ def plan(videos: str | Path, output: Path, options: Options, lists: list[Path] |
     else:
         listed = all_videos(files)
     jobs, missing = [], []
-    for path in listed:
+    for path in tqdm(listed, desc="find", unit="video", disable=None, leave=False):
         try:
             source = files.find(path)
         except VideoReadError:

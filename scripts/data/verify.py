@@ -29,7 +29,7 @@ sys.path.insert(0, str(REPOSITORY))
 from datasets.annotations import AnnotationError, read_annotations, read_class_names  # noqa: E402
 from datasets.decoding import VideoReadError  # noqa: E402
 from datasets.video_files import VideoFiles, VideoFilesError, open_video_files  # noqa: E402
-from scripts.data.inspect_video import Job, VideoFacts, inspect_video  # noqa: E402
+from scripts.data.inspect_video import Job, VideoFacts, content_hash, inspect_video  # noqa: E402
 from scripts.data.labels_in_paths import class_in_path  # noqa: E402
 from scripts.data.listing import VIDEO_SUFFIXES, DataError, all_videos  # noqa: E402
 from scripts.data.progress import Progress, key_of  # noqa: E402
@@ -93,7 +93,7 @@ def read_entries(lists: list[ListToVerify]) -> list[Entry]:
         else:
             listed = [(r.path, names[r.label] if names else str(r.label)) for r in records]
             files.prepare(path for path, _ in listed)
-        for path, class_name in listed:
+        for path, class_name in tqdm(listed, desc=f"find {item.name}", unit="video", disable=None, leave=False):
             key = (item.root, path, class_name)
             if key in entries:
                 entries[key].lists.append(item.name)
@@ -138,7 +138,7 @@ def verify(lists: list[ListToVerify], output: Path, options: Options, again: boo
                 progress.add(job.key, result)
                 bar.update()
     verified = [_judge(entry, progress.known.get(key)) for entry, key in zip(entries, keys, strict=True)]
-    _compare_contents(verified)
+    _compare_contents(verified, {id(item): entry.source for item, entry in zip(verified, entries, strict=True)})
     title = ", ".join(dict.fromkeys(item.name for item in lists))
     write_report(output, title, verified, options.full, options.max_bad_share, sorted(samples))
     return verified
@@ -163,20 +163,39 @@ def _judge(entry: Entry, facts: dict[str, Any] | None) -> Verified:
     return Verified(entry.root, entry.path, entry.class_name, entry.lists, found)
 
 
-def _compare_contents(verified: list[Verified]) -> None:
-    """Note videos of a root with one content: a repetition under the same class, a contradiction under another one."""
-    first: dict[tuple[str, str], Verified] = {}
+def _compare_contents(verified: list[Verified], sources: dict[int, Any]) -> None:
+    """Note videos of a root with one content: a repetition under the same class, a contradiction under another one.
+
+    Digests are of size, beginning and end; where they agree the whole files are compared.
+    """
+    alike: dict[tuple[str, str], list[Verified]] = {}
+    whole: dict[str, str] = {}
     for item in verified:
         if not item.facts.digest or item.is_bad:
             continue
-        other = first.setdefault((item.root, item.facts.digest), item)
-        if other is item or other.path == item.path:
+        group = alike.setdefault((item.root, item.facts.digest), [])
+        other = next((o for o in group if o.path == item.path or _same(sources[id(o)], sources[id(item)], whole)), None)
+        if other is None:
+            group.append(item)
+            continue
+        if other.path == item.path:
             continue
         if item.class_name == other.class_name:
             item.facts.add("note", "repeated", f"the same content as {other.path}")
         else:
             text = f"the same content as {other.path}, which is listed as {other.class_name!r}"
             item.facts.add("warning", "mislabelled", text)
+
+
+def _same(first: Any, second: Any, whole: dict[str, str]) -> bool:
+    """Whether two sources have one content; `whole` keeps the hashes of those read."""
+    try:
+        for source in (first, second):
+            if str(source) not in whole:
+                whole[str(source)] = content_hash(source)
+    except OSError:  # gone since it was looked at
+        return False
+    return whole[str(first)] == whole[str(second)]
 
 
 def lists_of_config(name: str, overrides: list[str]) -> tuple[list[ListToVerify], int, float]:

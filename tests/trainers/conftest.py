@@ -99,6 +99,8 @@ def overrides(root: Path, output: Path, protocol: str, trainer: str, options: di
         **(TINY_TC if trainer.startswith(("tc_", "vp_")) else {}),
         **options,
     }
+    if protocol != "few_shot":
+        values.pop("shot", None)
     choices = [f"data={protocol}_shapes", f"trainer={trainer}", f"data_root={root}", f"output={output}"]
     return choices + [f"{key}={'null' if value is None else value}" for key, value in values.items()]
 

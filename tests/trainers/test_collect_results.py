@@ -140,7 +140,43 @@ def test_splits_are_averaged_and_the_ensemble_has_its_row(tmp_path: Path, capsys
     assert main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "| TC-CLIP: ours | 52.0 +- 1.6 |" in out and "| TC-CLIP, wise_ft=0.7: ours | 60.0 |" in out
-    assert "| TC-CLIP (LLM): ours | 57.0 |" in out and "wise_ft=0.7, HMDB-51, top-1: of 1 of 3" in out
+    assert (
+        "| TC-CLIP (LLM, this project's names): ours | 57.0 |" in out
+        and "wise_ft=0.7, HMDB-51, top-1: of 1 of 3" in out
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "labels", "training", "row"),
+    [
+        ("few_shot_ucf101", "names", {}, "TC-CLIP"),
+        ("few_shot_ucf101_llm", "froster", {}, "TC-CLIP (LLM)"),
+        ("few_shot_ucf101", "froster", {}, "TC-CLIP (LLM)"),
+        ("few_shot_ucf101_llm", "llm", {}, "TC-CLIP (LLM, this project's names)"),
+        ("few_shot_ucf101", None, {}, "TC-CLIP (other names)"),
+        ("few_shot_mine", None, {}, "TC-CLIP"),
+        ("few_shot_ucf101", "names", {"resume": "zero_shot.pth"}, "TC-CLIP (P)"),
+        ("few_shot_ucf101_llm", "froster", {"resume": "zero_shot.pth"}, "TC-CLIP (LLM, P)"),
+        ("few_shot_ucf101_llm", "froster", {"data": "few_shot_ucf101"}, "TC-CLIP (LLM)"),
+        ("few_shot_ucf101", "names", {"data": "few_shot_hmdb51"}, "but the weights were trained by few_shot_hmdb51"),
+        ("few_shot_ucf101", "names", {"data": "zero_shot_k400"}, "but the weights were trained by zero_shot_k400"),
+        ("zero_shot_k400", "names", {"data": "zero_shot_k400"}, "TC-CLIP"),
+        ("zero_shot_k400_tiny", "names", {"data": "zero_shot_k400_tiny"}, "TC-CLIP (trained on k400_tiny)"),
+        ("zero_shot_k400", "names", {"data": "zero_shot_k400_tiny"}, "TC-CLIP (trained on k400_tiny)"),
+        ("zero_shot_k400", "names", {"data": "few_shot_ssv2"}, "TC-CLIP (trained on few_shot_ssv2)"),
+    ],
+)
+def test_only_what_reproduces_a_row_stands_in_it(
+    tmp_path: Path, data: str, labels: str | None, training: dict, row: str, capsys: pytest.CaptureFixture
+) -> None:
+    protocol = next(name for name in COLUMNS if data.startswith(name))
+    training = {"data": data, "protocol": protocol, "shot": 4, "seed": 1, "resume": None, **training}
+    entry = {"part": "test", "name": "ucf101_split1", "group": "ucf101", "top1": 50.0, "top5": None, "wise_ft": None}
+    content = {"protocol": protocol, "data": data, "trainer": "tc_clip", "seed": 1, "labels": labels}
+    (tmp_path / "results.json").write_text(json.dumps({**content, "training": training, "results": [entry]}))
+    results, notes = read_results([tmp_path])
+    assert [result.row.text() for result in results] == ([row] if not notes else [])
+    assert notes == [] or (len(notes) == 1 and notes[0].endswith(row))
 
 
 def test_nothing_to_collect_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

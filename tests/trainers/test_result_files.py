@@ -28,9 +28,10 @@ def test_results_say_what_they_depend_on(compose_run, tmp_path: Path, tiny_root:
     assert (results["protocol"], results["data"], results["trainer"]) == (
         "base2novel", "base2novel_shapes", "vifi_clip",
     )  # fmt: skip
+    assert results["labels"] is None, "the data set's own names, not a choice of labels"
     assert results["weights_sha256"] == sha256(output / "best.pth")
     assert results["training"] == {
-        "data": "base2novel_shapes", "protocol": "base2novel", "shot": 2, "base": 1, "seed": 1024, "resume": None,
+        "data": "base2novel_shapes", "protocol": "base2novel", "shot": None, "base": 1, "seed": 1024, "resume": None,
     }  # fmt: skip
     assert results["versions"]["torch"] and results["seed"] == 1024 and results["num_frames"] == 4
     val, test = results["results"]
