@@ -7,8 +7,9 @@ Reads every results*.json below the folders, of training and of eval=test. Where
 data set, trainer, names, start, seed), the newest counts. Zero-shot: mean +- std over a data set's splits. Few-shot:
 the best validation (mean +- std where there are several seeds). Base-to-novel: means over the lists 1 to 3, and their
 harmonic mean. (LLM): rephrased names; (P): trained from a checkpoint. What is no reproduction of the paper's row has a
-row of its own that says why: this project's rephrased names, another training set, other names. Cells without a run
-stay empty. The folder --output gets tables.md, tables.tex and a CSV a table with every number in full.
+row of its own that says why: this project's rephrased names, other names, another training set, a model from random
+weights. Cells without a run stay empty. The folder --output gets tables.md, tables.tex and a CSV a table with every
+number in full.
 """
 
 import argparse
@@ -169,6 +170,8 @@ def _variant_of(content: dict[str, Any], dataset: str) -> tuple[str, tuple[str, 
         differs.append("this project's names")
     if dataset in PUBLISHED_DATA[table] and "labels" in content and content["labels"] is None:
         differs.append("other names")
+    if dataset in PUBLISHED_DATA[table] and content.get("clip_weights", "") is None:
+        differs.append("from random weights")
     if rephrased and training.get("resume"):
         differs.append("P")
     source = _dataset_of(table, training.get("data", data))

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from datasets.decoding import decode
+from datasets.sampling import test_indices
+from scripts.data import inspect_video as inspect_video_module
 from scripts.data import verify as module
 from scripts.data.labels_in_paths import class_in_path
 from scripts.data.make_splits import Options as SplitOptions
@@ -67,6 +69,21 @@ def test_exactly_the_broken_clips_are_reported(shared_videos: Path, tmp_path: Pa
     page = (tmp_path / "summary.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 2 and "NO: 14 unreadable" in page
     assert (tmp_path / "samples.jpg").stat().st_size > 10_000
+
+
+def test_quick_decodes_the_wanted_frames_only(shared_videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[np.ndarray] = []
+
+    def watched(source, choose, decoder):
+        frames = decode(source, lambda count: asked.append(choose(count)) or asked[-1], decoder)
+        assert len(frames) == 16
+        return frames
+
+    monkeypatch.setattr(inspect_video_module, "decode", watched)
+    video = str(shared_videos / "good" / "bikes.mp4")
+    facts = inspect_video_module.inspect_video(inspect_video_module.Job(video, video, False, 16, False))
+    (indices,) = asked
+    assert facts["findings"] == [] and np.array_equal(indices, test_indices(facts["frames"], 16)[0])
 
 
 def test_full_costs_at_most_half_more_than_decoding(shared_videos: Path) -> None:
@@ -198,11 +215,12 @@ def test_command_line(
     assert "8 videos of 1 lists, 0 of them missing" in capsys.readouterr().out
     assert main(common) == 0
     assert "safe to train: yes" in capsys.readouterr().out
-    next(videos.rglob("#20 Rhythm_kick_ball_*")).unlink()
+    lost = (lists / "val1.txt").read_text().splitlines()[0].rpartition(" ")[0]
+    next(videos.rglob(lost)).unlink()
     data = ["--data", "few_shot_hmdb51", "shot=2", f"lists_root={lists.parent}", f"labels_root={miniature.labels}"]
     data += [f"dataset.hmdb51.root={videos}", "num_frames=8", "--output", str(tmp_path / "config")]
     assert main(data) == 1, "one of 20 is missing: more than 1 %"
-    assert (tmp_path / "config" / "bad_videos.txt").read_text() == "#20 Rhythm_kick_ball_u_nm_np1_fr_goo_0.avi\n"
+    assert (tmp_path / "config" / "bad_videos.txt").read_text() == f"{lost}\n"
     assert main(["--data", "few_shot_hmdb51", "shot=2", "lists_root=/nowhere"]) == 2
     assert "verify: /nowhere/hmdb_splits" in capsys.readouterr().err
     assert main(["--data", "kinetics"]) == 2 and "must begin with one of" in capsys.readouterr().err

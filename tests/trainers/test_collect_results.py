@@ -155,6 +155,7 @@ def test_splits_are_averaged_and_the_ensemble_has_its_row(tmp_path: Path, capsys
         ("few_shot_ucf101_llm", "llm", {}, "TC-CLIP (LLM, this project's names)"),
         ("few_shot_ucf101", None, {}, "TC-CLIP (other names)"),
         ("few_shot_mine", None, {}, "TC-CLIP"),
+        ("few_shot_ucf101", "names", {}, "TC-CLIP (from random weights)"),
         ("few_shot_ucf101", "names", {"resume": "zero_shot.pth"}, "TC-CLIP (P)"),
         ("few_shot_ucf101_llm", "froster", {"resume": "zero_shot.pth"}, "TC-CLIP (LLM, P)"),
         ("few_shot_ucf101_llm", "froster", {"data": "few_shot_ucf101"}, "TC-CLIP (LLM)"),
@@ -173,8 +174,10 @@ def test_only_what_reproduces_a_row_stands_in_it(
     training = {"data": data, "protocol": protocol, "shot": 4, "seed": 1, "resume": None, **training}
     entry = {"part": "test", "name": "ucf101_split1", "group": "ucf101", "top1": 50.0, "top5": None, "wise_ft": None}
     content = {"protocol": protocol, "data": data, "trainer": "tc_clip", "seed": 1, "labels": labels}
+    content["clip_weights"] = None if "random" in row else "ViT-B/16"
     (tmp_path / "results.json").write_text(json.dumps({**content, "training": training, "results": [entry]}))
     results, notes = read_results([tmp_path])
+    assert not results or results[0].value == 50
     assert [result.row.text() for result in results] == ([row] if not notes else [])
     assert notes == [] or (len(notes) == 1 and notes[0].endswith(row))
 
