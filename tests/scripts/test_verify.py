@@ -12,8 +12,8 @@ import av
 import numpy as np
 import pytest
 
+from datasets import sampling
 from datasets.decoding import decode
-from datasets.sampling import test_indices
 from scripts.data import inspect_video as inspect_video_module
 from scripts.data import verify as module
 from scripts.data.labels_in_paths import class_in_path
@@ -83,7 +83,7 @@ def test_quick_decodes_the_wanted_frames_only(shared_videos: Path, monkeypatch: 
     video = str(shared_videos / "good" / "bikes.mp4")
     facts = inspect_video_module.inspect_video(inspect_video_module.Job(video, video, False, 16, False))
     (indices,) = asked
-    assert facts["findings"] == [] and np.array_equal(indices, test_indices(facts["frames"], 16)[0])
+    assert facts["findings"] == [] and np.array_equal(indices, sampling.test_indices(facts["frames"], 16)[0])
 
 
 def test_full_costs_at_most_half_more_than_decoding(shared_videos: Path) -> None:
