@@ -29,8 +29,8 @@ MAX_CLASSES = 100
 MAX_NAME = 200  # letters of a class name
 WINDOWS = 12  # of the timeline of a video that is longer than three of its seconds
 SHORT_S = 3.0
-EXAMPLES = ("red circle moving sideways", "blue triangle growing and shrinking", "green cross bouncing around")
-CLASSES = [*EXAMPLES, "white circle moving up and down"]
+EXAMPLES = ("red square moving sideways", "green ring going round in circles", "blue square bouncing around")
+CLASSES = [*EXAMPLES, "yellow ring moving up and down"]
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -114,8 +114,8 @@ def table(item) -> str:
     width = min(max(map(len, item.classes)), max(20, shutil.get_terminal_size().columns - BAR_WIDTH - 12))
     lines = [f"{item.path}  ({item.seconds:.2f} s)"]
     for name, score in zip(item.classes, item.scores, strict=True):
-        bar = "█" * int(score * BAR_WIDTH) + "▏▎▍▌▋▊▉█"[int(score * BAR_WIDTH % 1 * 8)]
-        lines.append(f"  {name:<{width}}  {100 * score:5.1f} %  {bar}")
+        bar = "█" * int(score * BAR_WIDTH) + " ▏▎▍▌▋▊▉"[int(score * BAR_WIDTH % 1 * 8)]
+        lines.append(f"  {name:<{width}}  {100 * score:5.1f} %  {bar}".rstrip())
     return "\n".join(lines)
 
 

@@ -75,7 +75,7 @@ def _merge_round(sums: Tensor, rows: Tensor, num_merged: int) -> tuple[Tensor, T
     merged_rows = even_rows.gather(1, merged)
     target_rows = odd_rows.gather(1, partner.gather(1, merged))
     sums.index_add_(0, target_rows.flatten(), _rows(sums, merged_rows).flatten(0, 1))
-    new_owners = torch.arange(len(sums), device=sums.device)
+    new_owners = torch.arange(sums.shape[0], device=sums.device)  # `len` would fix the batch size of an export
     new_owners[merged_rows] = target_rows
     return torch.cat((even_rows.gather(1, staying), odd_rows), dim=1), new_owners
 

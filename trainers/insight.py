@@ -41,12 +41,12 @@ class BlockInsight:
         return None if self.tokens is None else self.tokens != NO_TOKEN
 
     def token_sizes(self) -> np.ndarray:
-        """Return how many patches each context token holds, and of how many frames: (2, K)."""
-        frames, patches = np.nonzero(self.tokens != NO_TOKEN)
-        tokens = self.tokens[frames, patches]
+        """Return how many patches each context token holds, of how many frames, from how many places: (3, K)."""
+        frames, places = np.nonzero(self.tokens != NO_TOKEN)
+        tokens = self.tokens[frames, places]
         sizes = np.bincount(tokens, minlength=self.num_tokens)
-        pairs = np.unique(np.stack([tokens, frames]), axis=1)[0]
-        return np.stack([sizes, np.bincount(pairs, minlength=self.num_tokens)])
+        reaches = (np.unique(np.stack([tokens, of]), axis=1)[0] for of in (frames, places))
+        return np.stack([sizes, *(np.bincount(reached, minlength=self.num_tokens) for reached in reaches)])
 
 
 @dataclass(frozen=True)

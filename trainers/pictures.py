@@ -17,7 +17,7 @@ from trainers.insight import NO_TOKEN, BlockInsight, Insight
 INK, FAINT, PAPER = (28, 32, 38), (110, 116, 124), (255, 255, 255)
 GAP = 4  # pixels between tiles
 MAX_COLUMNS = 8
-SHOWN_TOKENS = 10
+SHOWN_TOKENS = 4
 
 # Blue over green to red: dark where nothing is. Stops of a colour scale that is even in lightness (after "turbo").
 _HEAT = np.array(
@@ -86,13 +86,35 @@ def prompt_overlay(
     return Image.fromarray((dimmed * (1 - strength) + heat_colours(levels) * strength).astype(np.uint8))
 
 
-def chosen_tokens(insight: Insight, block: BlockInsight, count: int = SHOWN_TOKENS) -> list[int]:
-    """Return the context tokens worth a colour: those that reach over most frames, then the largest.
+def merged_frames(frames: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Return frames (T, S, S, 3) whose every patch is the mean of all patches in its context token: what tokens keep.
 
-    A token of a single patch shows nothing of time, however strongly it is attended to.
+    Args:
+        tokens: (T, P), the token of each patch; patches of none are grey.
     """
-    sizes, frames = block.token_sizes()
-    order = np.lexsort((-sizes, -frames))
+    T, side = frames.shape[:2]
+    grid = round(tokens.shape[1] ** 0.5)
+    edge = side // grid
+    patches = (
+        frames.astype(float).reshape(T, grid, edge, grid, edge, 3).swapaxes(2, 3)
+    )  # (T, grid, grid, edge, edge, 3)
+    patches = patches.reshape(tokens.size, -1)
+    flat = tokens.ravel()
+    merged = np.full_like(patches, 128.0)
+    for token in np.unique(flat[flat != NO_TOKEN]):
+        merged[flat == token] = patches[flat == token].mean(axis=0)
+    merged = merged.reshape(T, grid, grid, edge, edge, 3).swapaxes(2, 3)
+    return merged.reshape(frames.shape).round().astype(np.uint8)
+
+
+def chosen_tokens(insight: Insight, block: BlockInsight, count: int = SHOWN_TOKENS) -> list[int]:
+    """Return the context tokens worth a colour: those that follow something, over many frames and from place to place.
+
+    A token of a single patch shows nothing of time, however strongly it is attended to; one that stays at its place is
+    mostly background.
+    """
+    sizes, frames, places = block.token_sizes()
+    order = np.lexsort((-sizes, -frames, -np.minimum(frames, places)))
     return order[:count].tolist()
 
 
@@ -219,13 +241,16 @@ def _rows(
     block = insight.token_block
     if block is None:
         return rows
-    rows.append(
-        (f"seed tokens,\nblock {block.number}", [seeds_overlay(frames[t], block.seeds[t], tile) for t in shown])
-    )
+    if not block.seeds.all():  # where every patch is a seed, the row would be the frames again
+        tiles = [seeds_overlay(frames[t], block.seeds[t], tile) for t in shown]
+        rows.append((f"seed tokens,\nblock {block.number}", tiles))
+    merged = merged_frames(frames, block.tokens)
+    label = f"{block.num_tokens} context tokens,\nblock {block.number}: a patch is the\nmean of its token's"
+    rows.append((label, [resized(merged[t], tile) for t in shown]))
     tokens = chosen_tokens(insight, block)
     colours = colours_of(tokens)
     tiles = [tokens_overlay(frames[t], block.tokens[t], colours, tile) for t in shown]
-    rows.append((f"context tokens,\nblock {block.number}: {len(tokens)} of {block.num_tokens},\na colour each", tiles))
+    rows.append((f"{len(tokens)} of them that\nfollow something,\na colour each", tiles))
     if insight.prompts:
         prompt = insight.prompts[-1]
         drawn = prompt.weights[insight.best_classes(classes)]

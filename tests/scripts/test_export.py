@@ -13,7 +13,7 @@ from scripts import export
 from trainers import exporting
 from trainers.inference import load_model, predict
 
-CLASSES = ["red circle moving sideways", "green cross bouncing around", "a dog"]
+CLASSES = ["red square moving sideways", "green square bouncing around", "a dog"]
 
 
 def arguments(checkpoint: Path, folder: Path, *more: object) -> list[str]:

@@ -16,7 +16,7 @@ from trainers.inference import load_model
 from trainers.insight import look
 from trainers.pages import insight_page
 
-CLASSES = ["red circle moving sideways", "green cross bouncing around", "a dog"]
+CLASSES = ["red square moving sideways", "green square bouncing around", "a dog"]
 PATIENCE_MS = 60_000
 
 
@@ -40,7 +40,7 @@ def test_tokens_can_be_followed_through_time(tiny_checkpoints, shape_clips, tmp_
         block = insights[0].blocks[2]
         token = int(block.token_sizes()[1].argmax())
         page.locator(f".tokens button[data-token='{token}']").click()
-        sizes, frames = block.token_sizes()
+        sizes, frames, _ = block.token_sizes()
         note = page.locator(".note").first.inner_text()
         assert note.startswith(f"Token {token}: {sizes[token]} patches of frames ")
         assert note.count(",") >= frames[token] - 1

@@ -12,7 +12,7 @@ def test_two_models_side_by_side(tiny_checkpoints, shape_clips, tmp_path: Path, 
     (tmp_path / "bad.mp4").write_text("no video")
     arguments = [str(shape_clips[0]), str(tmp_path / "bad.mp4"), "--checkpoint", str(tiny_checkpoints["tc_clip"])]
     arguments += ["--compare", str(tiny_checkpoints["vifi_clip"]), "--device", "cpu", "--output", str(tmp_path / "out")]
-    arguments += ["--class", "red circle moving sideways", "--class", "a dog", "--blocks", "1", "3", "--side", "64"]
+    arguments += ["--class", "red square moving sideways", "--class", "a dog", "--blocks", "1", "3", "--side", "64"]
     assert visualize.main(arguments) == 0
     shown = capsys.readouterr().out
     assert "bad.mp4: cannot be read: " in shown and "tc_clip: " in shown and "vifi_clip: " in shown

@@ -40,8 +40,9 @@ def test_insight_is_what_the_model_computes(tiny_checkpoints, shape_clips, insig
         for token in range(block.num_tokens):
             assert ((block.tokens == token).ravel() == groups[token]).all()
         assert block.seeds.sum(axis=1).tolist() == [8] * 6
-        sizes, frames = block.token_sizes()
+        sizes, frames, places = block.token_sizes()
         assert sizes.sum() == 48 and (frames >= 1).all() and (frames <= np.minimum(sizes, 6)).all()
+        assert (places >= 1).all() and (sizes <= frames * places).all()
     # Two prompt layers, before text blocks 2 and 3; the second sees prompts that the first has changed.
     assert [(prompt.text_block, prompt.vision_block) for prompt in insight.prompts] == [(2, 2), (3, 3)]
     for prompt in insight.prompts:
@@ -76,11 +77,23 @@ def test_colours_differ() -> None:
     assert distances.min() > 60
 
 
-def test_chosen_tokens_reach_over_most_frames(insights: list[Insight]) -> None:
-    block = insights[0].token_block
-    frames = block.token_sizes()[1]
-    chosen = pictures.chosen_tokens(insights[0], block, 3)
-    assert len(chosen) == 3 and frames[chosen].min() >= np.delete(frames, chosen).max()
+def test_chosen_tokens_follow_something(insights: list[Insight]) -> None:
+    tokens = np.full((4, 16), NO_TOKEN)
+    tokens[:, 3] = 0  # stays in its corner
+    tokens[[0, 1, 2], [4, 5, 6]] = 1  # goes along
+    tokens[0, 8:12] = 2  # wide, in one frame
+    block = replace(insights[0].blocks[2], tokens=tokens, num_tokens=3)
+    assert block.token_sizes().tolist() == [[4, 3, 4], [4, 3, 1], [1, 3, 4]]
+    assert pictures.chosen_tokens(insights[0], block, 3) == [1, 0, 2]
+
+
+def test_merged_frames_keep_what_a_token_holds() -> None:
+    frames = np.zeros((2, 8, 8, 3), np.uint8)
+    frames[0, :4, :4], frames[1, 4:, 4:] = 200, 100
+    tokens = np.array([[0, 1, 1, 1], [1, 1, NO_TOKEN, 0]])
+    merged = pictures.merged_frames(frames, tokens)
+    assert (merged[0, :4, :4] == 150).all() and (merged[1, 4:, 4:] == 150).all(), "the mean of the token's patches"
+    assert (merged[0, 4:] == 0).all() and (merged[1, 4:, :4] == 128).all()
 
 
 def test_sheets_films_and_pages(insights: list[Insight], tmp_path: Path) -> None:
