@@ -29,7 +29,7 @@ MAX_CLASSES = 100
 MAX_NAME = 200  # letters of a class name
 WINDOWS = 12  # of the timeline of a video that is longer than three of its seconds
 SHORT_S = 3.0
-EXAMPLES = ("red square moving sideways", "green ring going round in circles", "blue square bouncing around")
+EXAMPLES = ("red square moving sideways", "green ring going round in circles", "blue square moving diagonally")
 CLASSES = [*EXAMPLES, "yellow ring moving up and down"]
 
 

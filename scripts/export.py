@@ -4,7 +4,7 @@
     python scripts/export.py --checkpoint best.pth --classes hmdb51 --programs classifier video text --formats onnx aoti
 
 Writes into the folder: the programs (`classifier`, and on request `video` and `text` for classes in free text),
-`model.safetensors`, a model card, `export.json`, and `exported_predict.py`, which runs the classifier on videos without
+`model.safetensors`, a model card, `export.json`, and `exported_predict.py`, which runs the programs on videos without
 this repository. The largest difference to PyTorch is printed; a program that differs by more than the bound is deleted.
 """
 
@@ -25,6 +25,7 @@ from trainers.tools import add_model_arguments, load_named_model, make_folder, p
 FORMATS = ("pt2", "onnx", "aoti", "safetensors")
 PROGRAMS = ("classifier", "video", "text")
 LOADER = Path(__file__).with_name("exported_predict.py")
+VOCABULARY = Path(__file__).resolve().parent.parent / "tc_clip" / "assets" / "bpe_simple_vocab_16e6.txt.gz"
 CHECKED_VIDEOS = 5
 WORDS = ["running", "reading a book", "playing chess", "cutting wood with a saw", "opening a door", "dancing", "wave"]
 
@@ -60,13 +61,13 @@ def main(argv: list[str] | None = None) -> int:
         import torch
 
         import tc_clip
-        from trainers.exporting import BOUNDS
+        from trainers import exporting
         from trainers.model_card import model_card, read_results, save_safetensors
 
         model = model.double() if args.precision == "fp64" else model
         dtype = model.logit_scale.dtype
         folder = make_folder(args.output)
-        bound = args.bound or BOUNDS[dtype]
+        bound = args.bound or exporting.BOUNDS[dtype]
         checked = export_programs(model, args, folder, bound)
         files = [
             (name, f"{what}; differs from PyTorch by at most {difference:.1e}") for name, what, difference in checked
@@ -82,13 +83,19 @@ def main(argv: list[str] | None = None) -> int:
             "num_frames": model.info()["options"]["num_frames"],
             "input_size": model.vision.config.image_size,
             "context_length": model.context_length,
+            "templates": exporting.class_templates(model),
+            "split_camel_case": model.split_camel_case,
             "dtype": str(dtype).removeprefix("torch."),
             "torch": torch.__version__,
             "programs": [{"file": name, "difference": difference} for name, _, difference in checked],
         }
+        if "text" in args.programs:
+            facts["vocabulary"] = VOCABULARY.name
+            shutil.copyfile(VOCABULARY, folder / VOCABULARY.name)
+            files.append((VOCABULARY.name, "OpenAI's table of CLIP's tokenizer (MIT), for class names in free text"))
         (folder / "export.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         shutil.copyfile(LOADER, folder / LOADER.name)
-        files += [("export.json", "facts for programs"), (LOADER.name, "runs the classifier on videos by itself")]
+        files += [("export.json", "facts for programs"), (LOADER.name, "runs the programs on videos by itself")]
         checkpoint, results = {}, []
         if args.checkpoint != "none":
             checkpoint = tc_clip.read_checkpoint(args.checkpoint)

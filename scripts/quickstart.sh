@@ -53,8 +53,13 @@ torchrun --standalone --nproc_per_node="$processes" main.py -cn zero_shot data=z
     batch_size="$batch_size" total_batch_size="$total_batch_size" test_batch_size=32 num_workers="$num_workers" \
     logging.print_every=96 "$@"
 python scripts/plot_run.py "$output"
+# What the model sees in a video of a class that it was not trained on.
+python scripts/visualize.py data/shapes/videos/red_square_moving_sideways_065.mp4 --checkpoint "$output/best.pth" \
+    --class data/shapes/labels/held_out.csv --show 1 --output "$output/pictures"
 echo
 echo "weights          $output/best.pth"
 echo "results          $output/results.json, predictions of every video beside it (predictions_*.csv)"
 echo "pictures         $output/curves.png, $output/confusion_*.png; the videos: data/shapes/overview.png"
+echo "what it sees     $output/pictures/red_square_moving_sideways_065.png, .mp4, .html (frame slider and token picker)"
+echo "report           $output/report.html"
 echo "logs             $output/log.txt, metrics.jsonl; tensorboard --logdir $output"

@@ -103,6 +103,11 @@ def class_tokens(model: tc_clip.VideoClip, names: Sequence[str]) -> Tensor:
     return F.pad(tokens, (0, model.context_length - tokens.shape[1]))
 
 
+def class_templates(model: tc_clip.VideoClip) -> list[str]:
+    """Return the texts of a class, with `{}` where its name stands."""
+    return model._prompts_of("{}", split_camel_case=False)
+
+
 class VideoTower(nn.Module):
     """Pixels to video features (B, E), L2-normalised, and the context tokens (B, K, E) of every prompt layer."""
 

@@ -11,7 +11,7 @@ from scripts import demo_app
 from scripts.demo_app import FriendlyError, Looker, class_names_of, make_examples, seconds_of
 from trainers.inference import load_model, predict
 
-CLASSES = ["red square moving sideways", "green square bouncing around", "a dog"]
+CLASSES = ["red square moving sideways", "green square moving diagonally", "a dog"]
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from scripts import export
+import tc_clip
+from datasets.annotations import read_class_names
+from scripts import export, exported_predict
 from trainers import exporting
 from trainers.inference import load_model, predict
 
-CLASSES = ["red square moving sideways", "green square bouncing around", "a dog"]
+CLASSES = ["red square moving sideways", "green square moving diagonally", "a dog"]
 
 
 def arguments(checkpoint: Path, folder: Path, *more: object) -> list[str]:
@@ -57,6 +60,37 @@ def test_export_runs_alone(tiny_checkpoints, shape_clips, tmp_path: Path, capsys
             for name, score in zip(item.classes, item.scores, strict=True):
                 # Its resizing rounds a few pixels the other way.
                 assert found[name] == pytest.approx(100 * score, abs=1.0)
+
+
+def test_the_loader_reads_class_names_as_the_model_does(repository: Path, tiny_checkpoints) -> None:
+    model = load_model(tiny_checkpoints["tc_clip"], CLASSES, device="cpu")
+    tokenizer = exported_predict.Tokenizer(export.VOCABULARY)
+    names = ["ApplyEyeMakeup", "don't_stop 24/7 &amp; dance", "naïve café – 東京 №5", "x²"]
+    for labels in sorted((repository / "labels").glob("*.csv")):
+        names += read_class_names(labels)
+    assert len(set(names)) > 900
+    for split in (False, True):
+        model.split_camel_case = split
+        facts = {"templates": exporting.class_templates(model), "split_camel_case": split, "context_length": 77}
+        expected = tc_clip.tokenize([text for name in names for text in model._prompts_of(name, split)])
+        assert np.array_equal(tokenizer(names, facts), expected.numpy())
+
+
+@pytest.mark.slow
+def test_free_text_runs_alone(tiny_checkpoints, shape_clips, tmp_path: Path) -> None:
+    more = ["--programs", "video", "text", "--formats", "pt2"]
+    assert export.main(arguments(tiny_checkpoints["tc_clip"], tmp_path, *more)) == 0
+    others = ["a cat", "opening a door"]
+    command = [sys.executable, "-I", str(tmp_path / "exported_predict.py"), str(shape_clips[0]), "--classes", *others]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = dict(re.findall(r"^  (.+?) +([\d.]+) %", done.stdout, re.M))
+    model = load_model(tiny_checkpoints["tc_clip"], others, device="cpu")
+    (expected,) = predict(model, shape_clips[:1], precision="fp32", num_workers=0)
+    for name, score in zip(expected.classes, expected.scores, strict=True):
+        assert float(found[name]) == pytest.approx(100 * score, abs=1.0)
+    missing = subprocess.run([*command, "--format", "onnx"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert missing.returncode != 0 and "no video and text as onnx" in missing.stderr
 
 
 @pytest.mark.slow

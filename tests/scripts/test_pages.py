@@ -1,22 +1,17 @@
 """The pages in a real browser: the token picker of `visualize.py`, and the web page of `demo_app.py`."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from scripts.doc_images import demo_page, try_video
 from tests.browser import open_browser, watch
 from trainers.inference import load_model
 from trainers.insight import look
 from trainers.pages import insight_page
 
-CLASSES = ["red square moving sideways", "green square bouncing around", "a dog"]
+CLASSES = ["red square moving sideways", "green square moving diagonally", "a dog"]
 PATIENCE_MS = 60_000
 
 
@@ -58,34 +53,14 @@ def test_tokens_can_be_followed_through_time(tiny_checkpoints, shape_clips, tmp_
 
 
 @pytest.fixture
-def demo(repository: Path, tiny_checkpoints, tmp_path: Path) -> Iterator[tuple[str, Path]]:
+def demo(tiny_checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Path]]:
     """Start the web page with the tiny model; give its address and the folder of its temporary files."""
     pytest.importorskip("gradio", reason="gradio is not installed (requirements-extra.txt)")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    log = tmp_path / "log.txt"
-    command = [sys.executable, "scripts/demo_app.py", "--checkpoint", str(tiny_checkpoints["tc_clip"])]
-    command += ["--port", str(port), "--device", "cpu", "--max-seconds", "30"]
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            command,
-            cwd=repository,
-            env={**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        deadline = time.monotonic() + 120
-        while "Running on local URL" not in log.read_text():
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}", temporary
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
+    with demo_page(tiny_checkpoints["tc_clip"], temporary, "--max-seconds", "30") as address:
+        yield address, temporary
     assert list(temporary.glob("tc_clip_demo_*")) == [], "uploads must be gone"
 
 
@@ -100,18 +75,11 @@ def test_a_visitor_tries_videos(demo: tuple[str, Path], shape_clips, tmp_path: P
         page.wait_for_selector("#look", timeout=PATIENCE_MS)
         page.locator("#look").click()
         page.get_by_text("Choose a video first.").wait_for(timeout=PATIENCE_MS)
-        page.locator("input[type=file]").first.set_input_files(str(shape_clips[0]))
-        page.wait_for_selector("video", timeout=PATIENCE_MS)
-        page.locator("#classes textarea").fill("\n".join(CLASSES))
-        page.locator("#look").click()
-        page.get_by_text("Most like").wait_for(timeout=PATIENCE_MS)
+        try_video(page, address, str(shape_clips[0]), CLASSES)
         shown = page.locator("#ranking").inner_text()
         assert all(name in shown for name in CLASSES)
         tokens = page.frame_locator("#tokens iframe")
-        tokens.locator("body[data-ready=yes]").wait_for(timeout=PATIENCE_MS)
         assert tokens.locator("h2").all_inner_texts() == ["tc_clip"]
-        if target := os.environ.get("SCREENSHOT"):
-            page.screenshot(path=target, full_page=True)
         assert list(temporary.rglob(shape_clips[0].name)), "the upload lies in the folder that goes"
         page.locator("#classes textarea").fill("only one")
         page.locator("#look").click()

@@ -11,7 +11,7 @@ import pytest
 
 from scripts import predict
 
-CLASSES = ["red square moving sideways", "green square bouncing around", "a dog"]
+CLASSES = ["red square moving sideways", "green square moving diagonally", "a dog"]
 
 
 def call(repository: Path, script: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:

@@ -12,7 +12,7 @@ from trainers.exporting import ExportError
 from trainers.inference import load_model
 from trainers.model_card import model_card, save_safetensors
 
-CLASSES = ["red square moving sideways", "green square bouncing around", "a dog"]
+CLASSES = ["red square moving sideways", "green square moving diagonally", "a dog"]
 LISTS = [["one"], ["another class", "b", "c", "d", "e", "f", "g"], CLASSES]
 
 

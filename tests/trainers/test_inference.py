@@ -16,7 +16,7 @@ from trainers import inference
 from trainers.errors import ConfigError
 from trainers.inference import in_background, load_model, predict, predict_timeline
 
-CLASSES = ["red square moving sideways", "green square bouncing around", "a dog"]
+CLASSES = ["red square moving sideways", "green square moving diagonally", "a dog"]
 
 
 @pytest.fixture(scope="module")
