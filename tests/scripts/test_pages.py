@@ -10,6 +10,7 @@ from tests.browser import open_browser, watch
 from trainers.inference import load_model
 from trainers.insight import look
 from trainers.pages import insight_page
+from trainers.pictures import chosen_tokens
 
 CLASSES = ["red square moving sideways", "green square moving diagonally", "a dog"]
 PATIENCE_MS = 60_000
@@ -33,6 +34,10 @@ def test_tokens_can_be_followed_through_time(tiny_checkpoints, shape_clips, tmp_
         after = page.locator("canvas.big").first.evaluate("canvas => canvas.toDataURL()")
         assert before != after, "another frame is another picture"
         block = insights[0].blocks[2]
+        (first,) = chosen_tokens(insights[0], block, 1)
+        assert page.locator(".note").first.inner_text().startswith(f"Token {first}: "), "one that follows something"
+        page.locator("#clear").click()
+        assert page.locator(".note").first.inner_text() == "5 context tokens in block 3."
         token = int(block.token_sizes()[1].argmax())
         page.locator(f".tokens button[data-token='{token}']").click()
         sizes, frames, _ = block.token_sizes()
