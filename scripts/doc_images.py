@@ -70,7 +70,7 @@ def contact_sheet(checkpoint: Path, video: str, classes: str, target: Path) -> N
         arguments = [video, "--checkpoint", str(checkpoint), "--class", classes, "--show", "1", "--kinds", "png"]
         visualize.main([*arguments, "--output", folder, "--device", "cpu", "--precision", "fp32"])
         (drawn,) = Path(folder).iterdir()
-        save_small(drawn, target)
+        shutil.copyfile(drawn, target)  # colours mean something here: no palette
 
 
 def save_small(source: Path, target: Path) -> None:
@@ -78,7 +78,7 @@ def save_small(source: Path, target: Path) -> None:
     from PIL import Image
 
     with Image.open(source) as picture:
-        picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(target, optimize=True)
+        picture.convert("RGB").quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(target, optimize=True)
 
 
 def find_browser() -> str | None:
