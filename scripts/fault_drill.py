@@ -5,12 +5,13 @@
 
 Trains a tiny model on a few clips of the embedded data set, in two processes by default. At random moments (start,
 update, writing, validation) it sends SIGKILL to one process or to all, lets the others notice, and starts all of them
-again, as `torchrun --max_restarts` does. Whenever a run gets to its end, its last and best checkpoint must hold the
-same bits as those of the uninterrupted run, and its log the same losses, none missing and none twice; then it begins
-anew until there were enough kills. Exit status 1 where anything differs.
+again, as `torchrun --max_restarts` does; no process and no worker may outlive the kill. Whenever a run gets to its end,
+its last and best checkpoint must hold the same bits as those of the uninterrupted run, and its log the same losses,
+none missing and none twice; then it begins anew until there were enough kills. Exit status 1 where anything differs.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -20,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -73,6 +75,11 @@ class Job:
                 subprocess.Popen(command, env=environment, stdout=self.log, stderr=self.log, cwd=REPOSITORY)
             )
 
+    @property
+    def is_parallel(self) -> bool:
+        """Whether there are several processes."""
+        return len(self.processes) > 1
+
     def statuses(self) -> list[int | None]:
         """Return every process's exit status, None while it runs."""
         return [process.poll() for process in self.processes]
@@ -91,6 +98,55 @@ class Job:
         statuses = [process.wait() for process in self.processes]
         self.log.close()
         return statuses
+
+    def family(self) -> list[int]:
+        """Return the processes and all below them: workers and their fork servers."""
+        return [process for parent in self.processes for process in family_of(parent.pid)]
+
+
+@contextlib.contextmanager
+def leaves_nothing(family: Callable[[], list[int]]) -> Iterator[None]:
+    """Around processes: when this one is stopped, by a signal too, they are killed with all below them."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    except BaseException:
+        for process in family():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def family_of(pid: int) -> list[int]:
+    """Return a process and all below it."""
+    found, pending = [pid], [pid]
+    while pending:
+        for path in Path(f"/proc/{pending.pop()}/task").glob("*/children"):
+            try:
+                children = [int(child) for child in path.read_text().split()]
+            except OSError:
+                continue  # it has just ended
+            found += children
+            pending += children
+    return found
+
+
+def still_running(processes: Iterable[int], patience_s: float) -> list[int]:
+    """Wait until these processes have ended; return those that have not."""
+    deadline = time.monotonic() + patience_s
+    while (left := [pid for pid in processes if _is_running(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"  # ended, and not yet asked for its status
 
 
 def lines_of(output: Path, kind: str) -> list[dict]:
@@ -150,10 +206,11 @@ def uninterrupted(command: list[str], num_processes: int, folder: Path) -> float
     start = time.monotonic()
     job = Job(command, num_processes, folder / "uninterrupted.txt")
     first = None
-    while None in job.statuses():
-        if first is None and lines_of(folder / "uninterrupted", "train"):
-            first = time.monotonic() - start
-        time.sleep(0.05)
+    with leaves_nothing(job.family):
+        while None in job.statuses():
+            if first is None and lines_of(folder / "uninterrupted", "train"):
+                first = time.monotonic() - start
+            time.sleep(0.05)
     if any(job.end(1)):
         raise SystemExit(f"the uninterrupted run failed; see {folder / 'uninterrupted.txt'}")
     return first or 0.0
@@ -178,6 +235,54 @@ def wait_for_moment(
         time.sleep(0.01)
 
 
+@dataclass
+class Progress:
+    """How far a run has come, and when it last came further."""
+
+    updates: int = -1
+    since: float = field(default_factory=time.monotonic)
+
+
+def one_start(
+    job: Job,
+    output: Path,
+    rng: random.Random,
+    counts: Drill,
+    kills: int,
+    start_s: float,
+    progress: Progress,
+    wrong: list[str],
+) -> bool:
+    """Kill one start of a run, or let it end where there were enough kills; return whether the run is to go on."""
+    enough = counts.kills >= kills
+    wait_for_moment(job, output, rng, start_s, 4 * PATIENCE_S if enough else PATIENCE_S, to_the_end=enough)
+    statuses = job.statuses()
+    if all(status == 0 for status in statuses):
+        job.end(1)
+        return False
+    if any(status not in (None, 0) for status in statuses) or enough:
+        wrong.append(f"processes ended with {job.end(30)} without a kill; see {job.log.name}")
+        return False
+    kill_one = job.is_parallel and rng.random() < 0.5
+    ranks = [rng.randrange(len(statuses))] if kill_one else list(range(len(statuses)))
+    done, family = len(lines_of(output, "train")), job.family()
+    job.kill(ranks)
+    ended = [status == -signal.SIGKILL for status in job.end(PATIENCE_S)]
+    if any(ended[rank] for rank in ranks):  # else it came to its end before the kill did
+        counts.kills += 1
+        counts.of_one, counts.of_all = counts.of_one + kill_one, counts.of_all + (not kill_one)
+    if sum(ended) > len(ranks):
+        wrong.append(f"after the kill of process {ranks[0]} the others did not leave by themselves; see {job.log.name}")
+    if orphans := still_running(family, 60):
+        wrong.append(f"{len(orphans)} processes live on after a kill: {orphans}")
+    counts.leftovers += len(list(output.glob(".*.tmp")))
+    if done > progress.updates:
+        progress.updates, progress.since = done, time.monotonic()
+    if time.monotonic() - progress.since > 4 * PATIENCE_S:
+        wrong.append(f"the run does not get beyond {done} updates; see {job.log.name}")
+    return True
+
+
 def drill(folder: Path, kills: int, num_processes: int, epochs: int, seed: int) -> tuple[Drill, list[str]]:
     """Kill so many times; return the counts, and what went wrong."""
     rng, counts, start = random.Random(seed), Drill(), time.monotonic()
@@ -191,32 +296,15 @@ def drill(folder: Path, kills: int, num_processes: int, epochs: int, seed: int) 
         counts.rounds += 1
         output = folder / f"round_{counts.rounds}"
         log = folder / f"round_{counts.rounds}.txt"
-        last_start, silent_since = -1, time.monotonic()
-        while not wrong:
+        progress = Progress()
+        going = True
+        while going and not wrong:
             job = Job(command_of(data, output, epochs), num_processes, log)
             counts.starts += 1
-            enough = counts.kills >= kills
-            wait_for_moment(job, output, rng, first, 4 * PATIENCE_S if enough else PATIENCE_S, to_the_end=enough)
-            statuses = job.statuses()
-            if all(status == 0 for status in statuses):
-                job.end(1)
-                wrong += differences(folder / "uninterrupted", output)
-                break
-            if any(status not in (None, 0) for status in statuses) or counts.kills >= kills:
-                wrong.append(f"processes ended with {job.end(30)} without a kill; see {log}")
-                break
-            kill_one = num_processes > 1 and rng.random() < 0.5
-            ranks = [rng.randrange(num_processes)] if kill_one else list(range(num_processes))
-            done = len(lines_of(output, "train"))
-            job.kill(ranks)
-            counts.kills += 1
-            counts.of_one, counts.of_all = counts.of_one + kill_one, counts.of_all + (not kill_one)
-            job.end(60)
-            counts.leftovers += len(list(output.glob(".*.tmp")))
-            if done > last_start:
-                last_start, silent_since = done, time.monotonic()
-            if time.monotonic() - silent_since > 4 * PATIENCE_S:
-                wrong.append(f"the run does not get beyond {done} updates; see {log}")
+            with leaves_nothing(job.family):
+                going = one_start(job, output, rng, counts, kills, first, progress, wrong)
+        if not wrong:
+            wrong += differences(folder / "uninterrupted", output)
         text = log.read_text(encoding="utf-8")
         counts.resumed += text.count("goes on at epoch")
         counts.damaged += text.count("going on from last_")
