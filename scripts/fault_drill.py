@@ -221,7 +221,8 @@ def wait_for_moment(
 ) -> None:
     """Wait until it is time for a kill, or the processes have ended.
 
-    A third of the kills come while the processes start, the others some updates later and a moment more.
+    A third of the kills come while the processes start (as long as that took the first time), the others some updates
+    later and a moment more.
     """
     began = time.monotonic()
     wanted = len(lines_of(output, "train")) + rng.randint(1, 9)
@@ -229,7 +230,7 @@ def wait_for_moment(
     while None in job.statuses() and time.monotonic() - began < patience_s:
         if not to_the_end and starting and time.monotonic() - began > moment * start_s:
             return
-        if not to_the_end and not starting and len(lines_of(output, "train")) >= wanted:
+        if not to_the_end and len(lines_of(output, "train")) >= wanted:
             time.sleep(0.5 * moment)
             return
         time.sleep(0.01)
