@@ -256,7 +256,12 @@ def _evaluate_part(job: Job, part: str, weights: str, wise_ft: float | None) -> 
 def _evaluate_list(job: Job, part: str, videos: VideoList, weights: str, wise_ft: float | None) -> ResultRow:
     """Evaluate the model on a list, with the list's own classes, and write what it answered."""
     loader = build.build_eval_loader(job.config, videos, part, job.ranks)
-    evaluation = _evaluate(job, loader, videos)
+    try:
+        evaluation = _evaluate(job, loader, videos)
+    except RunInterrupted as stop:
+        saved = "" if job.settings.eval is not None else "; the training is done and saved"
+        job.log.info(f"stopped ({stop}) while evaluating {videos.name}{saved}")
+        raise
     row = _row(job, part, videos, weights, wise_ft, evaluation.values())
     job.log.metrics("test", 0, {"list": videos.name, "part": part, "weights": row.label, **evaluation.values()})
     job.log.info(f"{videos.name} ({part}, {row.label}): top-1 {row.top1:.2f} %, top-5 {percent(row.top5)} %")
