@@ -125,7 +125,10 @@ def _load_weights(model: tc_clip.VideoClip, path: Path) -> None:
     try:
         tc_clip.load_weights(model, checkpoint)
     except tc_clip.WeightsError as error:
-        raise tc_clip.WeightsError(f"{path}: {str(error).removeprefix('the checkpoint: ')}") from error
+        message = f"{path}: {str(error).removeprefix('the checkpoint: ')}"
+        if "not the weights of this" in message:
+            message += "; give the trainer= and trainer.options that it was trained with"
+        raise tc_clip.WeightsError(message) from error
 
 
 def _parts(settings: Settings) -> tuple[str, ...]:
