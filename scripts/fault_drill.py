@@ -40,7 +40,7 @@ OVERRIDES = (
     "trainer.options.vision_depth=1 trainer.options.text_width=64 trainer.options.text_depth=1 "
     "trainer.options.embed_dim=32 batch_size=4 total_batch_size=16 test_batch_size=8 num_workers=1 warmup_epochs=1 "
     "lr=1e-3 lr_min=1e-5 save_freq=2 save_updates=1 keep=3 device=cpu precision=fp32 data.decoder=pyav num_clip=1 "
-    "logging.tensorboard=false logging.print_every=1 logging.progress=lines distributed_timeout=1"
+    "logging.tensorboard=false logging.print_every=1 logging.progress=lines distributed_timeout=3"
 )
 
 
