@@ -93,7 +93,7 @@ def _read_text(path: Path) -> str:
     except OSError as error:
         raise AnnotationError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise AnnotationError(f"{path}: is not UTF-8 text (byte {error.start})") from error
+        raise AnnotationError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
 
 
 def _read_json(path: Path, text: str) -> object:

@@ -62,7 +62,7 @@ def open_video_files(root: str | Path, allow_outside: bool = False) -> "VideoFil
         )
     if os.path.isfile(root):
         return TarFiles(root, [root], [_tar_members(root)])
-    raise VideoFilesError(f"{root}: no such folder or .tar of videos")
+    raise VideoFilesError(f"{root}: no such folder or .tar of videos (set data_root= or dataset.<name>.root=)")
 
 
 class VideoFiles(ABC):

@@ -5,22 +5,25 @@
 
 Trains a tiny model on a few clips of the embedded data set, in two processes by default. At random moments (start,
 update, writing, validation) it sends SIGKILL to one process or to all, lets the others notice, and starts all of them
-again, as `torchrun --max_restarts` does. Whenever a run gets to its end, its last and best checkpoint must hold the
-same bits as those of the uninterrupted run, and its log the same losses, none missing and none twice; then it begins
-anew until there were enough kills. Exit status 1 where anything differs.
+again, as `torchrun --max_restarts` does; no worker may outlive the kill. Whenever a run gets to its end, its last and
+best checkpoint must hold the same bits as those of the uninterrupted run, and its log the same losses, none missing and
+none twice; then it begins anew until there were enough kills. Exit status 1 where anything differs.
 """
 
 import argparse
+import contextlib
 import json
+import multiprocessing
 import os
 import random
+import runpy
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -31,6 +34,7 @@ from scripts.make_shapes import Settings, make_shapes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PATIENCE_S = 300.0  # an update takes less, also on a busy machine
+PARTING_S = 45.0  # for the others to notice a kill; torchrun gives them none
 OVERRIDES = (
     "trainer=vifi_clip_tiny shot=2 num_frames=4 input_size=24 trainer.options.vision_width=64 "
     "trainer.options.vision_depth=1 trainer.options.text_width=64 trainer.options.text_depth=1 "
@@ -46,6 +50,7 @@ class Drill:
 
     kills: int = 0
     of_one: int = 0
+    left: int = 0  # of these: the others noticed and left by themselves
     of_all: int = 0
     starts: int = 0
     resumed: int = 0
@@ -62,25 +67,32 @@ class Job:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        self.log = log.open("a", encoding="utf-8")
+        self.log = log
+        # Forked from this process, which has imported what they need: half of a start is imports.
+        context = multiprocessing.get_context("fork")
         self.processes = []
         for rank in range(num_processes):
-            environment = dict(os.environ, OMP_NUM_THREADS="1")
+            environment = {"OMP_NUM_THREADS": "1"}
             if num_processes > 1:
                 environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
                 environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            self.processes.append(
-                subprocess.Popen(command, env=environment, stdout=self.log, stderr=self.log, cwd=REPOSITORY)
-            )
+            process = context.Process(target=_train, args=(command, environment, log))
+            process.start()
+            self.processes.append(process)
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether there are several processes."""
+        return len(self.processes) > 1
 
     def statuses(self) -> list[int | None]:
         """Return every process's exit status, None while it runs."""
-        return [process.poll() for process in self.processes]
+        return [process.exitcode for process in self.processes]
 
     def kill(self, ranks: list[int]) -> None:
         """Kill some processes."""
         for rank in ranks:
-            self.processes[rank].send_signal(signal.SIGKILL)
+            self.processes[rank].kill()
 
     def end(self, patience_s: float) -> list[int]:
         """Wait for all processes, kill those that do not end, and return how they ended."""
@@ -88,9 +100,70 @@ class Job:
         while None in self.statuses() and time.monotonic() < deadline:
             time.sleep(0.02)
         self.kill([rank for rank, status in enumerate(self.statuses()) if status is None])
-        statuses = [process.wait() for process in self.processes]
-        self.log.close()
-        return statuses
+        for process in self.processes:
+            process.join()
+        return self.statuses()
+
+    def family(self) -> list[int]:
+        """Return the processes and all below them: workers and their fork servers."""
+        return [process for parent in self.processes for process in family_of(parent.pid)]
+
+
+def _train(command: list[str], environment: dict[str, str], log: Path) -> None:
+    """Be a process of a run: `main.py` as its own program."""
+    with log.open("a", encoding="utf-8") as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
+    os.environ.update(environment)
+    os.chdir(REPOSITORY)
+    sys.argv = command
+    runpy.run_path(command[0], run_name="__main__")
+
+
+@contextlib.contextmanager
+def leaves_nothing(family: Callable[[], list[int]]) -> Iterator[None]:
+    """Around processes: when this one is stopped, by a signal too, they are killed with all below them."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    except BaseException:
+        for process in family():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def family_of(pid: int) -> list[int]:
+    """Return a process and all below it."""
+    found, pending = [pid], [pid]
+    while pending:
+        for path in Path(f"/proc/{pending.pop()}/task").glob("*/children"):
+            try:
+                children = [int(child) for child in path.read_text().split()]
+            except OSError:
+                continue  # it has just ended
+            found += children
+            pending += children
+    return found
+
+
+def still_running(processes: Iterable[int], patience_s: float) -> list[int]:
+    """Wait until these processes have ended; return those that have not."""
+    deadline = time.monotonic() + patience_s
+    while (left := [pid for pid in processes if _is_running(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"  # ended, and not yet asked for its status
 
 
 def lines_of(output: Path, kind: str) -> list[dict]:
@@ -142,7 +215,7 @@ def differences(expected: Path, found: Path) -> list[str]:
 def command_of(data: Path, output: Path, epochs: int) -> list[str]:
     """Return the command of the training run."""
     paths = [f"data_root={data}", f"output={output}", f"epochs={epochs}", "data=few_shot_shapes"]
-    return [sys.executable, "main.py", "-cn", "few_shot", *OVERRIDES.split(), *paths]
+    return [str(REPOSITORY / "main.py"), "-cn", "few_shot", *OVERRIDES.split(), *paths]
 
 
 def uninterrupted(command: list[str], num_processes: int, folder: Path) -> float:
@@ -150,10 +223,11 @@ def uninterrupted(command: list[str], num_processes: int, folder: Path) -> float
     start = time.monotonic()
     job = Job(command, num_processes, folder / "uninterrupted.txt")
     first = None
-    while None in job.statuses():
-        if first is None and lines_of(folder / "uninterrupted", "train"):
-            first = time.monotonic() - start
-        time.sleep(0.05)
+    with leaves_nothing(job.family):
+        while None in job.statuses():
+            if first is None and lines_of(folder / "uninterrupted", "train"):
+                first = time.monotonic() - start
+            time.sleep(0.05)
     if any(job.end(1)):
         raise SystemExit(f"the uninterrupted run failed; see {folder / 'uninterrupted.txt'}")
     return first or 0.0
@@ -164,7 +238,8 @@ def wait_for_moment(
 ) -> None:
     """Wait until it is time for a kill, or the processes have ended.
 
-    A third of the kills come while the processes start, the others some updates later and a moment more.
+    A third of the kills come while the processes start (as long as that took the first time), the others some updates
+    later and a moment more.
     """
     began = time.monotonic()
     wanted = len(lines_of(output, "train")) + rng.randint(1, 9)
@@ -172,14 +247,65 @@ def wait_for_moment(
     while None in job.statuses() and time.monotonic() - began < patience_s:
         if not to_the_end and starting and time.monotonic() - began > moment * start_s:
             return
-        if not to_the_end and not starting and len(lines_of(output, "train")) >= wanted:
+        if not to_the_end and len(lines_of(output, "train")) >= wanted:
             time.sleep(0.5 * moment)
             return
         time.sleep(0.01)
 
 
+@dataclass
+class Progress:
+    """How far a run has come, and when it last came further."""
+
+    updates: int = -1
+    since: float = field(default_factory=time.monotonic)
+
+
+def one_start(
+    job: Job,
+    output: Path,
+    rng: random.Random,
+    counts: Drill,
+    kills: int,
+    start_s: float,
+    progress: Progress,
+    wrong: list[str],
+) -> bool:
+    """Kill one start of a run, or let it end where there were enough kills; return whether the run is to go on."""
+    enough = counts.kills >= kills
+    wait_for_moment(job, output, rng, start_s, 4 * PATIENCE_S if enough else PATIENCE_S, to_the_end=enough)
+    statuses = job.statuses()
+    if all(status == 0 for status in statuses):
+        job.end(1)
+        return False
+    if any(status not in (None, 0) for status in statuses) or enough:
+        wrong.append(f"processes ended with {job.end(30)} without a kill; see {job.log}")
+        return False
+    kill_one = job.is_parallel and rng.random() < 0.5
+    ranks = [rng.randrange(len(statuses))] if kill_one else list(range(len(statuses)))
+    done, family = len(lines_of(output, "train")), job.family()
+    job.kill(ranks)
+    ended = [status == -signal.SIGKILL for status in job.end(PARTING_S)]
+    if any(ended[rank] for rank in ranks):  # else it came to its end before the kill did
+        counts.kills += 1
+        counts.of_one, counts.of_all = counts.of_one + kill_one, counts.of_all + (not kill_one)
+    if kill_one and any(ended[rank] for rank in ranks):
+        counts.left += sum(ended) == 1
+    if orphans := still_running(family, 60):
+        wrong.append(f"{len(orphans)} processes live on after a kill: {orphans}")
+    counts.leftovers += len(list(output.glob(".*.tmp")))
+    if done > progress.updates:
+        progress.updates, progress.since = done, time.monotonic()
+    if time.monotonic() - progress.since > 4 * PATIENCE_S:
+        wrong.append(f"the run does not get beyond {done} updates; see {job.log}")
+    return True
+
+
 def drill(folder: Path, kills: int, num_processes: int, epochs: int, seed: int) -> tuple[Drill, list[str]]:
     """Kill so many times; return the counts, and what went wrong."""
+    import trainers.run  # noqa: F401  (for the processes that are forked from this one)
+
+    torch.set_num_threads(1)  # threads do not live through a fork
     rng, counts, start = random.Random(seed), Drill(), time.monotonic()
     data = folder / "data"
     make_shapes(
@@ -191,32 +317,15 @@ def drill(folder: Path, kills: int, num_processes: int, epochs: int, seed: int) 
         counts.rounds += 1
         output = folder / f"round_{counts.rounds}"
         log = folder / f"round_{counts.rounds}.txt"
-        last_start, silent_since = -1, time.monotonic()
-        while not wrong:
+        progress = Progress()
+        going = True
+        while going and not wrong:
             job = Job(command_of(data, output, epochs), num_processes, log)
             counts.starts += 1
-            enough = counts.kills >= kills
-            wait_for_moment(job, output, rng, first, 4 * PATIENCE_S if enough else PATIENCE_S, to_the_end=enough)
-            statuses = job.statuses()
-            if all(status == 0 for status in statuses):
-                job.end(1)
-                wrong += differences(folder / "uninterrupted", output)
-                break
-            if any(status not in (None, 0) for status in statuses) or counts.kills >= kills:
-                wrong.append(f"processes ended with {job.end(30)} without a kill; see {log}")
-                break
-            kill_one = num_processes > 1 and rng.random() < 0.5
-            ranks = [rng.randrange(num_processes)] if kill_one else list(range(num_processes))
-            done = len(lines_of(output, "train"))
-            job.kill(ranks)
-            counts.kills += 1
-            counts.of_one, counts.of_all = counts.of_one + kill_one, counts.of_all + (not kill_one)
-            job.end(60)
-            counts.leftovers += len(list(output.glob(".*.tmp")))
-            if done > last_start:
-                last_start, silent_since = done, time.monotonic()
-            if time.monotonic() - silent_since > 4 * PATIENCE_S:
-                wrong.append(f"the run does not get beyond {done} updates; see {log}")
+            with leaves_nothing(job.family):
+                going = one_start(job, output, rng, counts, kills, first, progress, wrong)
+        if not wrong:
+            wrong += differences(folder / "uninterrupted", output)
         text = log.read_text(encoding="utf-8")
         counts.resumed += text.count("goes on at epoch")
         counts.damaged += text.count("going on from last_")
@@ -244,6 +353,7 @@ def main(argv: list[str] | None = None) -> int:
     figures = {
         "kills": counts.kills,
         "kills_of_one_process": counts.of_one,
+        "others_noticed_and_left": counts.left,
         "kills_of_all_processes": counts.of_all,
         "processes": arguments.processes,
         "starts": counts.starts,

@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.fault_drill import OVERRIDES, REPOSITORY, lines_of
+from scripts.fault_drill import OVERRIDES, REPOSITORY, family_of, leaves_nothing, lines_of
 from scripts.make_shapes import Settings, make_shapes
 
 NUM_VIDEOS = 96
@@ -40,20 +40,6 @@ class Sample:
     main_mb: float
     files: int
     processes: int
-
-
-def family_of(pid: int) -> list[int]:
-    """Return a process and all below it."""
-    found, pending = [pid], [pid]
-    while pending:
-        for path in Path(f"/proc/{pending.pop()}/task").glob("*/children"):
-            try:
-                children = [int(child) for child in path.read_text().split()]
-            except OSError:
-                continue  # it has just ended
-            found += children
-            pending += children
-    return found
 
 
 def measure(pid: int, updates: int, started: float) -> Sample | None:
@@ -103,12 +89,13 @@ def soak(folder: Path, updates: int, num_workers: int, isolate: bool) -> tuple[l
             cwd=REPOSITORY,
             env=environment,
         )
-        while process.poll() is None:
-            lines = lines_of(output, "train")
-            done = round(lines[-1]["step"]) if lines else 0
-            if (sample := measure(process.pid, done, started)) is not None:
-                samples.append(sample)
-            time.sleep(1)
+        with leaves_nothing(lambda: family_of(process.pid)):
+            while process.poll() is None:
+                lines = lines_of(output, "train")
+                done = round(lines[-1]["step"]) if lines else 0
+                if (sample := measure(process.pid, done, started)) is not None:
+                    samples.append(sample)
+                time.sleep(1)
     return samples, process.returncode, time.monotonic() - started
 
 

@@ -5,11 +5,13 @@ Knows Hydra's messages, so that `main.py` needs no logic. Imports nothing heavy.
 
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from trainers.errors import ConfigError, ErrorOnAnotherRank, RunInterrupted, user_error_types
 from trainers.schema import PROTOCOLS, RULES, did_you_mean
@@ -53,7 +55,8 @@ def composition_errors(configs: Path) -> Iterator[None]:
     from yaml import YAMLError
 
     try:
-        yield
+        with _early_stops():
+            yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         _leave(describe_composition_error(error, sys.argv[1:], configs), WANTS_TRACEBACK)
     except Exception as error:
@@ -61,6 +64,31 @@ def composition_errors(configs: Path) -> Iterator[None]:
         if type(error).__module__.startswith(("hydra.", "antlr4.")):
             _leave(describe_composition_error(error, sys.argv[1:], configs), WANTS_TRACEBACK)
         raise
+
+
+@contextmanager
+def _early_stops() -> Iterator[None]:
+    """Leave at once, with the status that asks for another start, where a stop comes before the run listens to it.
+
+    Imports take seconds. One of several processes must not leave alone: torchrun or its wrapper decides there.
+    """
+    stops = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        stops = []
+    before = {number: signal.getsignal(number) for number in stops}
+    before = {number: handler for number, handler in before.items() if handler is signal.SIG_DFL}  # not where ignored
+    for number in before:
+        signal.signal(number, _leave_early)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave_early(number: int, frame: FrameType | None) -> None:
+    os.write(2, f"{signal.Signals(number).name}: stopped, no training was under way\n".encode())
+    os._exit(_leave_for_requeue())  # an exception might come up inside an import, and be swallowed
 
 
 @contextmanager

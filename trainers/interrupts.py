@@ -28,19 +28,25 @@ class Interrupts:
         self.requested: str | None = None
         self._speak = speak
         self._before: dict[int, object] = {}
+        self._mask: set[int] | None = None
         self._by_keyboard = False
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            if hasattr(signal, "pthread_sigmask"):
+                # Whoever started this process may have blocked them, as the fork server of our workers has.
+                self._mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._before = {}
+        self._before, self._mask = {}, None
 
     def request(self, reason: str) -> None:
         """Ask for a stop, as a signal does."""

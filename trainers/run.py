@@ -125,7 +125,10 @@ def _load_weights(model: tc_clip.VideoClip, path: Path) -> None:
     try:
         tc_clip.load_weights(model, checkpoint)
     except tc_clip.WeightsError as error:
-        raise tc_clip.WeightsError(f"{path}: {str(error).removeprefix('the checkpoint: ')}") from error
+        message = f"{path}: {str(error).removeprefix('the checkpoint: ')}"
+        if "not the weights of this" in message:
+            message += "; give the trainer= and trainer.options that it was trained with"
+        raise tc_clip.WeightsError(message) from error
 
 
 def _parts(settings: Settings) -> tuple[str, ...]:
@@ -256,7 +259,12 @@ def _evaluate_part(job: Job, part: str, weights: str, wise_ft: float | None) -> 
 def _evaluate_list(job: Job, part: str, videos: VideoList, weights: str, wise_ft: float | None) -> ResultRow:
     """Evaluate the model on a list, with the list's own classes, and write what it answered."""
     loader = build.build_eval_loader(job.config, videos, part, job.ranks)
-    evaluation = _evaluate(job, loader, videos)
+    try:
+        evaluation = _evaluate(job, loader, videos)
+    except RunInterrupted as stop:
+        saved = "" if job.settings.eval is not None else "; the training is done and saved"
+        job.log.info(f"stopped ({stop}) while evaluating {videos.name}{saved}")
+        raise
     row = _row(job, part, videos, weights, wise_ft, evaluation.values())
     job.log.metrics("test", 0, {"list": videos.name, "part": part, "weights": row.label, **evaluation.values()})
     job.log.info(f"{videos.name} ({part}, {row.label}): top-1 {row.top1:.2f} %, top-5 {percent(row.top5)} %")

@@ -65,19 +65,27 @@ class RunLog:
         self.logger.setLevel(logging.INFO if is_main else logging.CRITICAL)
         if not is_main:
             return
+        if output is not None:
+            make_writable(output)
+        try:
+            self._open(purge_step, purge_validation, tensorboard)
+        except OSError as error:
+            self.close()  # the logger is the process's: what is left on it would speak in the next run too
+            raise ConfigError(f"{error.filename or output}: cannot be written: {error.strerror or error}") from error
+
+    def _open(self, purge_step: int | None, purge_validation: bool, tensorboard: bool) -> None:
         self._add_handler(_ConsoleHandler(), "%(message)s")
-        if output is None:
+        if self.output is None:
             return
-        make_writable(output)
-        self._add_handler(_FileHandler(output / "log.txt", encoding="utf-8"), "%(asctime)s %(message)s")
-        path = output / "metrics.jsonl"
+        self._add_handler(_FileHandler(self.output / "log.txt", encoding="utf-8"), "%(asctime)s %(message)s")
+        path = self.output / "metrics.jsonl"
         if purge_step is not None:
             _drop_beyond(path, purge_step, purge_validation)
         self._metrics = path.open("a", encoding="utf-8")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-            self._writer = SummaryWriter(str(output / "tensorboard"), purge_step=purge_step or None)
+            self._writer = SummaryWriter(str(self.output / "tensorboard"), purge_step=purge_step or None)
 
     def info(self, message: str) -> None:
         """Tell the user something."""

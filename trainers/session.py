@@ -236,9 +236,11 @@ class TrainingRun:
             log, epoch = self.trainer.log, self.position.epoch
             log.close_bar()
             reason = self.interrupts.requested or "another process was asked"
-            kept = "saved" if self.failed_save is None else "not saved, see above"
-            log.info(f"stopped ({reason}) in epoch {epoch + 1} after update {done.update.number + 1}, {kept}")
+            log.info(f"stopped ({reason}) in epoch {epoch + 1} after update {done.update.number + 1}, {self._kept()}")
             raise RunInterrupted(reason)
+
+    def _kept(self) -> str:
+        return "saved" if self.failed_save is None else "not saved, see above"
 
     def _tell_epoch(self, report: EpochReport) -> None:
         log, epoch = self.trainer.log, self.position.epoch
@@ -261,7 +263,11 @@ class TrainingRun:
         log = self.trainer.log
         self.trainer.ranks.note(f"validation of epoch {epoch + 1}")
         start = time.perf_counter()
-        evaluation = self.validate()
+        try:
+            evaluation = self.validate()
+        except RunInterrupted as stop:
+            log.info(f"stopped ({stop}) in the validation of epoch {epoch + 1}, {self._kept()}")
+            raise
         self._validation_seconds = time.perf_counter() - start
         top1, top5 = evaluation.counts.top1, percent(evaluation.counts.top5)
         log.metrics("val", self.step, {"epoch": epoch + 1, **evaluation.values()})

@@ -112,6 +112,17 @@ def test_what_is_right_goes_on_and_is_told(compose_run, output: Path, tiny_root:
     assert load(output / "last.pth")["epoch"] == 3
 
 
+def test_the_same_command_again_trains_nothing_and_tells_nothing_new(compose_run, output: Path) -> None:
+    before, log = load(output / "last.pth"), log_of(output)
+    (row,) = run(compose_run(**ONE))
+    added = log_of(output).removeprefix(log)
+    assert "goes on at epoch 2, micro-batch 0" in added
+    assert "another configuration" not in added and "epoch 1/1 done" not in added and "warning" not in added
+    after = load(output / "last.pth")
+    assert after["epoch"] == 1 and row.top1 == before["best"]["top1"]
+    assert all(torch.equal(value, after["model"][name]) for name, value in before["model"].items())
+
+
 def test_fewer_epochs_than_done_are_refused(compose_run, output: Path) -> None:
     run(compose_run(epochs=3, warmup_epochs=0))
     with pytest.raises(CheckpointError, match="epochs=2, but 3 epochs are done"):

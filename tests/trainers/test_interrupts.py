@@ -45,6 +45,39 @@ def test_a_signal_is_noted_once_and_the_usual_ways_return(name: str, capfd: pyte
     assert capfd.readouterr().err.count("stopping after this step") == 1
 
 
+def test_signals_that_were_blocked_are_heard() -> None:
+    """As in a process of a fork server that blocks them; one that waited already counts too."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with Interrupts(speak=False) as interrupts:
+            assert interrupts.requested == "SIGTERM"
+        assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+STOPPED_WHILE_STARTING = """
+import os, signal, sys
+from pathlib import Path
+from trainers.command_line import composition_errors
+with composition_errors(Path("configs")):
+    os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+    sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "world_size", "status"), [("SIGTERM", 1, 75), ("SIGUSR1", 1, 75), ("SIGTERM", 2, -15)]
+)
+def test_a_stop_before_the_run_began(repository: Path, name: str, world_size: int, status: int) -> None:
+    command = [sys.executable, "-c", STOPPED_WHILE_STARTING, name]
+    environment = dict(os.environ, WORLD_SIZE=str(world_size))
+    left = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True)
+    assert left.returncode == status
+    assert left.stderr == (f"{name}: stopped, no training was under way\n" if status == 75 else "")
+
+
 def test_a_second_control_c_leaves_at_once() -> None:
     with Interrupts(speak=False), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
@@ -124,6 +157,8 @@ def test_a_signal_in_the_validation_loses_nothing(compose_run, tmp_path: Path, m
             run(compose_run(epochs=1, warmup_epochs=0))
     checkpoint = load(tmp_path / "run" / "last.pth")
     assert (checkpoint["epoch"], checkpoint["micro_batch"], checkpoint["best"]) == (0, 6, None)
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "stopped (SIGUSR1) in the validation of epoch 1, saved" in log
     rows = run(compose_run(epochs=1, warmup_epochs=0))
     assert same_weights(tmp_path / "run" / "best.pth", tmp_path / "whole" / "best.pth")
     assert rows[0].top1 == load(tmp_path / "whole" / "last.pth")["best"]["top1"]

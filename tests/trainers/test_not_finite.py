@@ -119,6 +119,30 @@ def test_the_loss_scaler_may_search_for_its_scale(compose_run, tmp_path: Path, m
     assert all(value.isfinite().all() for value in checkpoint["model"].values())
 
 
+def test_the_loss_scale_survives_a_restart(compose_run, tmp_path: Path, monkeypatch) -> None:
+    """A run that goes on while the scale is still being searched for ends with the same bits."""
+    scale = torch.amp.GradScaler.scale
+
+    def overflowing(self, outputs):
+        return scale(self, outputs) * (float("inf") if outputs.requires_grad and self.get_scale() > 16384 else 1)
+
+    monkeypatch.setattr(torch.amp.GradScaler, "scale", overflowing)
+    options = {"precision": "fp16", "epochs": 2, "save_updates": 1, "keep": 9}
+    run(compose_run(**options))
+    output = tmp_path / "run"
+    whole = torch.load(output / "last.pth", weights_only=True)
+    first = sorted(output.glob("last_*.pth"))[-1]
+    early = torch.load(first, weights_only=True)
+    assert (early["epoch"], early["micro_batch"], early["scaler"]["scale"]) == (0, 4, 32768)
+    for path in output.glob("last*.pth"):
+        if path != first:
+            path.unlink()
+    run(compose_run(**options))
+    again = torch.load(output / "last.pth", weights_only=True)
+    assert again["scaler"] == whole["scaler"] and again["scaler"]["scale"] == 16384
+    assert all(torch.equal(value, again["model"][name]) for name, value in whole["model"].items())
+
+
 def test_all_ranks_skip_the_same(run_on_ranks, tmp_path: Path) -> None:
     """One rank's micro-batch overflows: the others leave the update out too, as a single process does."""
     options = {"precision": "fp64", "epochs": 2, "lr": 1e-3, "max_skipped": 2}

@@ -1,6 +1,7 @@
 """The log goes on where the run does, and only the main process writes."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,14 @@ def test_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"output=.*file/run: cannot be written"):
         RunLog(tmp_path / "file" / "run")
+
+
+def test_a_log_that_cannot_be_opened_is_not_left_on_the_logger(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl: cannot be written: Is a directory"):
+        RunLog(tmp_path)
+    left = logging.getLogger("trainers.run").handlers
+    assert not any(type(handler).__module__ == "trainers.run_log" for handler in left)
 
 
 def test_environment_names_versions_and_commit(repository: Path, tmp_path: Path) -> None:
