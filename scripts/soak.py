@@ -40,20 +40,33 @@ class Sample:
     main_mb: float
     files: int
     processes: int
+    tensors: int = 0  # files in memory, a tensor each: of batches that workers have made and training has not used up
 
 
 def measure(pid: int, updates: int, started: float) -> Sample | None:
     """Measure a run's processes; None where one ended meanwhile."""
     page_mb = os.sysconf("SC_PAGE_SIZE") / 2**20
-    sizes, files = [], 0
+    sizes, files, tensors = [], 0, 0
     family = family_of(pid)
     try:
         for process in family:
             sizes.append(int(Path(f"/proc/{process}/statm").read_text().split()[1]) * page_mb)
-            files += len(list(Path(f"/proc/{process}/fd").iterdir()))
+            names = _open_files(process)
+            shared = sum(name.startswith("/dev/shm/torch_") for name in names)
+            files, tensors = files + len(names) - shared, tensors + shared
     except OSError:
         return None
-    return Sample(time.monotonic() - started, updates, sum(sizes), sizes[0], files, len(family))
+    return Sample(time.monotonic() - started, updates, sum(sizes), sizes[0], files, len(family), tensors)
+
+
+def _open_files(pid: int) -> list[str]:
+    names = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            names.append(os.readlink(path))
+        except OSError:
+            continue  # closed meanwhile
+    return names
 
 
 def soak(folder: Path, updates: int, num_workers: int, isolate: bool) -> tuple[list[Sample], int, float]:
@@ -113,6 +126,9 @@ def judge(samples: list[Sample], status: int, updates: int) -> tuple[dict, list[
     early, late = settled[:tenth], settled[-tenth:]
     before, after = (statistics.median(sample.rss_mb for sample in part) for part in (early, late))
     files = [statistics.median(sample.files for sample in part) for part in (early, late)]
+    # Their number goes up and down with the batches that wait; what is never given back raises the least of them.
+    third = max(5, len(settled) // 3)
+    tensors = [min(sample.tensors for sample in part) for part in (settled[:third], settled[-third:])]
     done = settled[-1].updates
     figures = {
         "updates": done,
@@ -124,6 +140,8 @@ def judge(samples: list[Sample], status: int, updates: int) -> tuple[dict, list[
         "main_process_mb": [round(statistics.median(s.main_mb for s in part), 1) for part in (early, late)],
         "open_files": files,
         "most_open_files": max(sample.files for sample in settled),
+        "least_shared_tensors": tensors,
+        "most_shared_tensors": max(sample.tensors for sample in settled),
         "seconds": round(samples[-1].seconds),
     }
     wrong = []
@@ -131,6 +149,8 @@ def judge(samples: list[Sample], status: int, updates: int) -> tuple[dict, list[
         wrong.append(f"memory grew from {before:.0f} to {after:.0f} MB")
     if files[1] > files[0]:
         wrong.append(f"open files grew from {files[0]} to {files[1]}")
+    if tensors[1] > tensors[0]:
+        wrong.append(f"shared tensors grew from {tensors[0]} to {tensors[1]} at least")
     if done < updates:
         wrong.append(f"only {done} updates")
     return figures, wrong
