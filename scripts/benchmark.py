@@ -129,15 +129,17 @@ def main(arguments: list[str] | None = None) -> Results:
         ]
     precisions = sorted({case.precision for case in cases})
     rates = {p: matmul_rate(device, p) for p in precisions} if "matmul" in parts else {}
+    memory = {}
+    for case in cases if "memory" in parts else ():  # first, while this process has taken none itself
+        if case.mode == "training" and case.variant != "graph":
+            say(f"memory of {case.title}")
+            memory[case] = peak_memory(case)
     rounds = options.rounds or (3 if device == "cpu" else 5)
     # One mode after the other: the models of both at once, with their optimizers, are more than 24 GB.
     modes = dict.fromkeys(case.mode for case in cases)
     measurements = [m for mode in modes for m in measure([case for case in cases if case.mode == mode], rounds)]
-    if "memory" in parts:
-        for m in measurements:
-            if m.case.mode == "training" and m.case.variant != "graph":
-                say(f"memory of {m.case.title}")
-                m.peak_memory_mib = peak_memory(m.case)
+    for m in measurements:
+        m.peak_memory_mib = memory.get(m.case, float("nan"))
     loading = measure_loading(options.video) if "loading" in parts else None
     results = Results(device, equality, rates, measurements, loading)
     minutes = (time.perf_counter() - start) / 60
