@@ -105,6 +105,7 @@ class Monitor:
         return "lost " + "; ".join(self._name(rank, after.get(rank), alive=False) for rank in silent)
 
     def _run(self) -> None:
+        self._try(self._beat)  # who this is, should it be lost before the first interval is over
         while not self._closed.wait(self._beat_s):
             self._try(self._beat)
             waiting, since, sequence = self._waiting, self._since, self._sequence

@@ -155,7 +155,8 @@ def test_two_nodes_train_together(start, arguments, tmp_path: Path, repository: 
         assert "Traceback" not in told
     text = (tmp_path / "run" / "log.txt").read_text()
     assert "processes        2 (CPU" in text or re.search(r"processes +2 \(CPU", text)
-    assert "stopped (SIG" in text
+    # Either node may have become rank 0, whose log this is.
+    assert re.search(r"stopped \((SIGTERM|another process was asked)\)", text), text
     position = load(tmp_path / "run")
     assert position["epoch"] * 24 + position["micro_batch"] > 0
 
