@@ -35,6 +35,7 @@ from scripts.make_shapes import Settings, make_shapes
 REPOSITORY = Path(__file__).resolve().parent.parent
 PATIENCE_S = 300.0  # an update takes less, also on a busy machine
 PARTING_S = 45.0  # for the others to notice a kill; torchrun gives them none
+LAST_LINES = 40  # of a log, shown where a run failed
 OVERRIDES = (
     "trainer=vifi_clip_tiny shot=2 num_frames=4 input_size=24 trainer.options.vision_width=64 "
     "trainer.options.vision_depth=1 trainer.options.text_width=64 trainer.options.text_depth=1 "
@@ -218,6 +219,12 @@ def command_of(data: Path, output: Path, epochs: int) -> list[str]:
     return [str(REPOSITORY / "main.py"), "-cn", "few_shot", *OVERRIDES.split(), *paths]
 
 
+def _tail(log: Path) -> str:
+    """Return where a log lies and how it ends: a temporary folder does not outlive the drill."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return "\n  ".join([f"{log} ends with", *lines[-LAST_LINES:]])
+
+
 def uninterrupted(command: list[str], num_processes: int, folder: Path) -> float:
     """Run without a kill; return the seconds until the first update."""
     start = time.monotonic()
@@ -228,8 +235,8 @@ def uninterrupted(command: list[str], num_processes: int, folder: Path) -> float
             if first is None and lines_of(folder / "uninterrupted", "train"):
                 first = time.monotonic() - start
             time.sleep(0.05)
-    if any(job.end(1)):
-        raise SystemExit(f"the uninterrupted run failed; see {folder / 'uninterrupted.txt'}")
+    if any(statuses := job.end(1)):
+        raise SystemExit(f"the uninterrupted run ended with {statuses}; {_tail(job.log)}")
     return first or 0.0
 
 
@@ -279,7 +286,7 @@ def one_start(
         job.end(1)
         return False
     if any(status not in (None, 0) for status in statuses) or enough:
-        wrong.append(f"processes ended with {job.end(30)} without a kill; see {job.log}")
+        wrong.append(f"processes ended with {job.end(30)} without a kill; {_tail(job.log)}")
         return False
     kill_one = job.is_parallel and rng.random() < 0.5
     ranks = [rng.randrange(len(statuses))] if kill_one else list(range(len(statuses)))
@@ -297,7 +304,7 @@ def one_start(
     if done > progress.updates:
         progress.updates, progress.since = done, time.monotonic()
     if time.monotonic() - progress.since > 4 * PATIENCE_S:
-        wrong.append(f"the run does not get beyond {done} updates; see {job.log}")
+        wrong.append(f"the run does not get beyond {done} updates; {_tail(job.log)}")
     return True
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,10 @@ SHARED_VIDEOS = REPOSITORY.parent / "shared" / "videos"
 
 # No test may depend on the paths of the machine it runs on (configs/local.yaml).
 os.environ["TC_CLIP_LOCAL"] = "none"
+# A shell's background job ignores Ctrl-C, and so would all that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+SET_BY_LIBRARIES = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_", "TRITON_", "PATH")  # decord adds its folder to PATH
 # Most tests compute little, and threads that wait for one another cost such tests ten times their work.
 torch.set_num_threads(1)
 
@@ -25,6 +30,20 @@ def all_cores() -> Iterator[None]:
     torch.set_num_threads(os.cpu_count() or 1)
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """Fail a test that leaves the environment changed: the processes that later tests start would inherit it."""
+    before = dict(os.environ)
+    yield
+    changed = {key for key, _ in before.items() ^ os.environ.items() if not key.startswith(SET_BY_LIBRARIES)}
+    for key in changed:
+        if key in before:
+            os.environ[key] = before[key]
+        else:
+            del os.environ[key]
+    assert not changed, f"the test left these changed in the environment: {', '.join(sorted(changed))}"
 
 
 @pytest.fixture(autouse=True)

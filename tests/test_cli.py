@@ -104,7 +104,9 @@ def test_faults_pass_through_composition(repository: Path, monkeypatch: pytest.M
     monkeypatch.setattr(sys, "argv", ["main.py"])
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     with pytest.raises(ZeroDivisionError), composition_errors(repository / "configs"):
+        assert os.environ["HYDRA_FULL_ERROR"] == "1"
         raise ZeroDivisionError
+    assert "HYDRA_FULL_ERROR" not in os.environ
 
 
 def test_unknown_messages_are_kept(repository: Path) -> None:

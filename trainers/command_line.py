@@ -49,13 +49,12 @@ def composition_errors(configs: Path) -> Iterator[None]:
     if {"-h", "--help"} & set(sys.argv[1:]):
         sys.stdout.write(help_text(configs))
         sys.exit(0)
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would have printed in many lines
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
     try:
-        with _early_stops():
+        with _early_stops(), _hydra_raises():
             yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         _leave(describe_composition_error(error, sys.argv[1:], configs), WANTS_TRACEBACK)
@@ -64,6 +63,20 @@ def composition_errors(configs: Path) -> Iterator[None]:
         if type(error).__module__.startswith(("hydra.", "antlr4.")):
             _leave(describe_composition_error(error, sys.argv[1:], configs), WANTS_TRACEBACK)
         raise
+
+
+@contextmanager
+def _hydra_raises() -> Iterator[None]:
+    """Have Hydra raise what it would have printed in many lines."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
 
 
 @contextmanager
