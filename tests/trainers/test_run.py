@@ -218,7 +218,7 @@ def test_vanilla_clip_is_not_trained(compose_run, tiny_clip: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_trains_float32_weights(compose_run, tmp_path: Path, precision: str) -> None:
-    # Frame-wise: TC-CLIP's choices of tokens may flip with the rounding, and the loss then moves by more than it.
+    # Frame-wise: the tokens that TC-CLIP chooses may flip with the rounding (tests/tc_clip/test_half_precision.py).
     options = {"precision": precision, "trainer": "vifi_clip_tiny", "lr": 1e-6, "lr_min": 0}
     run(compose_run(epochs=1, warmup_epochs=0, output=tmp_path / "exact", **{**options, "precision": "fp32"}))
     run(compose_run(epochs=1, warmup_epochs=0, **options))

@@ -1,0 +1,63 @@
+"""bf16 moves numbers by its last digits; which tokens are chosen may flip with that, and then moves more than it.
+
+So what is computed is compared where the choices are those of float32, and the choices alone where they are free.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import tc_clip
+from tc_clip import summarisation, vision_encoder
+
+NUM_CLASSES, NUM_FRAMES, SIDE, DEPTH = 6, 6, 48, 3
+SIZES = {"image_size": SIDE, "patch_size": 12, "num_frames": NUM_FRAMES, "vision_depth": DEPTH, "text_depth": 3}
+WIDTHS = {"vision_width": 64, "text_width": 64, "embed_dim": 64}
+CONTEXT = {"num_context_tokens": 5, "seed_ratio": 0.5, "merge_rate": 8, "prompt_layers": [2, 3]}
+
+
+class Choices:
+    """Stands in for the functions that choose tokens: notes what they choose, or answers what was noted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.noted: list[Tensor] = []
+        self.next: int | None = None
+        for module, name in ((vision_encoder, "select_seeds"), (summarisation, "match_tokens")):
+            monkeypatch.setattr(module, name, self._around(getattr(module, name)))
+
+    def _around(self, choose: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def chosen(*arguments) -> Tensor:
+            if self.next is None:
+                self.noted.append(choose(*arguments))
+                return self.noted[-1]
+            self.next += 1
+            return self.noted[self.next - 1]
+
+        return chosen
+
+
+def logits_and_gradient(model: torch.nn.Module, video: Tensor, precision: torch.dtype) -> tuple[Tensor, Tensor]:
+    model.zero_grad()
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        logits = model(video).float()
+    F.cross_entropy(logits, torch.arange(len(logits)) % NUM_CLASSES).backward()
+    return logits.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_bf16_computes_what_float32_does(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    torch.manual_seed(seed)
+    names = [f"class {number}" for number in range(NUM_CLASSES)]
+    model = tc_clip.create_model("tc_clip", class_names=names, **SIZES, **WIDTHS, **CONTEXT).train()
+    video = torch.randn(4, NUM_FRAMES, 3, SIDE, SIDE)
+    choices = Choices(monkeypatch)
+    expected, expected_grad = logits_and_gradient(model, video, torch.float32)
+    assert len(choices.noted) == 2 * DEPTH
+    choices.next = 0
+    logits, grad = logits_and_gradient(model, video, torch.bfloat16)
+    assert choices.next == len(choices.noted)
+    assert 0 < (logits - expected).abs().max() < 0.1
+    assert (grad - expected_grad).norm() < 0.06 * expected_grad.norm()
