@@ -19,7 +19,7 @@ os.environ["TC_CLIP_LOCAL"] = "none"
 # A shell's background job ignores Ctrl-C, and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-SET_BY_LIBRARIES = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_", "TRITON_", "PATH")  # decord adds its folder to PATH
+SET_BY_LIBRARIES = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_", "TRITON_", "TOKENIZERS_", "PATH")  # decord adds to PATH
 # Most tests compute little, and threads that wait for one another cost such tests ten times their work.
 torch.set_num_threads(1)
 
