@@ -96,6 +96,7 @@ class TrainingRun:
         trainer.wishes = self._wishes
         self._seconds = 0.0  # of this process's updates, for the estimate
         self._updates = 0
+        self._told_wait_share = -1.0
         self._validation_seconds = 0.0
 
     @property
@@ -256,8 +257,10 @@ class TrainingRun:
         )
         speed = values["wait_share"], values["videos_per_second"]
         advice = loading_advice(*speed, self.config["num_workers"], cores_of_a_process())
-        if advice is not None:
+        # Every epoch's line has the share; the advice comes again only where it has become much worse.
+        if advice is not None and values["wait_share"] >= self._told_wait_share + 0.1:
             log.warning(advice)
+            self._told_wait_share = values["wait_share"]
 
     def _validate(self, epoch: int) -> None:
         log = self.trainer.log
