@@ -126,7 +126,7 @@ def judge(samples: list[Sample], status: int, done: int, wanted: int) -> tuple[d
     tenth = max(5, len(settled) // 10)
     early, late = settled[:tenth], settled[-tenth:]
     before, after = (statistics.median(sample.rss_mb for sample in part) for part in (early, late))
-    # Files come and go with the batches on their way (a socket, a pipe, a video) and tensors with those that wait; what is
+    # Files come and go with the batches on their way (a socket, a pipe, a video), tensors with those that wait; what is
     # never given back raises even the low counts.
     third = max(5, len(settled) // 3)
     first, last = settled[:third], settled[-third:]
