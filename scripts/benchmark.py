@@ -24,10 +24,17 @@ sys.path.insert(0, str(REPOSITORY))
 import tc_clip  # noqa: E402
 from scripts.benchmarking.cases import PRECISIONS, SIZES, VARIANTS, Case, check_equality  # noqa: E402
 from scripts.benchmarking.loading import measure_loading  # noqa: E402
-from scripts.benchmarking.measuring import machine, matmul_rate, measure, peak_memory, say  # noqa: E402
+from scripts.benchmarking.measuring import (  # noqa: E402
+    machine,
+    matmul_rate,
+    measure,
+    peak_memory,
+    say,
+    yardstick_share,
+)
 from scripts.benchmarking.report import Results, figures_table, targets_table  # noqa: E402
 
-PARTS = ("matmul", "inference", "training", "growth", "memory", "loading")
+PARTS = ("matmul", "yardstick", "inference", "training", "growth", "memory", "loading")
 
 
 def cases_of(parts: list[str], device: str, num_frames: int = 16, size: str = "ViT-B/16") -> list[Case]:
@@ -136,13 +143,18 @@ def main(arguments: list[str] | None = None) -> Results:
             say(f"memory of {case.title}")
             memory[case] = peak_memory(case)
     rounds = options.rounds or (3 if device == "cpu" else 5)
+    yardstick = None
+    if "yardstick" in parts and not options.models:
+        precision, batch = ("fp32", 1) if device == "cpu" else ("bf16", 16)
+        case = Case("plain", "inference", precision, batch, options.frames, 20, device, options.size)
+        yardstick = yardstick_share(case, rounds)
     # One mode after the other: the models of both at once, with their optimizers, are more than 24 GB.
     modes = dict.fromkeys(case.mode for case in cases)
     measurements = [m for mode in modes for m in measure([case for case in cases if case.mode == mode], rounds)]
     for m in measurements:
         m.peak_memory_mib = memory.get(m.case, float("nan"))
     loading = measure_loading(options.video) if "loading" in parts else None
-    results = Results(device, equality, rates, measurements, loading)
+    results = Results(device, equality, rates, measurements, loading, yardstick)
     minutes = (time.perf_counter() - start) / 60
     text = report(results, options.frames, " ".join(arguments or sys.argv[1:]), minutes, bool(options.models))
     print(text)
@@ -155,6 +167,7 @@ def main(arguments: list[str] | None = None) -> Results:
             "minutes": minutes,
             "equality": equality,
             "giga_multiply_adds_a_second": rates,
+            "yardstick": yardstick,
             "measurements": [asdict(m) for m in measurements],
             "loading": None if loading is None else asdict(loading),
         }

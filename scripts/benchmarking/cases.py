@@ -79,7 +79,15 @@ class PlainModel(torch.nn.Module):
 
     def forward(self, video: torch.Tensor) -> torch.Tensor:
         """Score videos, as the model does."""
-        plain = PlainClip(
+        return self._plain().logits(video, self.tokens)
+
+    def encode_video(self, video: torch.Tensor, frame_wise: bool) -> torch.Tensor:
+        """Run the vision side alone, as it is or without its context."""
+        options = {"attention": "frame_wise", "makes_context": False} if frame_wise else {}
+        return self._plain(**options).encode_video(video)[0]
+
+    def _plain(self, **options) -> PlainClip:
+        return PlainClip(
             dict(zip(self.names, self.weights, strict=True)),
             self.token_embedding,
             num_context_tokens=self.config.num_context_tokens,
@@ -87,8 +95,8 @@ class PlainModel(torch.nn.Module):
             merge_rate=self.config.merge_rate,
             prompt_layers=self.prompt_layers,
             head_width=self.head_width,
+            **options,
         )
-        return plain.logits(video, self.tokens)
 
 
 def build(case: Case) -> torch.nn.Module:
@@ -120,6 +128,13 @@ def class_names(num_classes: int) -> list[str]:
     return names[:num_classes]
 
 
+def video_of(case: Case) -> torch.Tensor:
+    """Return a batch of videos of a case's sizes."""
+    side = SIZES[case.size].get("image_size", 224)
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(case.batch, case.num_frames, 3, side, side, generator=generator).to(case.device)
+
+
 def step_of(
     case: Case, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> Callable[[], torch.Tensor]:
@@ -129,9 +144,7 @@ def step_of(
         optimizer: makes a step of training whole; without it there is none.
     """
     device = torch.device(case.device)
-    side = SIZES[case.size].get("image_size", 224)
-    generator = torch.Generator().manual_seed(1)
-    video = torch.randn(case.batch, case.num_frames, 3, side, side, generator=generator).to(device)
+    video = video_of(case)
     labels = torch.arange(case.batch, device=device) % case.num_classes
     dtype = PRECISIONS[case.precision]
     set_mode(case, model)

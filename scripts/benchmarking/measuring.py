@@ -12,8 +12,10 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from scripts.benchmarking.cases import PRECISIONS, Case, build, set_mode, step_of
+from scripts.benchmarking.cases import PRECISIONS, Case, build, set_mode, step_of, video_of
 from trainers.optim import build_adamw
+
+CPU_MOMENT_S, GPU_MOMENT_S = 5.0, 0.3  # that the repeats of a round fill
 
 
 @dataclass
@@ -85,14 +87,44 @@ def _counted(case: Case, step) -> float:
     return counter.get_total_flops() / 2 / case.batch / 1e9
 
 
-def _timed(step, device: str, seconds: float = 0.3) -> float:
-    """Return the seconds of a step; on a GPU the mean over as many as fill a moment."""
+def yardstick_share(case: Case, rounds: int) -> float:
+    """Return the time of the plain implementation's vision side relative to a materialised frame-wise one.
+
+    Args:
+        case: of the model `plain` in inference.
+    """
+    model, video = build(case).eval(), video_of(case)
+    dtype = PRECISIONS[case.precision]
+    times: dict[bool, list[float]] = {False: [], True: []}
+
+    def step(frame_wise: bool) -> None:
+        with torch.no_grad(), torch.autocast(case.device, dtype=dtype, enabled=dtype is not None):
+            model.encode_video(video, frame_wise)
+        if case.device == "cuda":
+            torch.cuda.synchronize()
+
+    for number in range(rounds + 1):
+        for frame_wise, seconds in times.items():
+            start = time.perf_counter()
+            step(frame_wise)
+            if number:  # the first is a warm-up
+                seconds.append(time.perf_counter() - start)
+    share = statistics.median(times[False]) / statistics.median(times[True])
+    say(f"vision side of plain: {share:.2f} x a frame-wise one")
+    return share
+
+
+def _timed(step, device: str) -> float:
+    """Return the seconds of a step: the mean over as many as fill a moment."""
     start = time.perf_counter()
     step()
     once = time.perf_counter() - start
     if device == "cpu":
-        return once
-    repeats = max(3, int(seconds / once))
+        repeats = int(CPU_MOMENT_S / once)
+        if repeats < 2:
+            return once
+    else:
+        repeats = max(3, int(GPU_MOMENT_S / once))
     start = time.perf_counter()
     for _ in range(repeats):
         step()

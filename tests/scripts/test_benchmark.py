@@ -81,6 +81,14 @@ def test_memory_of_a_step_is_what_it_takes():
     assert 0 < ours < plain
 
 
+def test_the_yardstick_is_measured_too():
+    results = benchmark.main(
+        ["--size", "tiny", "--frames", "2", "--rounds", "2", "--device", "cpu", "--parts", "yardstick"]
+    )
+    assert results.yardstick > 1  # it computes all that the frame-wise one does, and more
+    assert f"frame-wise one | <= 1.5 x | {results.yardstick:.2f} x |" in targets_table(results)
+
+
 @pytest.mark.slow
 def test_loading_of_a_made_video():
     report = measure_loading(None, rounds=2)
