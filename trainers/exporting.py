@@ -249,9 +249,10 @@ def write(program: Program, exported: torch.export.ExportedProgram, path: Path, 
                 torch._inductor.aoti_compile_and_package(exported, package_path=str(path))
             else:
                 made = torch.onnx.export(
-                    exported.run_decompositions({torch.ops.aten.scaled_dot_product_attention.default: _attention}),
+                    exported.run_decompositions(_onnx_decompositions(program)),
                     input_names=list(program.inputs),
                     output_names=list(program.outputs),
+                    custom_translation_table={torch.ops.aten.scalar_tensor.default: _exact_scalar()},
                     dynamo=True,
                     verbose=False,
                 )
@@ -331,6 +332,42 @@ def checking_cases(
             encoded = tower(batches[place % len(batches)])
         cases.append(dict(zip(program.inputs, (class_tokens(model, names), *encoded), strict=True)))
     return cases
+
+
+def _onnx_decompositions(program: Program) -> dict:
+    """Return what is written as plain products and sums, because ONNX's own form of it is narrower."""
+    decompositions = {torch.ops.aten.scaled_dot_product_attention.default: _attention}
+    if any(value.dtype == torch.float64 for value in program.module.state_dict().values()):
+        decompositions[torch.ops.aten.layer_norm.default] = _layer_norm
+    return decompositions
+
+
+def _exact_scalar() -> Callable:
+    """Return the translation of a number to ONNX: the exporter's own rounds float64 to float32."""
+    import onnx_ir
+    from onnxscript import opset18
+
+    def scalar_tensor(s, dtype: int = 1, layout: str = "", device: str = "", pin_memory: bool = False):
+        value = onnx_ir.tensor(s, dtype=onnx_ir.DataType(dtype))
+        return opset18.Constant(value=onnx_ir.serde.serialize_tensor(value))
+
+    return scalar_tensor
+
+
+def _layer_norm(
+    x: Tensor,
+    shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    """Write layer normalisation out: in ONNX its epsilon is a float32."""
+    dims = list(range(-len(shape), 0))
+    centred = x - x.mean(dims, keepdim=True)
+    normed = centred * torch.rsqrt((centred * centred).mean(dims, keepdim=True) + eps)
+    normed = normed if weight is None else normed * weight
+    return normed if bias is None else normed + bias
 
 
 def _attention(
