@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.fault_drill import OVERRIDES
+from scripts.fault_drill import OVERRIDES, family_of
 from scripts.make_shapes import Settings, make_shapes
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="needs bash, setsid and /proc")]
@@ -64,7 +64,7 @@ def start(repository: Path) -> Iterator[Callable[..., subprocess.Popen]]:
 
     yield run
     for process in started:
-        for child in [*below(process.pid), process.pid]:
+        for child in family_of(process.pid):
             try:
                 os.kill(child, signal.SIGKILL)
             except ProcessLookupError:
@@ -72,23 +72,10 @@ def start(repository: Path) -> Iterator[Callable[..., subprocess.Popen]]:
         process.communicate()
 
 
-def below(pid: int) -> list[int]:
-    found, pending = [], [pid]
-    while pending:
-        for path in Path(f"/proc/{pending.pop()}/task").glob("*/children"):
-            try:
-                children = [int(child) for child in path.read_text().split()]
-            except OSError:
-                continue
-            found += children
-            pending += children
-    return found
-
-
 def ranks_below(pid: int) -> dict[int, int]:
     """Return the training processes below a launcher: rank -> pid."""
     ranks = {}
-    for child in below(pid):
+    for child in family_of(pid)[1:]:
         try:
             words = Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0")
             environment = Path(f"/proc/{child}/environ").read_bytes().decode().split("\0")

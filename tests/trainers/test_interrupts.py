@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from scripts.fault_drill import family_of
 from trainers.command_line import REQUEUE, one_line_errors
 from trainers.errors import RunInterrupted
 from trainers.interrupts import Interrupts
@@ -194,17 +195,6 @@ def test_one_signalled_rank_stops_all(run_on_ranks, tmp_path: Path) -> None:
     assert same_weights(tmp_path / "run" / "last.pth", tmp_path / "whole" / "last.pth")
 
 
-def children_of(pid: int) -> list[int]:
-    """Return all processes below a process."""
-    found, pending = [], [pid]
-    while pending:
-        for task in Path(f"/proc/{pending.pop()}/task").glob("*/children"):
-            new = [int(child) for child in task.read_text().split()]
-            found += new
-            pending += new
-    return found
-
-
 def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -225,7 +215,7 @@ def test_a_signal_to_every_process_of_a_job(command_line, tmp_path: Path) -> Non
         wait_for((tmp_path / "run" / "last.pth").exists)
         # Two workers, their fork server, the resource tracker. The kernel's lists of children leave some out while
         # others end or start.
-        while len(below := children_of(process.pid)) < 4:
+        while len(below := family_of(process.pid)[1:]) < 4:
             assert process.poll() is None and time.monotonic() < deadline, f"only {len(below)} processes below"
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)
