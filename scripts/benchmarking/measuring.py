@@ -57,8 +57,9 @@ def measure(cases: list[Case], rounds: int) -> list[Measurement]:
     for number in range(rounds):
         for case, (model, step) in steps.items():
             set_mode(case, model)
-            if case.mode == "inference" and (case.model != "plain" or case.device == "cuda"):
-                step()  # fills caches that the change of mode or precision emptied
+            # As in a run, the step before is one of the same case: it fills the caches that a change of mode or
+            # precision emptied, and takes the memory that the case before gave back to the system.
+            step()
             seconds = _timed(step, case.device) / case.batch
             times[case].append(seconds)
             say(f"round {number + 1}/{rounds}: {case.title}: {seconds:.4f} s a video")
