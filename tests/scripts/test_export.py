@@ -127,7 +127,7 @@ def test_a_program_that_differs_is_refused(
     monkeypatch.setattr(exporting, "export_program", lambda program: None)
     monkeypatch.setattr(exporting, "write", lambda program, exported, path, form: path.write_bytes(b"wrong"))
     monkeypatch.setattr(exporting, "load", lambda path, form, outputs: None)
-    monkeypatch.setattr(exporting, "largest_difference", lambda program, run, cases: 0.25)
+    monkeypatch.setattr(exporting, "largest_difference", lambda program, run, cases, references: 0.25)
     with pytest.raises(SystemExit):
         export.main(arguments(tiny_checkpoints["vifi_clip"], tmp_path, "--formats", "pt2"))
     assert "differs from PyTorch by 2.5e-01, more than 1e-04: it was deleted" in capsys.readouterr().err
