@@ -33,6 +33,7 @@ from scripts.benchmarking.measuring import (  # noqa: E402
     yardstick_share,
 )
 from scripts.benchmarking.report import Results, figures_table, targets_table  # noqa: E402
+from trainers.memory import keep_freed_memory  # noqa: E402
 
 PARTS = ("matmul", "yardstick", "inference", "training", "growth", "memory", "loading")
 
@@ -120,6 +121,8 @@ def main(arguments: list[str] | None = None) -> Results:
     options = parser.parse_args(arguments)
     start = time.perf_counter()
     device, parts = options.device, options.parts
+    if device == "cpu":
+        keep_freed_memory()  # as every run does
     equality = check_equality(device)
     say(f"equality with the plain implementation, float64, logits and gradients: largest difference {equality:.1e}")
     cases = cases_of(parts, device, options.frames, options.size)

@@ -24,6 +24,7 @@ from datasets.workers import VideoTimeoutError, VideoWorkerError
 from trainers.distributed import pick_device
 from trainers.errors import ConfigError
 from trainers.evaluator import score_views
+from trainers.memory import keep_freed_memory
 from trainers.precision import Precision, pick_precision
 
 MAX_WORKERS = 8
@@ -99,7 +100,10 @@ def load_model(
         raise
     except ValueError as error:  # a class name that does not fit, an unknown model
         raise ConfigError(str(error)) from error
-    return model.to(pick_device(device, 0)).eval()
+    device = pick_device(device, 0)
+    if device.type == "cpu":
+        keep_freed_memory()
+    return model.to(device).eval()
 
 
 def input_size(model: tc_clip.VideoClip) -> int:

@@ -18,6 +18,7 @@ from trainers.distributed import Ranks, start_distributed, stop_distributed
 from trainers.errors import CheckpointError, ConfigError, ErrorOnAnotherRank, RunInterrupted
 from trainers.evaluator import Evaluation, evaluate
 from trainers.interrupts import Interrupts
+from trainers.memory import keep_freed_memory
 from trainers.metrics import percent
 from trainers.output_lock import OutputLock
 from trainers.plan import count_parameters, device_lines, format_plan, list_line, millions, training_lines
@@ -57,6 +58,8 @@ def run(config: Config) -> list[ResultRow]:
     settings = read_settings(config)
     with Interrupts(speak=int(os.environ.get("RANK", 0)) == 0) as interrupts:
         ranks = start_distributed(settings.device, settings.distributed_timeout, interrupts)
+        if ranks.device.type == "cpu":
+            keep_freed_memory()
         try:
             rows = _run(config, settings, ranks, interrupts)
         except (ErrorOnAnotherRank, RunInterrupted):

@@ -13,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from scripts.benchmarking.cases import PRECISIONS, Case, build, set_mode, step_of, video_of
+from trainers.memory import keep_freed_memory
 from trainers.optim import build_adamw
 
 CPU_MOMENT_S, GPU_MOMENT_S = 5.0, 0.3  # that the repeats of a round fill
@@ -157,7 +158,7 @@ def peak_memory(case: Case) -> float:
     """Return the memory in MiB that forward and backward take beyond model and input, in a process of its own."""
     if case.device == "cuda":
         return _peak_memory(case)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with multiprocessing.get_context("spawn").Pool(1, keep_freed_memory) as pool:
         return pool.apply(_peak_memory, (case,))
 
 

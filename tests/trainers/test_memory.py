@@ -1,0 +1,62 @@
+"""The C library keeps what a step frees: the next step finds its pages mapped."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainers.memory import keep_freed_memory
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+# Faults of taking, filling and freeing blocks of 40 to 200 MB again and again, at last in another thread.
+PROGRAM = """
+import ctypes, json, resource, sys, threading
+from trainers.memory import keep_freed_memory
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.memset.argtypes, libc.free.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t], [ctypes.c_void_p]
+def use():
+    for mib in (40, 200, 80):
+        block = libc.malloc(mib << 20)
+        libc.memset(block, 1, mib << 20)
+        libc.free(block)
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    use()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+done = keep_freed_memory()
+use()
+counts = [faults()]
+thread = threading.Thread(target=lambda: (use(), counts.append(faults())))
+thread.start()
+thread.join()
+print(json.dumps([done, *counts]))
+"""
+
+
+def run(**environment: str) -> tuple[bool, int, int]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=REPOSITORY, env=clean | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return tuple(json.loads(done.stdout))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+def test_pages_stay_mapped():
+    kept, faults, _ = run()  # large blocks of other threads come fresh, as ever
+    assert kept and faults < 1000  # of the 80,000 that fresh pages take
+    kept, faults, _ = run(MALLOC_TRIM_THRESHOLD_="131072")
+    assert not kept and faults > 50_000  # a user's own choice stays
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch):
+    monkeypatch.setattr("trainers.memory.ctypes.CDLL", lambda name: object())
+    assert not keep_freed_memory()
+    monkeypatch.setattr("trainers.memory.sys.platform", "darwin")
+    assert not keep_freed_memory()
