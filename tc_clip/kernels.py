@@ -30,10 +30,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def pairwise_products(a: Tensor, b: Tensor) -> Tensor:
-    """Return `a @ b.mT` of (B, n, D) and (B, m, D): (B, n, m). Has no gradient in float32 on CPUs."""
+    """Return `a @ b.mT` of (B, n, D) and (B, m, D): (B, n, m); in float32 on CPUs as `linear` does it."""
     if not _onednn_is_faster(a) or _compute_dtype(a) != a.dtype:
         return a @ b.mT
-    return torch.stack([_product(rows, columns, None) for rows, columns in zip(a, b, strict=True)])
+    return torch.stack([linear(rows, columns, None) for rows, columns in zip(a, b, strict=True)])
+
+
+def products_with_one(x: Tensor, vector: Tensor) -> Tensor:
+    """Return `x @ vector` of (..., n, h) and (..., h): (..., n).
+
+    A matrix product copies heads that lie side by side in memory; in float32 on CPUs sums are three times as fast.
+    """
+    if _onednn_is_faster(x) and _compute_dtype(x) == x.dtype:
+        return (x * vector.unsqueeze(-2)).sum(dim=-1)
+    return (x @ vector.unsqueeze(-1)).squeeze(-1)
 
 
 def feed_forward(x: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor) -> Tensor:

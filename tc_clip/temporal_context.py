@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tc_clip.config import ContextConfig
+from tc_clip.kernels import products_with_one
 from tc_clip.seed_selection import SEED_SELECTORS
 from tc_clip.summarisation import SUMMARISERS, Summary
 from tc_clip.token_merging import take_rows
@@ -59,7 +60,7 @@ def class_token_attention(queries: Tensor, keys: Tensor, context_keys: Tensor | 
         (B, T, P): the softmax runs over all N + K keys, the class token's and the context's weights are left out.
     """
     query = queries[:, :, :, 0] * queries.shape[-1] ** -0.5  # (B, T, A, h)
-    own = (keys @ query.unsqueeze(-1)).squeeze(-1)  # (B, T, A, N)
+    own = products_with_one(keys, query)  # (B, T, A, N)
     if context_keys is None:
         return _softmax(own)[..., 1:].mean(dim=2)  # (B, T, P)
     context = (query.transpose(1, 2) @ context_keys.transpose(-1, -2)).transpose(1, 2)  # (B, T, A, K)

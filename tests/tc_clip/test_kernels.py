@@ -132,8 +132,15 @@ def test_linear_forms_in_float64():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_pairwise_products(dtype):
-    a, b = random(2, 7, 8, dtype=dtype).detach(), random(2, 5, 8, dtype=dtype).detach()
-    torch.testing.assert_close(kernels.pairwise_products(a, b), a @ b.mT)
-    strided = kernels.pairwise_products(a[:, ::2], b[:, 1::2])
-    torch.testing.assert_close(strided, a[:, ::2] @ b[:, 1::2].mT)
+@pytest.mark.parametrize("form", ["dense", "every second row", "transposed"])
+def test_pairwise_products(dtype, form):
+    pick = {"dense": lambda x: x, "every second row": lambda x: x[:, ::2], "transposed": lambda x: x.mT}[form]
+    a, b = random(2, 8, 8, dtype=dtype), random(2, 8, 8, dtype=dtype)
+    compare(lambda a, b: kernels.pairwise_products(pick(a), pick(b)), lambda a, b: pick(a) @ pick(b).mT, [a, b])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_products_with_one(dtype):
+    tokens, vectors = random(2, 3, 5, 4, 8, dtype=dtype), random(2, 3, 4, 8, dtype=dtype)
+    expected = torch.einsum("btnah,btah->btan", tokens, vectors)
+    torch.testing.assert_close(kernels.products_with_one(tokens.transpose(2, 3), vectors), expected)
