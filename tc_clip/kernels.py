@@ -13,7 +13,7 @@ QUICK_GELU_SLOPE = 1.702
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
 # Attention weights of one chunk where they are materialised: what stays in a CPU's cache.
-_CHUNK_BYTES = 8 << 20
+_CHUNK_BYTES = 2 << 20
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
