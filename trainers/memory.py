@@ -10,7 +10,7 @@ _SET_BY_USER = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRES
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep freed memory for its next tensors, up to 2 GiB of it unused; return whether it does.
+    """Let this process keep freed memory for its next tensors, and return whether it does.
 
     The C library gives large blocks back to the system at once and asks for them again a moment later, and the system
     clears every page anew: a million page faults in a step of training on a CPU (BENCHMARKS.md has what that costs).
@@ -18,7 +18,19 @@ def keep_freed_memory() -> bool:
     """
     if sys.platform != "linux" or any(name in os.environ for name in _SET_BY_USER):
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _of_libc("mallopt")
     if mallopt is None:
         return False
     return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def release_freed_memory() -> None:
+    """Give what is kept but unused back to the system, where one kind of work ends and another begins."""
+    malloc_trim = _of_libc("malloc_trim") if sys.platform == "linux" else None
+    if malloc_trim is not None:
+        malloc_trim(ctypes.c_size_t(0))
+
+
+def _of_libc(name: str):
+    """Return a function of the C library, None where it has none of that name."""
+    return getattr(ctypes.CDLL(None), name, None)

@@ -18,7 +18,7 @@ from trainers.distributed import Ranks, start_distributed, stop_distributed
 from trainers.errors import CheckpointError, ConfigError, ErrorOnAnotherRank, RunInterrupted
 from trainers.evaluator import Evaluation, evaluate
 from trainers.interrupts import Interrupts
-from trainers.memory import keep_freed_memory
+from trainers.memory import keep_freed_memory, release_freed_memory
 from trainers.metrics import percent
 from trainers.output_lock import OutputLock
 from trainers.plan import count_parameters, device_lines, format_plan, list_line, millions, training_lines
@@ -317,6 +317,7 @@ def _show_validation(job: Job, videos: VideoList, evaluation: Evaluation, step: 
 
 
 def _evaluate(job: Job, loader: Any, videos: VideoList) -> Evaluation:
+    release_freed_memory()  # what training kept does not fit evaluation
     job.model.set_class_names(videos.class_names, videos.split_camel_case)
     evaluation = evaluate(
         job.model,

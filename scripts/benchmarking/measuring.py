@@ -6,6 +6,7 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from scripts.benchmarking.cases import PRECISIONS, Case, build, set_mode, step_of, video_of
-from trainers.memory import keep_freed_memory
+from trainers.memory import keep_freed_memory, release_freed_memory
 from trainers.optim import build_adamw
 
 CPU_MOMENT_S, GPU_MOMENT_S = 5.0, 0.3  # that the repeats of a round fill
@@ -38,31 +39,29 @@ class Measurement:
 
 def measure(cases: list[Case], rounds: int) -> list[Measurement]:
     """Time the cases, rounds interleaved, so that a noisy moment hits every case alike."""
-    models: dict[tuple, torch.nn.Module] = {}
-    optimizers: dict[tuple, torch.optim.Optimizer] = {}
-    steps, operations = {}, {}
+    bench = _Bench()
+    operations, sizes = {}, {}
     times: dict[Case, list[float]] = {case: [] for case in cases}
     for case in cases:
-        # What compiles a model changes it; other cases share it, and its optimizer, whose state is twice its size.
-        key = case.model, case.num_classes, case.variant if case.variant in ("compiled", "graph") else ""
-        if key not in models:
-            models[key] = build(case)
-        model = models[key]
-        if case.mode == "training" and key not in optimizers:
-            optimizers[key] = build_adamw(model, lr=1e-7)
-        steps[case] = (model, step_of(case, model, optimizers.get(key)))
         say(f"warm-up: {case.title}")
         start = time.perf_counter()
-        operations[case] = _counted(case, steps[case][1])
+        model, step = bench.prepare(case)
+        operations[case] = _counted(case, step)
+        sizes[case] = sum(parameter.numel() for parameter in model.parameters())
+        del model, step
+        bench.make_room(case)
         say(f"  {time.perf_counter() - start:.1f} s")
     for number in range(rounds):
-        for case, (model, step) in steps.items():
+        for case in cases:
+            model, step = bench.prepare(case)
             set_mode(case, model)
             # As in a run, the step before is one of the same case: it fills the caches that a change of mode or
             # precision emptied, and takes the memory that the case before gave back to the system.
             step()
             seconds = _timed(step, case.device) / case.batch
             times[case].append(seconds)
+            del model, step
+            bench.make_room(case)
             say(f"round {number + 1}/{rounds}: {case.title}: {seconds:.4f} s a video")
     return [
         Measurement(
@@ -71,10 +70,43 @@ def measure(cases: list[Case], rounds: int) -> list[Measurement]:
             operations[case],
             float("nan"),
             times[case],
-            sum(parameter.numel() for parameter in steps[case][0].parameters()),
+            sizes[case],
         )
         for case in cases
     ]
+
+
+class _Bench:
+    """Models and steps of cases. On CPUs one that trains stands alone: that of `plain` takes most of the memory."""
+
+    def __init__(self):
+        self._models: dict[tuple, tuple[torch.nn.Module, torch.optim.Optimizer | None]] = {}
+        self._steps: dict[Case, Callable[[], torch.Tensor]] = {}
+
+    def prepare(self, case: Case) -> tuple[torch.nn.Module, Callable[[], torch.Tensor]]:
+        """Return the model and the step of a case; cases that differ in nothing that changes a model share it."""
+        if case not in self._steps:
+            key = self._key(case)
+            if key not in self._models:
+                model = build(case)
+                # Its state is twice the model's size.
+                self._models[key] = model, build_adamw(model, lr=1e-7) if case.mode == "training" else None
+            self._steps[case] = step_of(case, *self._models[key])
+        return self._models[self._key(case)][0], self._steps[case]
+
+    def make_room(self, case: Case) -> None:
+        """Drop a model that trained on a CPU, unless it took a compilation."""
+        if case.device == "cpu":
+            if case.mode == "training" and not self._compiles(case):
+                self._models.clear()
+                self._steps.clear()
+            release_freed_memory()
+
+    def _key(self, case: Case) -> tuple:
+        return case.model, case.num_classes, case.variant if self._compiles(case) else ""
+
+    def _compiles(self, case: Case) -> bool:
+        return case.variant in ("compiled", "graph")
 
 
 def _counted(case: Case, step) -> float:

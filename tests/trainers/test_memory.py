@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from trainers.memory import keep_freed_memory
+from trainers.memory import keep_freed_memory, release_freed_memory
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Faults of taking, filling and freeing blocks of 40 to 200 MB again and again, at last in another thread.
 PROGRAM = """
 import ctypes, json, resource, sys, threading
-from trainers.memory import keep_freed_memory
+from trainers.memory import keep_freed_memory, release_freed_memory
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.memset.argtypes, libc.free.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t], [ctypes.c_void_p]
@@ -34,11 +34,15 @@ counts = [faults()]
 thread = threading.Thread(target=lambda: (use(), counts.append(faults())))
 thread.start()
 thread.join()
-print(json.dumps([done, *counts]))
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() >> 20
+kept = resident()
+release_freed_memory()
+print(json.dumps([done, *counts, kept, resident()]))
 """
 
 
-def run(**environment: str) -> tuple[bool, int, int]:
+def run(**environment: str) -> tuple[bool, int, int, int, int]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], cwd=REPOSITORY, env=clean | environment, capture_output=True, text=True
@@ -49,14 +53,16 @@ def run(**environment: str) -> tuple[bool, int, int]:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
 def test_pages_stay_mapped():
-    kept, faults, _ = run()  # large blocks of other threads come fresh, as ever
+    kept, faults, _, resident, after_release = run()  # large blocks of other threads come fresh, as ever
     assert kept and faults < 1000  # of the 80,000 that fresh pages take
-    kept, faults, _ = run(MALLOC_TRIM_THRESHOLD_="131072")
+    assert resident > 200 and after_release < 100  # MiB
+    kept, faults, *_ = run(MALLOC_TRIM_THRESHOLD_="131072")
     assert not kept and faults > 50_000  # a user's own choice stays
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch):
     monkeypatch.setattr("trainers.memory.ctypes.CDLL", lambda name: object())
     assert not keep_freed_memory()
+    release_freed_memory()
     monkeypatch.setattr("trainers.memory.sys.platform", "darwin")
     assert not keep_freed_memory()
