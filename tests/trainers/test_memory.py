@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from trainers import inference
+from trainers import run as run_module
 from trainers.memory import keep_freed_memory, release_freed_memory
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -66,3 +68,17 @@ def test_other_c_libraries_are_left_alone(monkeypatch):
     release_freed_memory()
     monkeypatch.setattr("trainers.memory.sys.platform", "darwin")
     assert not keep_freed_memory()
+
+
+def test_runs_and_predictions_on_cpus_keep_memory(
+    compose_run, tiny_checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    for module in (run_module, inference):
+        monkeypatch.setattr(module, "keep_freed_memory", lambda: calls.append("keep"))
+    monkeypatch.setattr(run_module, "release_freed_memory", lambda: calls.append("release"))
+    run_module.run(compose_run(epochs=1, warmup_epochs=0))
+    assert calls == ["keep", "release"]  # few_shot has a validation, and no final test
+    calls.clear()
+    inference.load_model(tiny_checkpoints["tc_clip"], ["a dog", "a cat"], device="cpu")
+    assert calls == ["keep"]
