@@ -47,28 +47,41 @@ class Attention(nn.Module):
 
     def queries(self, x: Tensor) -> Tensor:
         """Project tokens (..., n, D) to queries (..., A, n, D / A)."""
-        return self._split(self._project(x, 0, 1))
+        return self.split_heads(self._project(x, 0, 1))[0]
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Project tokens (..., n, D) to keys and values, each (..., A, n, D / A)."""
-        keys, values = self._project(x, 1, 3).chunk(2, dim=-1)
-        return self._split(keys), self._split(values)
+        return self.split_heads(self.project_keys_values(x))
 
     def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project tokens (..., n, D) to queries, keys and values, each (..., A, n, D / A), in one multiplication."""
-        queries, keys, values = self._project(x, 0, 3).chunk(3, dim=-1)
-        return self._split(queries), self._split(keys), self._split(values)
+        return self.split_heads(self.project(x))
 
     def merge_heads(self, x: Tensor) -> Tensor:
         """Put the heads' outputs (..., A, n, D / A) side by side, (..., n, D), and project them."""
-        return self.out_proj(x.transpose(-3, -2).flatten(-2))
+        return self.out_proj(self.join_heads(x))
+
+    def project(self, x: Tensor) -> Tensor:
+        """Project tokens (..., n, D) to queries, keys and values side by side: (..., n, 3 * D)."""
+        return self._project(x, 0, 3)
+
+    def project_keys_values(self, x: Tensor) -> Tensor:
+        """Project tokens (..., n, D) to keys and values side by side: (..., n, 2 * D)."""
+        return self._project(x, 1, 3)
+
+    def split_heads(self, projected: Tensor) -> tuple[Tensor, ...]:
+        """Split projections that stand side by side, (..., n, parts * D), by part and head: each (..., A, n, D / A)."""
+        parts = projected.split(self.width, dim=-1)
+        return tuple(part.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2) for part in parts)
+
+    @staticmethod
+    def join_heads(x: Tensor) -> Tensor:
+        """Put the heads' outputs (..., A, n, D / A) side by side: (..., n, D)."""
+        return x.transpose(-3, -2).flatten(-2)
 
     def _project(self, x: Tensor, first: int, stop: int) -> Tensor:
         rows = slice(first * self.width, stop * self.width)
         return linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
 
 
 class ResidualBlock(nn.Module):

@@ -8,8 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tc_clip.config import require_choice, vision_block_of
-from tc_clip.prompts import LearnedPrompts, VideoConditionalPrompts, clean_class_name, prompt_of, tokenize_prompts
+from tc_clip.prompts import (
+    LearnedPrompts,
+    SharedText,
+    VideoConditionalPrompts,
+    clean_class_name,
+    prompt_of,
+    tokenize_prompts,
+)
 from tc_clip.text_encoder import TextEncoder
+from tc_clip.text_rows import TextRows
 from tc_clip.vision_encoder import VisionEncoder, VisionOutput
 
 # What `freeze` takes out of the training, by the start of a parameter's name.
@@ -63,6 +71,7 @@ class VideoClip(nn.Module):
         self.templates = tuple(templates)
         self.class_names: tuple[str, ...] = ()
         self.register_buffer("class_tokens", torch.empty(0, 0, dtype=torch.long), persistent=False)
+        self._text_rows: TextRows | None = None  # of `class_tokens`
         self._info: dict = {}
         self._shared_text = _Cache()
         self._is_compiled = False
@@ -89,6 +98,7 @@ class VideoClip(nn.Module):
         tokens = tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
         self.class_names = tuple(names)
         self.class_tokens = tokens.to(self.logit_scale.device)
+        self._text_rows = TextRows.of(tokens)
         self._shared_text.clear()
 
     def _prompts_of(self, name: str, split_camel_case: bool) -> list[str]:
@@ -122,13 +132,16 @@ class VideoClip(nn.Module):
 
     def encode_classes(self, output: VisionOutput) -> Tensor:
         """Return the class names' features, not normalised: (C, E), or (B, C, E) where prompts look at the video."""
-        if not self.class_names:
-            raise ValueError("the model has no class names yet: call set_class_names")
-        shared = self._shared_text.get(self._encode_shared, self._cache_key())
-        if self.prompts is None or not self.prompts.looks_at_video:
+        shared = self._share_text()
+        if not self._looks_at_video:
             return shared
-        contexts = [output.context_tokens[block] for block in self._context_blocks()]
-        return self.prompts.condition(self.text, shared, contexts)
+        return self.prompts.condition(self.text, shared, self._contexts(output))
+
+    def prompt_attention(self, output: VisionOutput) -> list[Tensor]:
+        """Return how much each class looks at each context token through the prompts: a prompt layer (B, C, K)."""
+        if not self._looks_at_video:
+            return []
+        return self.prompts.attention(self.text, self._share_text(), self._contexts(output))
 
     def compile(self, **options: Any) -> None:
         """Compile, in place, the two parts that take the time: the vision encoder and what videos share of the text.
@@ -171,21 +184,37 @@ class VideoClip(nn.Module):
         """Return what is needed to build this model again, as plain values (name, options, sizes, weights' name)."""
         return dict(self._info)
 
+    @property
+    def _looks_at_video(self) -> bool:
+        return self.prompts is not None and self.prompts.looks_at_video
+
     def _context_blocks(self) -> list[int]:
         """Return the vision block (from 1) that each prompt layer looks at."""
-        if self.prompts is None or not self.prompts.looks_at_video:
+        if not self._looks_at_video:
             return []
         depths = self.text.config.depth, self.vision.config.depth
         return [vision_block_of(number, *depths) for number in self.prompts.config.prompt_layers]
 
-    def _encode_shared(self):
+    def _contexts(self, output: VisionOutput) -> list[Tensor]:
+        """Return the context tokens that each prompt layer looks at, (B, K, E) each."""
+        return [output.context_tokens[block] for block in self._context_blocks()]
+
+    def _share_text(self) -> Tensor | SharedText:
+        """Return what no video changes of the text side, anew or from the cache."""
+        if not self.class_names:
+            raise ValueError("the model has no class names yet: call set_class_names")
+        return self._shared_text.get(self._encode_shared, self._cache_key())
+
+    def _encode_shared(self) -> Tensor | SharedText:
         """Run what no video changes of the text side."""
+        rows = self._text_rows = self._text_rows.to(self.class_tokens.device)
         if self._is_compiled:
-            _let_vary(self.class_tokens, 0, 1)
+            for x in rows[:5]:
+                _let_vary(x, *range(x.dim()))
         if self.prompts is not None:
-            return self.prompts.share(self.text, self.class_tokens)
-        x = self.text(self.class_tokens, None, self.text.config.depth - 1)
-        features = self.text.finish(x, self.class_tokens.argmax(dim=-1))  # (C * templates, E)
+            return self.prompts.share(self.text, rows)
+        x = self.text(rows, None, self.text.config.depth - 1)
+        features = self.text.finish(x, rows)  # (C * templates, E)
         if len(self.templates) > 1:
             features = F.normalize(features, dim=-1).unflatten(0, (-1, len(self.templates))).mean(dim=1)
         return features  # (C, E)

@@ -1,7 +1,7 @@
 """From class names to prompts, and prompts that look at the video (paper, section 3.3; learned vectors as in CoOp)."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from tc_clip.config import PromptConfig, TextConfig
 from tc_clip.layers import ResidualBlock
-from tc_clip.text_encoder import SharedLastBlock, TextEncoder
+from tc_clip.text_encoder import SharedLastBlock, TextEncoder, replace_prompts, scaled_products
+from tc_clip.text_rows import TextRows
 from tc_clip.tokenizer import encode, tokenize
 
 # Bounds the memory of evaluation however many classes there are; larger chunks were not faster.
@@ -69,20 +70,17 @@ class PromptLayer(ResidualBlock):
         self.ln_1_kv = nn.LayerNorm(width)
 
     def forward(self, prompts: Tensor, context: Tensor) -> Tensor:
-        """Update prompts (1 or B, C, M, D) with context tokens (B, K, D): (B, C, M, D)."""
-        C, M = prompts.shape[1:3]
+        """Update prompts (1 or B, M, D) with context tokens (B, K, D): (B, M, D)."""
         keys, values = self.attn.keys_values(self.ln_1_kv(context))  # (B, A, K, h)
-        queries = self.attn.queries(self.ln_1(prompts).flatten(1, 2))  # (1 or B, A, C * M, h)
-        queries = queries.expand(keys.shape[0], -1, -1, -1)
-        attended = self.attn.merge_heads(F.scaled_dot_product_attention(queries, keys, values))  # (B, C * M, D)
-        return self.feed_forward(prompts + attended.unflatten(1, (C, M)))
+        queries = self.attn.queries(self.ln_1(prompts)).expand(keys.shape[0], -1, -1, -1)  # (B, A, M, h)
+        attended = F.scaled_dot_product_attention(queries, keys, values)
+        return self.feed_forward(prompts + self.attn.merge_heads(attended))
 
     def attention(self, prompts: Tensor, context: Tensor) -> Tensor:
-        """Return how much each class's prompts (1 or B, C, M, D) look at each context token: (B, C, M, K), sum 1."""
+        """Return how much prompts (1 or B, M, D) look at each context token (B, K, D): (B, M, K), sum 1."""
         keys, _ = self.attn.keys_values(self.ln_1_kv(context))  # (B, A, K, h)
-        queries = self.attn.queries(self.ln_1(prompts).flatten(1, 2))  # (1 or B, A, C * M, h)
-        weights = (queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5).softmax(dim=-1)
-        return weights.mean(dim=1).unflatten(1, prompts.shape[1:3])
+        queries = self.attn.queries(self.ln_1(prompts))  # (1 or B, A, M, h)
+        return scaled_products(queries, keys).softmax(dim=-1).mean(dim=1)
 
     @torch.no_grad()
     def init_from(self, block: ResidualBlock) -> None:
@@ -96,20 +94,25 @@ class SharedText(NamedTuple):
     """What all videos share of the class prompts.
 
     Attributes:
-        x: (C, L, D), the tokens before the first prompt layer.
-        ends: (C,), the end-of-text positions.
+        x: (R, D), the rows before the first prompt layer.
+        rows: which positions they are; only the prompts' rows are needed where there is `last_block`.
         last_block: the last block's share, where the only prompt layer stands before it, else None.
     """
 
     x: Tensor
-    ends: Tensor
+    rows: TextRows
     last_block: SharedLastBlock | None
+
+    @property
+    def num_classes(self) -> int:
+        """Classes (`C`)."""
+        return self.rows.num_texts if self.last_block is None else self.last_block.residual.shape[0]
 
     def part(self, first: int, stop: int) -> "SharedText":
         """Return the part of the classes `first .. stop - 1`."""
-        classes = slice(first, stop)
-        last_block = None if self.last_block is None else SharedLastBlock(*(x[classes] for x in self.last_block))
-        return SharedText(self.x[classes], self.ends[classes], last_block)
+        if self.last_block is not None:  # of the rows only the prompts' are still needed
+            return self._replace(last_block=SharedLastBlock(*(x[first:stop] for x in self.last_block)))
+        return SharedText(self.rows.rows_of(self.x, first, stop), self.rows.part(first, stop), None)
 
 
 class LearnedPrompts(nn.Module):
@@ -132,17 +135,16 @@ class LearnedPrompts(nn.Module):
     def init_from(self, text: TextEncoder) -> None:
         """Keep the random start: words would initialise the first block's vectors alone."""
 
-    def share(self, text: TextEncoder, tokens: Tensor) -> Tensor:
-        """Encode class prompts (C, L): features (C, E), not normalised."""
-        x = text.embed(tokens, self.vectors[0])  # (C, L, D)
+    def share(self, text: TextEncoder, rows: TextRows) -> Tensor:
+        """Encode class prompts: features (C, E), not normalised."""
+        x = text.embed(rows, self.vectors[0])  # (R, D)
         last = text.config.depth - 1
         for i in range(text.config.depth):
             if 0 < i < len(self.vectors):
-                vectors = self.vectors[i].to(x.dtype).expand(x.shape[0], -1, -1)
-                x = torch.cat((x[:, :1], vectors, x[:, 1 + self.num_vectors :]), dim=1)
+                x = replace_prompts(x, self.vectors[i].to(x.dtype))
             if i < last:
-                x = text.run(x, i, i + 1)
-        return text.finish(x, tokens.argmax(dim=-1))
+                x = text.run(x, rows, i, i + 1)
+        return text.finish(x, rows)
 
 
 class VideoConditionalPrompts(nn.Module):
@@ -178,14 +180,13 @@ class VideoConditionalPrompts(nn.Module):
         for layer, number in zip(self.layers, self.config.prompt_layers, strict=True):
             layer.init_from(text.blocks[number - 1])
 
-    def share(self, text: TextEncoder, tokens: Tensor) -> SharedText:
-        """Run what no video changes on class prompts (C, L)."""
+    def share(self, text: TextEncoder, rows: TextRows) -> SharedText:
+        """Run what no video changes on class prompts."""
         numbers = self.config.prompt_layers
-        ends = tokens.argmax(dim=-1)
-        x = text(tokens, self.vectors, numbers[0] - 1)  # (C, L, D)
+        x = text(rows, self.vectors, numbers[0] - 1)  # (R, D)
         only_last = numbers == (text.config.depth,)
-        last_block = text.share_last_block(x, ends, self.config.num_prompt_vectors) if only_last else None
-        return SharedText(x, ends, last_block)
+        last_block = text.share_last_block(x, rows, self.num_vectors) if only_last else None
+        return SharedText(x, rows, last_block)
 
     def condition(self, text: TextEncoder, shared: SharedText, contexts: Sequence[Tensor]) -> Tensor:
         """Finish class prompts for each video.
@@ -200,28 +201,54 @@ class VideoConditionalPrompts(nn.Module):
         """
         if self.config.detach_context:
             contexts = [context.detach() for context in contexts]
-        B, (C, L, _) = contexts[0].shape[0], shared.x.shape
         # The backward pass keeps every chunk, so chunks would save nothing; an exported graph has to fit every size.
         if torch.is_grad_enabled() or torch.compiler.is_exporting():
             return self._condition(text, shared, contexts)
-        tokens_a_class = B * (L if shared.last_block is None else self.config.num_prompt_vectors)
+        C = shared.num_classes
+        tokens_a_class = contexts[0].shape[0] * (1 if shared.last_block is not None else shared.rows.length)
         chunk = max(1, MAX_TOKENS_AT_ONCE // tokens_a_class)
-        parts = [self._condition(text, shared.part(c, c + chunk), contexts) for c in range(0, C, chunk)]
+        parts = [self._condition(text, shared.part(c, min(c + chunk, C)), contexts) for c in range(0, C, chunk)]
         return torch.cat(parts, dim=1)
 
+    def attention(self, text: TextEncoder, shared: SharedText, contexts: Sequence[Tensor]) -> list[Tensor]:
+        """Return how much each class looks at each context token through the prompts: a layer (B, C, K), sum 1.
+
+        The prompts stand before the class names, so they look at the same tokens for all classes; but in the block
+        after the layer the end of a class's text looks at one prompt more than at another, which weighs what each
+        looks at. All weights are means over the heads.
+        """
+        found = []
+        prompt_rows = slice(1, 1 + self.num_vectors)
+        steps = self._run_layers(text, shared, contexts)
+        for (before, after), layer, context, number in zip(
+            steps, self.layers, contexts, self.config.prompt_layers, strict=True
+        ):
+            block = text.blocks[number - 1]
+            queries = block.attn.queries(block.ln_1(after.index_select(1, shared.rows.ends)))  # (B, A, C, h)
+            keys, _ = block.attn.keys_values(block.ln_1(after[:, prompt_rows]))  # (B, A, M, h)
+            shares = scaled_products(queries, keys).softmax(dim=-1).mean(dim=1)  # (B, C, M)
+            found.append(shares @ layer.attention(before[:, prompt_rows], context).to(shares.dtype))
+        return found
+
     def _condition(self, text: TextEncoder, shared: SharedText, contexts: Sequence[Tensor]) -> Tensor:
-        M = self.config.num_prompt_vectors
         if shared.last_block is not None:
-            prompts = self.layers[0](shared.x[None, :, 1 : 1 + M], contexts[0])  # (B, C, M, D)
+            prompts = self.layers[0](shared.x[None, 1 : 1 + self.num_vectors], contexts[0])  # (B, M, D)
             return text.finish_shared(shared.last_block, prompts)
+        for _, after in self._run_layers(text, shared, contexts):
+            x = after  # (B, R, D)
+        x = text.run(x, shared.rows, self.config.prompt_layers[-1] - 1, text.config.depth - 1)
+        return text.finish(x, shared.rows)
+
+    def _run_layers(
+        self, text: TextEncoder, shared: SharedText, contexts: Sequence[Tensor]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the rows before each prompt layer, (1 or B, R, D), and after it, (B, R, D)."""
+        x = shared.x.unsqueeze(0)
         numbers = self.config.prompt_layers
-        # From layer to layer; what follows the last of them, but for the last block, comes after it.
-        stops = (*numbers[1:], text.config.depth)
-        x = shared.x.unsqueeze(0)  # (1, C, L, D)
-        for layer, context, number, stop in zip(self.layers, contexts, numbers, stops, strict=True):
-            prompts = layer(x[:, :, 1 : 1 + M], context)  # (B, C, M, D)
-            x = x.expand(prompts.shape[0], -1, -1, -1)
-            x = torch.cat((x[:, :, :1], prompts, x[:, :, 1 + M :]), dim=2)  # (B, C, L, D)
-            x = text.run(x, number - 1, stop - 1)
-        B, C = x.shape[:2]
-        return text.finish(x.flatten(0, 1), shared.ends.repeat(B)).unflatten(0, (B, C))
+        reached = numbers[0] - 1
+        for layer, context, number in zip(self.layers, contexts, numbers, strict=True):
+            before = text.run(x, shared.rows, reached, number - 1)
+            prompts = layer(before[:, 1 : 1 + self.num_vectors], context)  # (B, M, D)
+            x = replace_prompts(before.expand(prompts.shape[0], -1, -1), prompts)
+            yield before, x
+            reached = number - 1

@@ -1,7 +1,8 @@
-"""CLIP's causal text transformer, with the parts of it that serve several videos computed once.
+"""CLIP's causal text transformer, with everything that serves several classes or several videos computed once.
 
-Only the end-of-text position of the last block is wanted, and only keys and values of the prompt positions depend on
-the video there: everything else of a class prompt is shared by all videos.
+Class prompts are rows (`TextRows`): what all of them begin with stands there once. Only the end-of-text position of the
+last block is wanted, and only keys and values of the prompt positions depend on the video there: everything else of a
+class prompt is shared by all videos.
 """
 
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from tc_clip.config import TextConfig
 from tc_clip.layers import ResidualBlock, init_tower
+from tc_clip.text_rows import TextRows
 
 TOKEN_EMBEDDING_SEED = 0
 
@@ -22,9 +24,9 @@ class SharedLastBlock(NamedTuple):
 
     Attributes:
         residual: (C, D), the end-of-text tokens before the block.
-        query: (C, A, 1, h), of the end-of-text tokens.
+        query: (C, A, h), of the end-of-text tokens.
         log_weight: (C, A, 1), log-sum-exp of their logits towards the positions that no video changes.
-        value: (C, A, 1, h), what they attend to there.
+        value: (C, A, h), what they attend to there.
     """
 
     residual: Tensor
@@ -52,63 +54,60 @@ class TextEncoder(nn.Module):
         self.projection = nn.Parameter(torch.randn(D, config.embed_dim) * D**-0.5)
         init_tower(self.blocks, D)
 
-    def forward(self, tokens: Tensor, prompt_vectors: Tensor | None, stop: int) -> Tensor:
-        """Embed tokens (C, L) as `embed` does and run the first `stop` blocks on them: (C, L, D)."""
-        return self.run(self.embed(tokens, prompt_vectors), 0, stop)
+    def forward(self, rows: TextRows, prompt_vectors: Tensor | None, stop: int) -> Tensor:
+        """Embed texts as `embed` does and run the first `stop` blocks on them: (R, D)."""
+        return self.run(self.embed(rows, prompt_vectors), rows, 0, stop)
 
-    def embed(self, tokens: Tensor, prompt_vectors: Tensor | None = None) -> Tensor:
-        """Embed tokens (C, L), with prompt vectors (M, D) at positions 1..M of each text: (C, L, D)."""
-        C, L = tokens.shape
-        x = F.embedding(tokens, self.token_embedding)  # (C, L, D)
+    def embed(self, rows: TextRows, prompt_vectors: Tensor | None = None) -> Tensor:
+        """Embed texts, with prompt vectors (M, D) at their positions 1..M: (R, D)."""
+        x = F.embedding(rows.tokens, self.token_embedding)
         if prompt_vectors is not None:
-            M = prompt_vectors.shape[0]
-            x = torch.cat((x[:, :1], prompt_vectors.to(x.dtype).expand(C, -1, -1), x[:, 1 + M :]), dim=1)
-        return x + self.positional_embedding[:L]
+            x = replace_prompts(x, prompt_vectors.to(x.dtype))
+        return x + F.embedding(rows.positions, self.positional_embedding)
 
-    def run(self, x: Tensor, first: int, stop: int) -> Tensor:
-        """Run blocks `first .. stop - 1` (from 0) on texts (..., L, D)."""
+    def run(self, x: Tensor, rows: TextRows, first: int, stop: int) -> Tensor:
+        """Run blocks `first .. stop - 1` (from 0) on the rows (..., R, D) of texts."""
         for block in self.blocks[first:stop]:
-            queries, keys, values = block.attn.queries_keys_values(block.ln_1(x))
-            attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
-            x = block.feed_forward(x + block.attn.merge_heads(attended))
+            projected = rows.spread(block.attn.project(block.ln_1(x)))  # (..., C, L, 3 * D)
+            attended = F.scaled_dot_product_attention(*block.attn.split_heads(projected), is_causal=True)
+            attended = rows.gather(block.attn.join_heads(attended))  # (..., R, D)
+            x = block.feed_forward(x + block.attn.out_proj(attended))
         return x
 
-    def finish(self, x: Tensor, ends: Tensor) -> Tensor:
-        """Run the last block for the end-of-text positions `ends` (n,) of texts (n, L, D): features (n, E)."""
+    def finish(self, x: Tensor, rows: TextRows) -> Tensor:
+        """Run the last block for the ends of texts with rows (..., R, D): features (..., C, E)."""
         block = self.blocks[-1]
-        residual = _take(x, ends)  # (n, D)
         normed = block.ln_1(x)
-        query = block.attn.queries(_take(normed, ends).unsqueeze(1))  # (n, A, 1, h)
-        keys, values = block.attn.keys_values(normed)  # (n, A, L, h)
-        visible = torch.arange(x.shape[1], device=x.device) <= ends.unsqueeze(1)  # (n, L)
-        attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=visible[:, None, None])
-        return self._features(residual, block.attn.merge_heads(attended).squeeze(1))
+        query = block.attn.queries(normed.index_select(-2, rows.ends).unsqueeze(-2))  # (..., C, A, 1, h)
+        projected = rows.spread(block.attn.project_keys_values(normed))  # (..., C, L, 2 * D)
+        keys, values = block.attn.split_heads(projected)  # (..., C, A, L, h)
+        visible = rows.visible[:, None, None]  # (C, 1, 1, L)
+        attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=visible)
+        return self._features(x.index_select(-2, rows.ends), block.attn.merge_heads(attended).squeeze(-2))
 
-    def share_last_block(self, x: Tensor, ends: Tensor, num_prompts: int) -> SharedLastBlock:
-        """Compute what the last block does with texts (C, L, D) apart from their prompt positions 1..M."""
+    def share_last_block(self, x: Tensor, rows: TextRows, num_prompts: int) -> SharedLastBlock:
+        """Compute what the last block does with texts' rows (R, D) apart from their prompt positions 1..M."""
         block = self.blocks[-1]
-        L = x.shape[1]
         normed = block.ln_1(x)
-        query = block.attn.queries(_take(normed, ends).unsqueeze(1))  # (C, A, 1, h)
-        fixed = torch.cat((normed[:, :1], normed[:, 1 + num_prompts :]), dim=1)  # (C, L - M, D)
-        keys, values = block.attn.keys_values(fixed)  # (C, A, L - M, h)
-        positions = torch.arange(L, device=x.device)
-        positions = torch.cat((positions[:1], positions[1 + num_prompts :]))
-        visible = positions <= ends.unsqueeze(1)  # (C, L - M)
-        logits = _logits(query, keys).masked_fill(~visible[:, None, None], -torch.inf)  # (C, A, 1, L - M)
+        query = block.attn.queries(normed.index_select(0, rows.ends).unsqueeze(1))  # (C, A, 1, h)
+        projected = rows.spread(block.attn.project_keys_values(normed))  # (C, L, 2 * D)
+        keys, values = block.attn.split_heads(_without_prompts(projected, num_prompts))  # (C, A, L - M, h)
+        visible = _without_prompts(rows.visible.unsqueeze(-1), num_prompts).squeeze(-1)  # (C, L - M)
+        logits = scaled_products(query, keys).masked_fill(~visible[:, None, None], -torch.inf)  # (C, A, 1, L - M)
         value = logits.softmax(dim=-1).to(values.dtype) @ values  # (C, A, 1, h)
-        return SharedLastBlock(_take(x, ends), query, logits.logsumexp(dim=-1), value)
+        residual = x.index_select(0, rows.ends)
+        return SharedLastBlock(residual, query.squeeze(2), logits.logsumexp(dim=-1), value.squeeze(2))
 
     def finish_shared(self, shared: SharedLastBlock, prompts: Tensor) -> Tensor:
-        """Complete the last block with the videos' prompts (B, C, M, D): features (B, C, E)."""
+        """Complete the last block with the videos' prompts (B, M, D): features (B, C, E)."""
         block = self.blocks[-1]
-        keys, values = block.attn.keys_values(block.ln_1(prompts))  # (B, C, A, M, h)
-        logits = _logits(shared.query, keys).squeeze(-2)  # (B, C, A, M)
-        total = torch.logaddexp(shared.log_weight.squeeze(-1), logits.logsumexp(dim=-1)).unsqueeze(-1)  # (B, C, A, 1)
-        weights = (logits - total).exp().to(values.dtype)  # (B, C, A, M)
-        attended = weights.unsqueeze(-2) @ values  # (B, C, A, 1, h)
-        attended = attended + (shared.log_weight - total).exp().unsqueeze(-1).to(values.dtype) * shared.value
-        return self._features(shared.residual, block.attn.merge_heads(attended).squeeze(-2))
+        keys, values = block.attn.keys_values(block.ln_1(prompts))  # (B, A, M, h)
+        logits = scaled_products(shared.query.transpose(0, 1), keys).transpose(1, 2)  # (B, C, A, M)
+        total = torch.logaddexp(shared.log_weight, logits.logsumexp(dim=-1, keepdim=True))  # (B, C, A, 1)
+        weights = (logits - total).exp().to(values.dtype).transpose(1, 2)  # (B, A, C, M)
+        attended = (weights @ values).transpose(1, 2)  # (B, C, A, h)
+        attended = attended + (shared.log_weight - total).exp().to(values.dtype) * shared.value
+        return self._features(shared.residual, block.attn.out_proj(attended.flatten(2)))
 
     def _features(self, residual: Tensor, attended: Tensor) -> Tensor:
         """Finish the last block of end-of-text tokens (..., D): the texts' features (..., E), not normalised."""
@@ -125,12 +124,17 @@ def random_token_embedding(vocab_size: int, width: int) -> Tensor:
     return torch.from_numpy((numbers * 0.02).astype(np.float32))
 
 
-def _take(x: Tensor, positions: Tensor) -> Tensor:
-    """Take one position (n,) of each text (n, L, D): (n, D)."""
-    return x[torch.arange(x.shape[0], device=x.device), positions]
+def replace_prompts(x: Tensor, prompts: Tensor) -> Tensor:
+    """Put prompts (..., M, D) at the positions 1..M of texts, which are the rows 1..M of all of them, (..., R, D)."""
+    return torch.cat((x[..., :1, :], prompts, x[..., 1 + prompts.shape[-2] :, :]), dim=-2)
 
 
-def _logits(query: Tensor, keys: Tensor) -> Tensor:
-    """Scaled dot products of (..., 1, h) and (..., n, h), in float32 at least: (..., 1, n)."""
-    logits = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+def scaled_products(queries: Tensor, keys: Tensor) -> Tensor:
+    """Scaled dot products of (..., m, h) and (..., n, h), in float32 at least: (..., m, n)."""
+    logits = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _without_prompts(x: Tensor, num_prompts: int) -> Tensor:
+    """Leave the positions 1..M of (C, L, W) out."""
+    return torch.cat((x[:, :1], x[:, 1 + num_prompts :]), dim=1)

@@ -25,6 +25,7 @@ import tc_clip
 from datasets.transforms import normalize
 from tc_clip.prompts import SharedText
 from tc_clip.text_encoder import SharedLastBlock
+from tc_clip.text_rows import TextRows
 from tc_clip.vision_encoder import VisionOutput
 from trainers.errors import ConfigError
 from trainers.inference import input_size, num_frames
@@ -138,14 +139,16 @@ class TextTower(nn.Module):
         return self.prompts is not None and self.prompts.looks_at_video
 
     def forward(self, tokens: Tensor, features: Tensor, *contexts: Tensor) -> Outputs:
-        return (self.score(self.share(tokens), features, contexts),)
+        num_vectors = 0 if self.prompts is None else self.prompts.num_vectors
+        rows = TextRows.padded(tokens, 1 + num_vectors)  # the start token, and the prompt vectors
+        return (self.score(self.share(rows), features, contexts),)
 
-    def share(self, tokens: Tensor) -> SharedText | Tensor:
+    def share(self, rows: TextRows) -> SharedText | Tensor:
         """Compute what no video changes."""
         if self.prompts is not None:
-            return self.prompts.share(self.text, tokens)
-        x = self.text.run(self.text.embed(tokens), 0, self.text.config.depth - 1)
-        features = self.text.finish(x, tokens.argmax(dim=-1))  # (C * templates, E)
+            return self.prompts.share(self.text, rows)
+        x = self.text.run(self.text.embed(rows), rows, 0, self.text.config.depth - 1)
+        features = self.text.finish(x, rows)  # (C * templates, E)
         if self.num_templates > 1:
             features = F.normalize(features, dim=-1).unflatten(0, (-1, self.num_templates)).mean(dim=1)
         return features  # (C, E)
@@ -168,12 +171,14 @@ class Classifier(nn.Module):
         self.video = VideoTower(model)
         self.text = TextTower(model)
         with torch.no_grad():
-            shared = self.text.share(model.class_tokens)
-        self.kind = "features" if isinstance(shared, Tensor) else "tokens" if shared.last_block is None else "last"
-        if self.kind == "features":
-            parts = (shared,)
+            shared = self.text.share(TextRows.of(model.class_tokens.cpu()).to(model.class_tokens.device))
+        if isinstance(shared, Tensor):
+            self.kind, parts = "features", (shared,)
+        elif shared.last_block is not None:  # of the rows only the prompts' are still needed
+            self.kind, parts = "last", (shared.x[: 1 + model.prompts.num_vectors], *shared.last_block)
         else:
-            parts = (shared.x, shared.ends, *(shared.last_block or ()))
+            self.kind, parts = "tokens", (shared.x, *shared.rows[:5])
+            self.layout = shared.rows[5:]
         self._leave_out_what_is_done(model)
         self.num_parts = len(parts)
         for place, part in enumerate(parts):
@@ -198,8 +203,10 @@ class Classifier(nn.Module):
         parts = [getattr(self, f"shared_{place}") for place in range(self.num_parts)]
         if self.kind == "features":
             shared = parts[0]
+        elif self.kind == "last":
+            shared = SharedText(parts[0], None, SharedLastBlock(*parts[1:]))
         else:
-            shared = SharedText(*parts[:2], SharedLastBlock(*parts[2:]) if self.kind == "last" else None)
+            shared = SharedText(parts[0], TextRows(*parts[1:], *self.layout), None)
         return (self.text.score(shared, features, contexts),)
 
 

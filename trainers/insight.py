@@ -1,12 +1,10 @@
 """What a model looks at in one video: attention, seeds, context tokens, and which of them the prompts attend to."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 import tc_clip
 from datasets.decoding import decode
@@ -51,11 +49,13 @@ class BlockInsight:
 
 @dataclass(frozen=True)
 class PromptInsight:
-    """How much each class's prompts, before a text block, look at each context token of a vision block.
+    """How much each class looks, through the prompts before a text block, at each context token of a vision block.
+
+    The prompts themselves are the same for all classes; how much a class makes of each of them is not.
 
     Attributes:
         text_block, vision_block: from 1.
-        weights: (C, K) float32, mean over heads and prompt vectors; every class sums to 1.
+        weights: (C, K) float32, see `VideoConditionalPrompts.attention`; every class sums to 1.
     """
 
     text_block: int
@@ -120,14 +120,10 @@ def look(model: tc_clip.VideoClip, path: str | Path, precision: str = "auto", de
 
     pixels = TestTransform(input_size(model))(decode(str(path), choose, decoder))  # (1, T, 3, S, S)
     model.to(formats.device, formats.dtype).eval()
-    asked: list[list[tuple[Tensor, Tensor]]] = []
-    with torch.no_grad(), formats.autocast(), _watched_prompts(model, asked):
+    with torch.no_grad(), formats.autocast():
         output = model.encode_video(normalize(pixels.to(formats.device), formats.dtype), with_traces=True)
         scores = model.score(output).to(formats.dtype).softmax(dim=-1)[0]
-        prompts = [
-            torch.cat([layer.attention(prompt, context)[0] for prompt, context in calls]).mean(dim=1)  # (C, K)
-            for layer, calls in zip(_layers(model), asked, strict=True)
-        ]
+        prompts = [weights[0].float().cpu().numpy() for weights in model.prompt_attention(output)]  # (C, K) each
     return Insight(
         model=model.name,
         path=str(path),
@@ -138,29 +134,10 @@ def look(model: tc_clip.VideoClip, path: str | Path, precision: str = "auto", de
         grid_size=model.vision.config.grid_size,
         blocks=tuple(_block(number, trace) for number, trace in enumerate(output.traces, start=1)),
         prompts=tuple(
-            PromptInsight(block, _vision_block(model, block), weights.float().cpu().numpy())
+            PromptInsight(block, _vision_block(model, block), weights)
             for block, weights in zip(_prompt_layers(model), prompts, strict=True)
         ),
     )
-
-
-class _watched_prompts:  # noqa: N801 (a context manager is named as a verb)
-    """Note what each prompt layer is called with: classes may come in several calls."""
-
-    def __init__(self, model: tc_clip.VideoClip, asked: list):
-        self._layers = _layers(model)
-        self._asked = asked
-
-    def __enter__(self) -> None:
-        self._asked.extend([] for _ in self._layers)
-        self._hooks = [
-            layer.register_forward_pre_hook(lambda _, inputs, calls=calls: calls.append(inputs))
-            for layer, calls in zip(self._layers, self._asked, strict=True)
-        ]
-
-    def __exit__(self, *error) -> None:
-        for hook in self._hooks:
-            hook.remove()
 
 
 def _block(number: int, trace) -> BlockInsight:
@@ -172,13 +149,10 @@ def _block(number: int, trace) -> BlockInsight:
     return BlockInsight(number, attention, tokens.cpu().numpy(), groups.shape[0])
 
 
-def _layers(model: tc_clip.VideoClip) -> Sequence[nn.Module]:
-    """Return the layers in which prompts look at the video."""
-    return model.prompts.layers if model.prompts is not None and model.prompts.looks_at_video else ()
-
-
 def _prompt_layers(model: tc_clip.VideoClip) -> tuple[int, ...]:
-    return model.prompts.config.prompt_layers if _layers(model) else ()
+    """Return the text blocks, from 1, before which prompts look at the video."""
+    prompts = model.prompts
+    return prompts.config.prompt_layers if prompts is not None and prompts.looks_at_video else ()
 
 
 def _vision_block(model: tc_clip.VideoClip, text_block: int) -> int:

@@ -52,6 +52,27 @@ def test_chunks_of_classes_change_nothing(monkeypatch):
             monkeypatch.undo()
 
 
+@pytest.mark.parametrize("prompt_layers", [(4,), (2, 4)])
+def test_prompt_attention_of_a_class(prompt_layers):
+    """Through one prompt vector all classes look alike; through several each for itself, whatever else is named."""
+    model = build(prompt_layers=prompt_layers, num_prompt_vectors=1, prompt_init="a").eval()
+    with torch.no_grad():
+        output = model.encode_video(random_video(4))
+        found = model.prompt_attention(output)
+        assert len(found) == len(prompt_layers)
+        for weights in found:
+            assert weights.shape == (2, len(NAMES), 12)
+            torch.testing.assert_close(weights, weights[:, :1].expand_as(weights), rtol=1e-12, atol=1e-12)
+        model = build(prompt_layers=prompt_layers).eval()
+        together = model.prompt_attention(output)
+        model.set_class_names(NAMES[2:3])
+        for weights, alone in zip(together, model.prompt_attention(output), strict=True):
+            torch.testing.assert_close(weights[:, 2:3], alone, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, len(NAMES)).double(), rtol=1e-10, atol=0)
+            assert (weights[:, 0] - weights[:, 1]).abs().max() > 1e-6
+    assert build("vifi_clip").prompt_attention(output) == []
+
+
 def test_several_videos_do_not_see_each_other():
     model = build().eval()
     video = random_video(4, batch=3)
