@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tc_clip.kernels import attend, attend_with_bias, attend_with_channels
+from tc_clip.attention import attend, attend_and_rank, attend_with_bias, attend_with_channels
 from tc_clip.layers import Attention
 from tc_clip.temporal_context import class_attention_among_frames, class_token_attention
 
@@ -29,11 +29,20 @@ class FrameAttention(Attention):
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, context: tuple[Tensor, Tensor] | None) -> Tensor:
         """Attend from (B, T, A, n, h) to own keys and values (B, T, A, N, h) and to the context's (B, A, K, h)."""
-        bias = None
-        if context is not None and self.local_global_bias is not None:
-            # Only the difference of the two entries changes a softmax.
-            bias = self.local_global_bias[:, 0, 1] - self.local_global_bias[:, 0, 0]  # (A,)
-        return attend(queries, keys, values, context, bias)
+        return attend(queries, keys, values, context, self._bias_of(context))
+
+    def attend_and_rank(
+        self, queries: Tensor, keys: Tensor, values: Tensor, context: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend likewise, and return also the class tokens' weights over their patches (B, T, P), if known."""
+        attended, weights = attend_and_rank(queries, keys, values, context, self._bias_of(context))
+        return attended, None if weights is None else weights[..., 1:]
+
+    def _bias_of(self, context: tuple[Tensor, Tensor] | None) -> Tensor | None:
+        if context is None or self.local_global_bias is None:
+            return None
+        # Only the difference of the two entries changes a softmax.
+        return self.local_global_bias[:, 0, 1] - self.local_global_bias[:, 0, 0]  # (A,)
 
     def attend_further(self, queries: Tensor, keys: Tensor, values: Tensor, further: tuple[Tensor, Tensor]) -> Tensor:
         """Attend from (B, T, A, n, h) to own keys and values (B, T, A, N, h) and further ones (B, T, A, F, h)."""
@@ -86,15 +95,30 @@ class VisionAttention:
             queries: some or all tokens of each frame.
             keys: all tokens of each frame.
             values: likewise.
-            context: keys and values of the context tokens, (B, A, K, h) each, for a part that uses them.
+            context: keys and values of the context tokens, (B, A, K, h) each, for a part that uses them, else None.
         """
-        return attention.attend(queries, keys, values, None)
+        return attention.attend(queries, keys, values, context)
+
+    def attend_and_rank(
+        self,
+        attention: FrameAttention,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        context: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `attend` and what `class_attention` return; some kernels know the second from the first."""
+        attended, weights = attention.attend_and_rank(queries, keys, values, context)
+        if weights is None:
+            weights = self.class_attention(attention, queries, keys, context)
+        return attended, weights
 
     def class_attention(
         self, attention: FrameAttention, queries: Tensor, keys: Tensor, context: tuple[Tensor, Tensor] | None
     ) -> Tensor:
         """Return the class tokens' softmax weights over their own patches, mean over the heads: (B, T, P)."""
-        return class_token_attention(queries, keys, None, None)
+        context_keys = None if context is None else context[0]
+        return class_token_attention(queries, keys, context_keys, attention.local_global_bias)
 
 
 @dataclass(frozen=True)
@@ -104,12 +128,6 @@ class ContextTokens(VisionAttention):
     name: ClassVar[str] = "context_tokens"
     looks_further: ClassVar[bool] = True
     uses_context: ClassVar[bool] = True
-
-    def attend(self, attention, queries, keys, values, context):  # noqa: D102
-        return attention.attend(queries, keys, values, context)
-
-    def class_attention(self, attention, queries, keys, context):  # noqa: D102
-        return class_token_attention(queries, keys, context[0], attention.local_global_bias)
 
 
 @dataclass(frozen=True)
@@ -137,6 +155,10 @@ class OtherFrames(VisionAttention):
         if len(parts) == 1:
             return parts[0]
         return torch.cat(parts, dim=1)[:, torch.cat(order).argsort()]  # (B, T, A, n, h)
+
+    def attend_and_rank(self, attention, queries, keys, values, context):  # noqa: D102
+        attended = self.attend(attention, queries, keys, values, context)
+        return attended, self.class_attention(attention, queries, keys, context)
 
     def class_attention(self, attention, queries, keys, context):  # noqa: D102
         visible = _visibility(self, keys.shape[1], keys.shape[3], keys.device)

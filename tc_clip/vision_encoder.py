@@ -84,11 +84,14 @@ class VisionBlock(ResidualBlock):
         else:
             queries, keys, values = self.attn.queries_keys_values(normed)
 
-        class_attention = seeds = None
+        seeds = class_attention = attended = None
+        generator = None if summary is None else self._generator(summary, frames.device)
         if summary is not None or with_trace:
-            class_attention = self.sees.class_attention(self.attn, queries, keys, further)
+            if only_class:  # which patches go on has to be known before
+                class_attention = self.sees.class_attention(self.attn, queries, keys, further)
+            else:
+                attended, class_attention = self.sees.attend_and_rank(self.attn, queries, keys, values, further)
         if summary is not None:
-            generator = self._generator(summary, frames.device)
             seeds = select_seeds(class_attention, frames[:, :, 1:], summary, generator)  # (B, T, S)
 
         if only_class:
@@ -97,7 +100,9 @@ class VisionBlock(ResidualBlock):
                 queries = torch.cat((queries, self.attn.queries(gather_patches(normed, seeds))), dim=3)
                 kept = torch.cat((kept, gather_patches(frames, seeds)), dim=2)  # (B, T, 1 + S, D)
             frames = kept
-        frames = frames + self.attn.merge_heads(self.sees.attend(self.attn, queries, keys, values, further))
+        if attended is None:
+            attended = self.sees.attend(self.attn, queries, keys, values, further)
+        frames = frames + self.attn.merge_heads(attended)
 
         context = assignment = None
         if seeds is not None:

@@ -178,9 +178,13 @@ def _flop_formulas() -> dict:
     def attention_backward(_, query, key, *__, out_shape=None, **___) -> int:
         return attention(query, key) * 5 // 2
 
+    def convolution(x, weight, *_, out_shape=None, **__) -> int:
+        return 2 * x[0] * x[2] * x[3] * functools.reduce(lambda a, b: a * b, weight)  # of one place each
+
     ops = torch.ops
     return {
         ops.mkldnn._linear_pointwise: linear,
+        ops.mkldnn._convolution_pointwise: convolution,
         ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
         ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
     }

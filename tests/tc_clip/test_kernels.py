@@ -2,86 +2,9 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from tc_clip import kernels
-
-TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 4e-2}
-
-
-def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed + sum(shape))
-    return torch.randn(*shape, dtype=torch.float64, generator=generator).to(dtype).requires_grad_()
-
-
-def compare(ours, plain, inputs: list[Tensor | None]) -> None:
-    """Compare values and gradients of two functions; the plain one computes in float64."""
-    dtype = next(x.dtype for x in inputs if x is not None)
-    doubles = [None if x is None else x.detach().double().requires_grad_() for x in inputs]
-    out, expected = ours(*inputs), plain(*doubles)
-    weights = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
-    (out.double() * weights).sum().backward()
-    (expected * weights).sum().backward()
-    pairs = [(out, expected)] + [(x.grad, y.grad) for x, y in zip(inputs, doubles, strict=True) if x is not None]
-    for number, (value, wanted) in enumerate(pairs):
-        error = (value.double() - wanted).norm() / wanted.norm()
-        assert error <= TOLERANCE[dtype], f"number {number}: relative difference {error}"
-
-
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, context_k, context_v, bias) -> Tensor:
-    """Attend with everything written out."""
-    T, N = q.shape[1], k.shape[3]
-    if context_k is not None:
-        k, v = (
-            torch.cat((own, shared.unsqueeze(1).expand(-1, T, -1, -1, -1)), dim=3)
-            for own, shared in ((k, context_k), (v, context_v))
-        )
-    logits = q @ k.mT * q.shape[-1] ** -0.5
-    if bias is not None:
-        logits = logits + F.pad(bias[:, None].expand(-1, k.shape[3] - N), (N, 0))[:, None]
-    return logits.softmax(-1) @ v
-
-
-def attention_inputs(dtype: torch.dtype, num_queries: int, with_context: bool, with_bias: bool) -> list:
-    B, T, A, N, K, h = 2, 3, 4, 11, 6, 8
-    tensors = [random(B, T, A, n, h, dtype=dtype, seed=seed) for seed, n in enumerate((num_queries, N, N))]
-    context = [random(B, A, K, h, dtype=dtype, seed=seed) for seed in (5, 6)] if with_context else [None, None]
-    return [*tensors, *context, random(A, dtype=dtype) if with_bias else None]
-
-
-FORMS = {
-    "flash, twice": (kernels._SharedContextAttention.apply, torch.float64),
-    "flash, twice, float32": (kernels._SharedContextAttention.apply, torch.float32),
-    "materialised": (kernels._MaterialisedAttention.apply, torch.float64),
-    "materialised, bfloat16": (kernels._MaterialisedAttention.apply, torch.bfloat16),
-}
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("num_queries", [11, 1])
-@pytest.mark.parametrize("case", ["bias", "no bias", "no context"])
-def test_attention(form, num_queries, case, monkeypatch):
-    function, dtype = FORMS[form]
-    if case == "no context" and form.startswith("flash"):
-        pytest.skip("this form is for shared context alone")
-    monkeypatch.setattr(kernels, "_CHUNK_BYTES", 2 * 4 * num_queries * 17 * dtype.itemsize)  # two frames a chunk
-    inputs = attention_inputs(dtype, num_queries, case != "no context", case == "bias")
-    compare(function, plain_attention, inputs)
-
-
-@pytest.mark.parametrize("with_context", [True, False])
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_attention_of_other_devices(with_context, with_bias, monkeypatch):
-    """What runs on GPUs, and under the compiler, on the CPU."""
-    if with_bias and not with_context:
-        pytest.skip("a bias is of the context")
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-
-    def ours(q, k, v, context_k, context_v, bias):
-        return kernels.attend(q, k, v, (context_k, context_v) if with_context else None, bias)
-
-    compare(ours, plain_attention, attention_inputs(torch.float64, 11, with_context, with_bias))
+from tests.tc_clip.formulas import TOLERANCE, compare, random
 
 
 def plain_feed_forward(x, w_in, b_in, w_out, b_out):
