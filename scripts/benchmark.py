@@ -5,7 +5,7 @@ context length for every video and materialises attention; `frames` is the frame
 matmul rate, and the bare video decoder. Equality with `plain` is checked in float64 before anything is timed. Rounds
 are interleaved, so a noisy moment hits every case alike.
 
-Without options everything that BENCHMARKS.md shows is measured: on a CPU in some 20 minutes and 21 GB
+Without options everything that BENCHMARKS.md shows is measured: on a CPU in some 25 minutes and 21 GB
 of memory, on a GPU in at most 8 minutes.
 """
 

@@ -95,12 +95,12 @@ class SharedText(NamedTuple):
 
     Attributes:
         x: (R, D), the rows before the first prompt layer.
-        rows: which positions they are; only the prompts' rows are needed where there is `last_block`.
+        rows: which positions they are; may be None to finish `last_block`, which needs only the prompts' rows of `x`.
         last_block: the last block's share, where the only prompt layer stands before it, else None.
     """
 
     x: Tensor
-    rows: TextRows
+    rows: TextRows | None
     last_block: SharedLastBlock | None
 
     @property

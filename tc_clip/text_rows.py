@@ -74,6 +74,11 @@ class TextRows(NamedTuple):
         )
 
     @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Tokens, positions, places, kept, ends; `num_shared` and `starts` are plain numbers."""
+        return self[:5]
+
+    @property
     def num_texts(self) -> int:
         """Texts (`C`)."""
         return self.places.shape[0]
@@ -90,7 +95,7 @@ class TextRows(NamedTuple):
 
     def to(self, device: torch.device) -> "TextRows":
         """Return the same on a device."""
-        return TextRows(*(x.to(device) for x in self[:5]), *self[5:])
+        return TextRows(*(x.to(device) for x in self.tensors), self.num_shared, self.starts)
 
     def part(self, first: int, stop: int) -> "TextRows":
         """Return the rows of the texts `first .. stop - 1` alone; `rows_of` takes them out of a tensor."""

@@ -177,8 +177,8 @@ class Classifier(nn.Module):
         elif shared.last_block is not None:  # of the rows only the prompts' are still needed
             self.kind, parts = "last", (shared.x[: 1 + model.prompts.num_vectors], *shared.last_block)
         else:
-            self.kind, parts = "tokens", (shared.x, *shared.rows[:5])
-            self.layout = shared.rows[5:]
+            self.kind, parts = "tokens", (shared.x, *shared.rows.tensors)
+            self.layout = shared.rows.num_shared, shared.rows.starts
         self._leave_out_what_is_done(model)
         self.num_parts = len(parts)
         for place, part in enumerate(parts):

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tc_clip import attention
+from tc_clip.frame_attention import ContextTokens, FrameAttention, NeighbourPatches, VisionAttention
 from tests.tc_clip.formulas import TOLERANCE, compare, random
 
 
@@ -89,6 +90,23 @@ def test_attention_and_what_first_queries_attend_to(dtype, with_gradient, case, 
         assert not first.requires_grad and first.dtype == torch.float32
         expected = plain_first_weights(q, k, context_k, bias)
         assert (first.double() - expected).norm() <= TOLERANCE[dtype] * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("part", [VisionAttention(), ContextTokens(), NeighbourPatches()])
+def test_class_attention_is_the_same_as_a_by_product(part, dtype):
+    """It chooses the seeds: read off what attention computes, or computed for itself."""
+    B, T, A, N, K, h = 2, 3, 4, 33, 6, 16
+    layer = FrameAttention(A * h, A, part.looks_further).to(dtype).requires_grad_(False)
+    q, k, v = (random(B, T, A, N, h, dtype=dtype, seed=seed).detach() for seed in range(3))
+    context = (
+        tuple(random(B, A, K, h, dtype=dtype, seed=seed).detach() for seed in (5, 6)) if part.uses_context else None
+    )
+    attended, weights = part.attend_and_rank(layer, q, k, v, context)
+    assert torch.equal(attended, part.attend(layer, q, k, v, context))
+    expected = part.class_attention(layer, q, k, context).double()
+    assert weights.shape == (B, T, N - 1)
+    assert (weights.double() - expected).norm() <= TOLERANCE[dtype] * expected.norm()
 
 
 @pytest.mark.parametrize("with_context", [True, False])
