@@ -5,8 +5,8 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from trainers.command_line import composition_errors, one_line_errors
-from trainers.settings import resolve
+from trainers.config.command_line import composition_errors, one_line_errors
+from trainers.config.settings import resolve
 
 
 @hydra.main(config_path="configs", config_name="base", version_base="1.3")

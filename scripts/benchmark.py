@@ -5,7 +5,7 @@ context length for every video and materialises attention; `frames` is the frame
 matmul rate, and the bare video decoder. Equality with `plain` is checked in float64 before anything is timed. Rounds
 are interleaved, so a noisy moment hits every case alike.
 
-Without options everything that BENCHMARKS.md shows is measured: on a CPU in some 25 minutes and 21 GB
+Without options everything that docs/benchmarks.md shows is measured: on a CPU in some 25 minutes and 21 GB
 of memory, on a GPU in at most 8 minutes.
 """
 
@@ -17,14 +17,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPOSITORY))
-
-import tc_clip  # noqa: E402
-from scripts.benchmarking.cases import PRECISIONS, SIZES, VARIANTS, Case, check_equality  # noqa: E402
-from scripts.benchmarking.loading import measure_loading  # noqa: E402
-from scripts.benchmarking.measuring import (  # noqa: E402
+from benchmarking.cases import PRECISIONS, SIZES, VARIANTS, Case, check_equality
+from benchmarking.loading import measure_loading
+from benchmarking.measuring import (
     machine,
     matmul_rate,
     measure,
@@ -32,8 +27,10 @@ from scripts.benchmarking.measuring import (  # noqa: E402
     say,
     yardstick_share,
 )
-from scripts.benchmarking.report import Results, figures_table, targets_table  # noqa: E402
-from trainers.memory import keep_freed_memory  # noqa: E402
+from benchmarking.report import Results, figures_table, targets_table
+
+import tc_clip
+from tc_clip.ops.memory import keep_freed_memory
 
 PARTS = ("matmul", "yardstick", "inference", "training", "growth", "memory", "loading")
 

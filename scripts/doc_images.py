@@ -18,11 +18,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPOSITORY))
-
-from trainers.command_line import one_line_errors  # noqa: E402
-from trainers.errors import ConfigError  # noqa: E402
+from trainers.config.command_line import one_line_errors
+from trainers.errors import ConfigError
+from trainers.paths import REPOSITORY
 
 VIDEO = "data/shapes/videos/red_square_moving_sideways_065.mp4"
 CLASSES = "data/shapes/labels/held_out.csv"
@@ -64,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def contact_sheet(checkpoint: Path, video: str, classes: str, target: Path) -> None:
     """Draw what the model sees, through `scripts/visualize.py` as a user calls it."""
-    from scripts import visualize
+    from trainers.commands import visualize
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = [video, "--checkpoint", str(checkpoint), "--class", classes, "--show", "1", "--kinds", "png"]

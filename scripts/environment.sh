@@ -59,15 +59,15 @@ prepare_environment() {
     unset PYTHONHOME
     hash -r
 
-    stamp="$(_stamp requirements.txt "$requirements")"
+    stamp="$(_stamp pyproject.toml requirements.txt "$requirements")"
     file=".venv/.installed-$requirements"
     if [[ "$(cat "$file" 2>/dev/null)" == "$stamp" ]]; then
         return
     fi
     echo "installing $requirements into .venv"
-    python -m pip install --quiet --no-input --disable-pip-version-check -r "$requirements" ||
+    python -m pip install --quiet --no-input --disable-pip-version-check -r "$requirements" -e . ||
         _fail "installing $requirements failed (see above); is a package index within reach?"
     echo "$stamp" >"$file"
     # Every other requirements file starts with `-r requirements.txt`.
-    _stamp requirements.txt requirements.txt >.venv/.installed-requirements.txt
+    _stamp pyproject.toml requirements.txt requirements.txt >.venv/.installed-requirements.txt
 }

@@ -1,36 +1,7 @@
-"""Write `report.html` about a finished run or evaluation: `python scripts/report.py runs/first`.
+#!/usr/bin/env python3
+"""The command `tc-clip report` (see `trainers/commands/report.py`)."""
 
-The page holds everything it shows: numbers beside the published ones, accuracy by class, confusions, the hardest and
-the surest videos with frames and answers, curves, and facts of the run. It needs no network.
-"""
-
-import argparse
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from trainers.command_line import one_line_errors  # noqa: E402
-from trainers.tools import quiet_decoders  # noqa: E402
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return 0."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="output folder of a run or an evaluation")
-    parser.add_argument(
-        "--videos", type=Path, help="folder or .tar of the videos (default: as the run's configuration)"
-    )
-    parser.add_argument("--output", type=Path, help="the page (default: report.html in the folder)")
-    args = parser.parse_args(argv)
-    with one_line_errors():
-        from trainers.report import write_report
-
-        page = write_report(args.folder, args.videos, args.output)
-        print(f"{page}  ({page.stat().st_size / 1e6:.1f} MB)")
-    return 0
-
+from trainers.commands.main import run
 
 if __name__ == "__main__":
-    quiet_decoders()
-    sys.exit(main())
+    run("report")

@@ -8,26 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tc_clip.create import create_model, load_model, model_names, model_options
-    from tc_clip.files import KNOWN_CLIP_WEIGHTS, WeightsError, fetch_clip_weights, read_checkpoint
     from tc_clip.models import VideoClip
     from tc_clip.tokenizer import tokenize
     from tc_clip.vision_encoder import VisionOutput
-    from tc_clip.weights import interpolate_weights, load_weights
+    from tc_clip.weights.files import KNOWN_CLIP_WEIGHTS, WeightsError, fetch_clip_weights, read_checkpoint
+    from tc_clip.weights.loading import interpolate_weights, load_weights
 
 _HOMES = {
     "create_model": "create",
     "load_model": "create",
     "model_names": "create",
     "model_options": "create",
-    "KNOWN_CLIP_WEIGHTS": "files",
-    "WeightsError": "files",
-    "fetch_clip_weights": "files",
-    "read_checkpoint": "files",
+    "KNOWN_CLIP_WEIGHTS": "weights.files",
+    "WeightsError": "weights.files",
+    "fetch_clip_weights": "weights.files",
+    "read_checkpoint": "weights.files",
     "VideoClip": "models",
     "tokenize": "tokenizer",
     "VisionOutput": "vision_encoder",
-    "interpolate_weights": "weights",
-    "load_weights": "weights",
+    "interpolate_weights": "weights.loading",
+    "load_weights": "weights.loading",
 }
 
 __all__ = [

@@ -12,10 +12,17 @@ from torch import Tensor
 
 from tc_clip.compositions import compositions
 from tc_clip.config import CLIP_HEAD_WIDTH, TextConfig, VisionConfig
-from tc_clip.files import WeightsError, read_checkpoint
 from tc_clip.models import VideoClip
 from tc_clip.text_encoder import random_token_embedding
-from tc_clip.weights import ClipWeights, checkpoint_state, load_clip_weights, load_weights, read_clip_weights, sizes_of
+from tc_clip.weights.files import WeightsError, read_checkpoint
+from tc_clip.weights.loading import (
+    ClipWeights,
+    checkpoint_state,
+    load_clip_weights,
+    load_weights,
+    read_clip_weights,
+    sizes_of,
+)
 
 _LOG = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tc_clip.attention import attend, attend_and_rank, attend_with_bias, attend_with_channels
 from tc_clip.layers import Attention
+from tc_clip.ops.attention import attend, attend_and_rank, attend_with_bias, attend_with_channels
 from tc_clip.temporal_context import class_attention_among_frames, class_token_attention
 
 

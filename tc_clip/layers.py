@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tc_clip.kernels import feed_forward, linear
+from tc_clip.ops.kernels import feed_forward, linear
 
 
 class Linear(nn.Linear):

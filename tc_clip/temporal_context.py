@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tc_clip.config import ContextConfig
-from tc_clip.kernels import products_with_one
+from tc_clip.ops.kernels import products_with_one
 from tc_clip.seed_selection import SEED_SELECTORS
 from tc_clip.summarisation import SUMMARISERS, Summary
 from tc_clip.token_merging import take_rows

@@ -8,7 +8,7 @@ differentiable average over it.
 import torch
 from torch import Tensor
 
-from tc_clip.kernels import pairwise_products
+from tc_clip.ops.kernels import pairwise_products
 
 
 def merge_schedule(num_tokens: int, num_kept: int, merge_rate: int) -> tuple[int, ...]:

@@ -50,7 +50,7 @@ def same_environment() -> Iterator[None]:
 def audible_loggers() -> None:
     """Undo what a run inside an earlier test silenced: runs set the levels of our loggers, and Hydra disables some."""
     for name, logger in logging.root.manager.loggerDict.items():
-        if name.split(".")[0] in ("tc_clip", "datasets") and isinstance(logger, logging.Logger):
+        if name.split(".")[0] in ("tc_clip", "video_datasets") and isinstance(logger, logging.Logger):
             logger.disabled, logger.propagate = False, True
             logger.setLevel(logging.NOTSET)
 
@@ -126,7 +126,7 @@ def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
 @pytest.fixture(scope="session")
 def shape_clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Return a few videos of the embedded data set, of different classes, 16 to 24 frames each at 12 a second."""
-    from scripts import make_shapes
+    from trainers.commands import make_shapes
 
     folder = tmp_path_factory.mktemp("clips")
     settings = make_shapes.Settings()

@@ -21,7 +21,7 @@ def misbehave(job: tuple[str, float]) -> str:
 
 def hang_at_april(job: object) -> dict:
     """Look at a video as verify.py does, but hang at some."""
-    from scripts.data.inspect_video import inspect_video
+    from trainers.commands.data.inspect_video import inspect_video
 
     if "April_09_kick_ball" in job.source:
         time.sleep(600)

@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from scripts.make_shapes import Settings, all_classes, render
+from trainers.commands.make_shapes import Settings, all_classes, render
 
 NUM_TRAIN, NUM_VAL = 3, 2
 SHAPES = Settings(side=48, min_frames=9, max_frames=9, train_clips=16)

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PACKAGES = ("tc_clip", "datasets", "trainers")
+PACKAGES = ("tc_clip", "video_datasets", "trainers")
 SOURCES = [REPOSITORY / "main.py", *(path for name in PACKAGES for path in sorted((REPOSITORY / name).rglob("*.py")))]
 SCRIPTS = sorted((REPOSITORY / "scripts").rglob("*.py"))
 TESTS = sorted((REPOSITORY / "tests").rglob("*.py"))
 
 FORBIDDEN = {
-    "tc_clip": {"datasets", "trainers", "hydra", "omegaconf", "torch.distributed", "decord", "av"},
-    "datasets": {"tc_clip", "trainers", "hydra", "omegaconf", "torch.distributed"},
+    "tc_clip": {"video_datasets", "trainers", "hydra", "omegaconf", "torch.distributed", "decord", "av"},
+    "video_datasets": {"tc_clip", "trainers", "hydra", "omegaconf", "torch.distributed"},
     "trainers": {"main"},
 }
 # The packages that each may import besides the standard library.
@@ -22,12 +22,22 @@ ALLOWED = {
     "tc_clip": {"tc_clip", "torch", "timm", "torchvision", "numpy", "ftfy", "regex", "safetensors"},
     "main.py": {"hydra", "omegaconf", "trainers"},
 }
-READS_CONFIGURATION = {"trainers/settings.py", "trainers/command_line.py"}
+READS_CONFIGURATION = {
+    "trainers/config/settings.py",
+    "trainers/config/command_line.py",
+    "trainers/commands/data/verify.py",
+    "trainers/commands/sweep_wise_ft.py",
+}
 MAX_LINES = 500
 
 
 def name_of(path: Path) -> str:
     return path.relative_to(REPOSITORY).as_posix()
+
+
+def is_command(path: Path) -> bool:
+    """Return whether a file is a command-line tool."""
+    return name_of(path).startswith("trainers/commands/") or path.name == "exported_predict.py"
 
 
 def tree_of(path: Path) -> ast.Module:
@@ -52,7 +62,7 @@ def lies_in(module: str, package: str) -> bool:
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_imports_keep_their_direction(path: Path) -> None:
     package = name_of(path).split("/")[0]
-    forbidden = FORBIDDEN.get(package, {"tc_clip", "datasets"})
+    forbidden = FORBIDDEN.get(package, {"tc_clip", "video_datasets"})
     wrong = [module for module in imports_of(path) for package in forbidden if lies_in(module, package)]
     assert wrong == []
     if package in ALLOWED:
@@ -105,7 +115,8 @@ def test_files_are_short_and_import_by_name(path: Path) -> None:
 def test_nothing_prints_and_no_error_is_swallowed(path: Path) -> None:
     wrong = []
     for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+        prints = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        if prints and not is_command(path):
             wrong.append(f"line {node.lineno}: print")
         if isinstance(node, ast.ExceptHandler):
             if node.type is None:
@@ -134,7 +145,7 @@ def test_the_entry_point_has_no_logic() -> None:
 
 def test_packages_import_in_a_moment() -> None:
     """Importing a package costs nothing until a name of it is used."""
-    for package in ("tc_clip", "datasets"):
+    for package in ("tc_clip", "video_datasets"):
         tree = tree_of(REPOSITORY / package / "__init__.py")
         heavy = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         names = {alias.name for node in heavy if isinstance(node, ast.Import) for alias in node.names}

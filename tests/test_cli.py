@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers.command_line import composition_errors, describe_composition_error, one_line_errors
+from trainers.config.command_line import composition_errors, describe_composition_error, one_line_errors
 from trainers.errors import ConfigError, ErrorOnAnotherRank
 
 

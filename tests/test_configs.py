@@ -9,9 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 
 import tc_clip
 from trainers import build
+from trainers.config.schema import PROTOCOLS, RULES
+from trainers.config.settings import read_settings, resolve, views_of
 from trainers.errors import ConfigError
-from trainers.schema import PROTOCOLS, RULES
-from trainers.settings import read_settings, resolve, views_of
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DATA = sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml"))

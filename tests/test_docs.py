@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -25,9 +26,9 @@ from hydra.errors import HydraException
 
 import tc_clip
 from tests.documents import CONFIGS, DOCUMENTS, REPOSITORY, Block, blocks_of, commands_of, prose_of, statements
+from trainers.config.schema import PROTOCOLS
+from trainers.config.settings import read_settings, resolve
 from trainers.errors import ConfigError
-from trainers.schema import PROTOCOLS
-from trainers.settings import read_settings, resolve
 
 REQUIRED = {"README.md", "INSTALL.md", "DATASETS.md", "CONFIG.md", "TRAIN_EVAL.md"}
 SHELL, PYTHON, YAML = {"bash", "sh", "shell", "console"}, {"python", "py"}, {"yaml"}
@@ -142,10 +143,9 @@ def check_bash(words: list[str], configs: Path) -> None:
 
 
 def check_script(words: list[str], configs: Path) -> None:
-    """Parse the arguments with the script's own parser, and stop there."""
+    """Start the script as `python` does, and stop where it has parsed its arguments."""
     script = REPOSITORY / words[0]
     assert script.is_file(), f"no script {words[0]}"
-    parsed: list[argparse.Namespace] = []
 
     class Stop(Exception):  # noqa: N818
         pass
@@ -153,27 +153,19 @@ def check_script(words: list[str], configs: Path) -> None:
     parse = argparse.ArgumentParser.parse_args
 
     def parse_and_stop(self: argparse.ArgumentParser, args=None, namespace=None) -> None:
-        parsed.append(parse(self, args, namespace))
+        parse(self, args, namespace)
         raise Stop
 
-    spec = importlib.util.spec_from_file_location(f"documented_{script.stem}", script)
-    module = importlib.util.module_from_spec(spec)
-    path, before = list(sys.path), sys.modules.get(spec.name)
-    sys.modules[spec.name] = module
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
-            spec.loader.exec_module(module)
-            assert inspect.signature(module.main).parameters, f"{words[0]}: main takes no arguments"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+        patch.setattr("trainers.commands.shared.quiet_decoders", lambda: None)
+        patch.setattr(sys, "argv", [str(script), *words[1:]])
+        patch.setattr(sys, "path", [str(script.parent), *sys.path])
+        try:
             with pytest.raises(Stop):
-                module.main(words[1:])
-    except SystemExit as left:
-        raise AssertionError(f"{words[0]} does not take {words[1:]}") from left
-    finally:
-        sys.path[:] = path
-        if before is None:
-            del sys.modules[spec.name]
-    assert parsed
+                runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as left:
+            raise AssertionError(f"{words[0]} does not take {words[1:]}") from left
 
 
 def check_code(words: list[str], configs: Path) -> None:
@@ -309,7 +301,7 @@ def check_call(node: ast.Call, names: dict[str, Any], place: str) -> None:
     target = names[path[0]]
     for name in path[1:]:
         target = getattr(target, name)
-    if (getattr(target, "__module__", None) or "").split(".")[0] not in ("tc_clip", "datasets", "trainers"):
+    if (getattr(target, "__module__", None) or "").split(".")[0] not in ("tc_clip", "video_datasets", "trainers"):
         return
     keywords = {keyword.arg: None for keyword in node.keywords}
     inspect.signature(target).bind(*node.args, **keywords)
@@ -376,13 +368,8 @@ def test_sums_of_the_weights() -> None:
 
 
 def test_facts_of_the_shapes() -> None:
-    spec = importlib.util.spec_from_file_location("documented_shapes", REPOSITORY / "scripts" / "make_shapes.py")
-    shapes = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = shapes
-    try:
-        spec.loader.exec_module(shapes)
-    finally:
-        del sys.modules[spec.name]
+    from trainers.commands import make_shapes as shapes
+
     made = shapes.Settings()
     num_classes, num_base = len(shapes.all_classes()), len(shapes.base_classes())
     num_files = num_classes * (made.train_clips + made.val_clips)

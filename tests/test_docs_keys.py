@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from tests.documents import CONFIGS, NEEDED, REPOSITORY, prose_of
-from trainers.schema import PROTOCOLS
+from trainers.config.schema import PROTOCOLS
 
 
 def leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

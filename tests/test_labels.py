@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.annotations import read_class_names
+from video_datasets.annotations import read_class_names
 
 COUNTS = {
     "k400": 400, "k400_base": 200, "k400_novel": 200, "k400_temporal": 32, "k400_static": 32,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from datasets.annotations import read_class_names
 from tc_clip.prompts import prompt_of
 from tc_clip.tokenizer import count_tokens
+from video_datasets.annotations import read_class_names
 
 K600_SPLITS = ("k600_split1", "k600_split2", "k600_split3")
 COUNTS = {

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from trainers.config.settings import Config, names_of, resolve
 from trainers.errors import ConfigError
-from trainers.settings import Config, names_of, resolve
 
 HMDB51 = ["data=few_shot_hmdb51", "shot=2", "output=unused"]
 

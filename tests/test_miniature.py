@@ -16,18 +16,18 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from scripts.collect_results import main as collect
-from scripts.data.make_splits import Options, make_splits
-from scripts.data.new_dataset import Options as NewOptions
-from scripts.data.new_dataset import new_dataset
-from scripts.data.pack import pack
-from scripts.data.transcode import Options as TranscodeOptions
-from scripts.data.transcode import transcode
-from scripts.data.verify import ListToVerify, is_safe, verify
-from scripts.data.verify import Options as VerifyOptions
 from tests.miniature import SUBSETS, Miniature, make_miniature
+from trainers.commands.collect_results import main as collect
+from trainers.commands.data.make_splits import Options, make_splits
+from trainers.commands.data.new_dataset import Options as NewOptions
+from trainers.commands.data.new_dataset import new_dataset
+from trainers.commands.data.pack import pack
+from trainers.commands.data.transcode import Options as TranscodeOptions
+from trainers.commands.data.transcode import transcode
+from trainers.commands.data.verify import ListToVerify, is_safe, verify
+from trainers.commands.data.verify import Options as VerifyOptions
+from trainers.config.settings import resolve
 from trainers.run import run
-from trainers.settings import resolve
 
 DATASETS = ("hmdb51", "k400", "k600", "ssv2", "ucf101")
 PACKED = ("ssv2", "ucf101")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from trainers.settings import read_settings, resolve
+from trainers.config.settings import read_settings, resolve
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path for kind in ("train", "eval") for path in (REPOSITORY / "scripts" / kind).glob("*.sh"))

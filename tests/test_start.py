@@ -16,7 +16,7 @@ def imported_by(code: str, repository) -> set[str]:
     return set(result.stdout.split("MODULES ")[1].split())
 
 
-@pytest.mark.parametrize("package", ["tc_clip", "datasets", "trainers"])
+@pytest.mark.parametrize("package", ["tc_clip", "video_datasets", "trainers"])
 def test_packages_cost_nothing_until_they_are_used(package, repository):
     assert not imported_by(f"import {package}", repository) & HEAVY
 

@@ -1,6 +1,6 @@
-"""From the checked configuration (`trainers.settings.resolve`) to built objects.
+"""From the checked configuration (`trainers.config.settings.resolve`) to built objects.
 
-With `trainers.settings` the one place that reads it: constructors get plain values.
+With `trainers.config.settings` the one place that reads it: constructors get plain values.
 """
 
 from collections.abc import Mapping
@@ -10,21 +10,21 @@ from typing import Any
 import torch
 
 import tc_clip
-from datasets.frame_cache import FrameCache
-from datasets.isolation import Limits
-from datasets.loaders import EvalLoader, TrainLoader
-from datasets.mixing import Mixing
-from datasets.transforms import TestTransform, TrainTransform
-from datasets.video_dataset import VideoDataset
 from trainers.batches import BatchPlan
-from trainers.distributed import Ranks
+from trainers.config.schema import require_keys
+from trainers.config.settings import Config, Settings, views_of
+from trainers.distributed.processes import Ranks
 from trainers.errors import ConfigError
+from trainers.logging.run_log import RunLog
 from trainers.optim import WarmupCosine, build_adamw
 from trainers.precision import Precision, pick_precision
-from trainers.run_log import RunLog
-from trainers.schema import require_keys
-from trainers.settings import Config, Settings, views_of
 from trainers.video_lists import VideoList, read_video_list
+from video_datasets.frame_cache import FrameCache
+from video_datasets.isolation import Limits
+from video_datasets.loaders import EvalLoader, TrainLoader
+from video_datasets.mixing import Mixing
+from video_datasets.transforms import TestTransform, TrainTransform
+from video_datasets.video_dataset import VideoDataset
 
 
 def build_precision(config: Config, device: torch.device) -> Precision:

@@ -4,8 +4,8 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from datasets.annotations import VideoRecord
 from trainers.errors import CheckpointError
+from video_datasets.annotations import VideoRecord
 
 # Keys (and all below them) on which the further course of the training depends. All others may differ: paths, more
 # epochs, what is logged, saved and evaluated, how videos are read, what computes.

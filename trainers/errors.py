@@ -27,12 +27,12 @@ class RunInterrupted(Exception):  # noqa: N818 (nothing is wrong: the run has be
 
 def user_error_types() -> tuple[type[Exception], ...]:
     """Return the classes of error that end in one line. Imports the packages that define them."""
-    from datasets.annotations import AnnotationError
-    from datasets.decoding import VideoReadError
-    from datasets.loaders import BadVideoError
-    from datasets.video_files import VideoFilesError
-    from datasets.workers import VideoTimeoutError, VideoWorkerError
-    from tc_clip.files import WeightsError
+    from tc_clip.weights.files import WeightsError
+    from video_datasets.annotations import AnnotationError
+    from video_datasets.decoding import VideoReadError
+    from video_datasets.loaders import BadVideoError
+    from video_datasets.video_files import VideoFilesError
+    from video_datasets.workers import VideoTimeoutError, VideoWorkerError
 
     of_data = (AnnotationError, VideoFilesError, VideoReadError, BadVideoError, VideoTimeoutError, VideoWorkerError)
     return (ConfigError, CheckpointError, TrainingError, LostProcessError, WeightsError, *of_data)

@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from datasets.batches import VideoBatch
-from datasets.loaders import BadVideoError, EvalLoader
-from datasets.transforms import normalize
-from trainers.distributed import Ranks
+from trainers.distributed.interrupts import Interrupts
+from trainers.distributed.processes import Ranks
 from trainers.errors import RunInterrupted
-from trainers.interrupts import Interrupts
 from trainers.metrics import AccuracyCounts
 from trainers.precision import Precision
+from video_datasets.batches import VideoBatch
+from video_datasets.loaders import BadVideoError, EvalLoader
+from video_datasets.transforms import normalize
 
 NUM_TOP = 5
 

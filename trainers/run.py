@@ -11,24 +11,25 @@ from typing import Any
 from torch import Tensor
 
 import tc_clip
+from tc_clip.ops.memory import keep_freed_memory, release_freed_memory
 from trainers import build
 from trainers.checkpoint import BEST, DamagedCheckpointError, verify_checksum
+from trainers.config.secrets import hide_in_config
+from trainers.config.settings import Config, Settings, read_settings, to_yaml, views_of
 from trainers.continuing import fixed_facts
-from trainers.distributed import Ranks, start_distributed, stop_distributed
+from trainers.distributed.interrupts import Interrupts
+from trainers.distributed.output_lock import OutputLock
+from trainers.distributed.processes import Ranks, start_distributed, stop_distributed
 from trainers.errors import CheckpointError, ConfigError, ErrorOnAnotherRank, RunInterrupted
 from trainers.evaluator import Evaluation, evaluate
-from trainers.interrupts import Interrupts
-from trainers.memory import keep_freed_memory, release_freed_memory
+from trainers.logging.plan import count_parameters, device_lines, format_plan, list_line, millions, training_lines
+from trainers.logging.run_log import RunLog, environment, make_writable, quiet_libraries
 from trainers.metrics import percent
-from trainers.output_lock import OutputLock
-from trainers.plan import count_parameters, device_lines, format_plan, list_line, millions, training_lines
+from trainers.paths import REPOSITORY
 from trainers.precision import Precision
-from trainers.result_files import file_stem, list_facts, run_facts, write_evaluation
-from trainers.results import ResultRow, results_dict, results_table, summarise
-from trainers.run_log import RunLog, environment, make_writable, quiet_libraries
-from trainers.secrets import hide_in_config
+from trainers.reporting.tables import ResultRow, results_dict, results_table, summarise
+from trainers.reporting.write_results import file_stem, list_facts, run_facts, write_evaluation
 from trainers.session import TrainingRun
-from trainers.settings import REPOSITORY, Config, Settings, read_settings, to_yaml, views_of
 from trainers.trainer import Trainer
 from trainers.video_lists import VideoList
 
@@ -50,7 +51,7 @@ class Job:
 
 
 def run(config: Config) -> list[ResultRow]:
-    """Run what a checked configuration describes (`trainers.settings.resolve`); return the rows of the result table.
+    """Run what a checked configuration (`config.settings.resolve`) describes; return the rows of the result table.
 
     Raises:
         one of `trainers.errors.user_error_types()`: where the user can mend what is wrong.
@@ -311,7 +312,7 @@ def _validate(job: Job, loader: Any) -> Evaluation:
 def _show_validation(job: Job, videos: VideoList, evaluation: Evaluation, step: int) -> None:
     """Put classes and some videos of a validation into TensorBoard."""
     if job.log.shows_pictures:
-        from trainers.board import answered_videos, class_shares
+        from trainers.logging.board import answered_videos, class_shares
 
         job.log.validation(step, class_shares(evaluation, videos), answered_videos(evaluation, videos))
 
@@ -409,7 +410,7 @@ def _tell_results(job: Job, rows: Sequence[ResultRow]) -> None:
 
 def _write_report(job: Job) -> None:
     """Write the page about the run; what is wrong with older files in its folder must not fail a finished run."""
-    from trainers.report import write_report
+    from trainers.reporting.html import write_report
 
     try:
         job.log.info(f"report: {write_report(job.settings.output)}")

@@ -12,13 +12,13 @@ import torch
 
 from trainers.checkpoint import BEST, LAST, read_newest, remove_leftovers, save_checkpoint
 from trainers.continuing import compare_runs
+from trainers.distributed.interrupts import Interrupts
 from trainers.errors import CheckpointError, RunInterrupted
 from trainers.evaluator import Evaluation
-from trainers.interrupts import Interrupts
-from trainers.loading_advice import cores_of_a_process, loading_advice
+from trainers.logging.loading_advice import cores_of_a_process, loading_advice
+from trainers.logging.plan import duration
+from trainers.logging.run_log import peak_memory_gib
 from trainers.metrics import percent
-from trainers.plan import duration
-from trainers.run_log import peak_memory_gib
 from trainers.trainer import EpochReport, Trainer, UpdateReport
 
 ESTIMATE_AFTER = 5  # updates until the time of one is believed; the first ones also start workers and kernels

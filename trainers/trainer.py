@@ -9,18 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.batch_colors import change_batch_colors
-from datasets.batches import VideoBatch
-from datasets.loaders import TrainLoader
-from datasets.mixing import Mixing
-from datasets.randomness import micro_batch_rng
-from datasets.transforms import normalize
 from trainers.batches import BatchPlan, Update
-from trainers.distributed import Ranks
+from trainers.distributed.processes import Ranks
 from trainers.errors import TrainingError
+from trainers.logging.run_log import RunLog
 from trainers.optim import WarmupCosine
 from trainers.precision import Precision
-from trainers.run_log import RunLog
+from video_datasets.batch_colors import change_batch_colors
+from video_datasets.batches import VideoBatch
+from video_datasets.loaders import TrainLoader
+from video_datasets.mixing import Mixing
+from video_datasets.randomness import micro_batch_rng
+from video_datasets.transforms import normalize
 
 
 @dataclass

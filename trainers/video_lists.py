@@ -4,9 +4,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from datasets.annotations import VideoRecord, read_annotations, read_class_names
-from datasets.decoding import VideoReadError
-from datasets.video_files import VideoFiles, open_video_files
+from video_datasets.annotations import VideoRecord, read_annotations, read_class_names
+from video_datasets.decoding import VideoReadError
+from video_datasets.video_files import VideoFiles, open_video_files
 
 
 @dataclass(frozen=True)

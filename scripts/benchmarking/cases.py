@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 import tc_clip
-from datasets.annotations import read_class_names
-from tc_clip.weights import to_published
+from tc_clip.weights.loading import to_published
 from tests.plain.plain_clip import PlainClip
+from video_datasets.annotations import read_class_names
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

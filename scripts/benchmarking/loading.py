@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.annotations import VideoRecord
-from datasets.decoding import decode
-from datasets.sampling import train_indices
-from datasets.transforms import TrainTransform
-from datasets.video_dataset import ItemKey, VideoDataset
-from datasets.video_files import open_video_files
+from video_datasets.annotations import VideoRecord
+from video_datasets.decoding import decode
+from video_datasets.sampling import train_indices
+from video_datasets.transforms import TrainTransform
+from video_datasets.video_dataset import ItemKey, VideoDataset
+from video_datasets.video_files import open_video_files
 
 NUM_FRAMES = 16
 
@@ -86,6 +86,6 @@ def make_video(path: Path, num_frames: int = 300) -> Path:
 
 
 def _cache(folder: Path):
-    from datasets.frame_cache import FrameCache
+    from video_datasets.frame_cache import FrameCache
 
     return FrameCache(folder, max_bytes=1 << 30)

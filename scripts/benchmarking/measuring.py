@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from benchmarking.cases import PRECISIONS, Case, build, set_mode, step_of, video_of
 from torch.utils.flop_counter import FlopCounterMode
 
-from scripts.benchmarking.cases import PRECISIONS, Case, build, set_mode, step_of, video_of
-from trainers.memory import keep_freed_memory, release_freed_memory
+from tc_clip.ops.memory import keep_freed_memory, release_freed_memory
 from trainers.optim import build_adamw
 
 CPU_MOMENT_S, GPU_MOMENT_S = 5.0, 0.3  # that the repeats of a round fill

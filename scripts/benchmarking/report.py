@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from scripts.benchmarking.loading import LoadingReport
-from scripts.benchmarking.measuring import Measurement
+from benchmarking.loading import LoadingReport
+from benchmarking.measuring import Measurement
 
 NOT_MEASURED = "not yet measured"
 

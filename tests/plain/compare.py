@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import tc_clip
-from tc_clip.weights import to_published
+from tc_clip.weights.loading import to_published
 from tests.plain.plain_clip import PlainClip
 
 TINY = {

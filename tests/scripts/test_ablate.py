@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 from hydra import compose, initialize_config_dir
 
-from scripts import ablate
-from scripts.ablate import AblationError, Run
 from trainers.build import build_model
-from trainers.schema import PROTOCOLS
-from trainers.settings import read_settings, resolve
+from trainers.commands import ablate
+from trainers.commands.ablate import AblationError, Run
+from trainers.config.schema import PROTOCOLS
+from trainers.config.settings import read_settings, resolve
 
 LISTS = sorted((ablate.REPOSITORY / "configs" / "ablations").glob("*.yaml"))
 LIST = """

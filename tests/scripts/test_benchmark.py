@@ -6,13 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from benchmarking.cases import Case, check_equality, class_names, step_of
+from benchmarking.loading import LoadingReport, measure_loading
+from benchmarking.measuring import Measurement, peak_memory
+from benchmarking.report import Results, figures_table, targets_table
 
 import tc_clip
 from scripts import benchmark
-from scripts.benchmarking.cases import Case, check_equality, class_names, step_of
-from scripts.benchmarking.loading import LoadingReport, measure_loading
-from scripts.benchmarking.measuring import Measurement, peak_memory
-from scripts.benchmarking.report import Results, figures_table, targets_table
 
 
 def test_own_cases_are_measured(tmp_path, capsys):
@@ -44,11 +44,11 @@ def test_all_models_side_by_side(capsys):
 
 def test_multiply_adds_are_those_of_the_formulas(monkeypatch):
     """The counter sees what runs through kernels of its own: float32, in two forms, and bf16 count alike."""
-    from scripts.benchmarking.measuring import _counted, build
+    from benchmarking.measuring import _counted, build
 
     counts = []
     for convolved in (False, True):
-        monkeypatch.setattr("tc_clip.attention._convolutions_are_faster", lambda _, convolved=convolved: convolved)
+        monkeypatch.setattr("tc_clip.ops.attention._convolutions_are_faster", lambda _, convolved=convolved: convolved)
         for precision in ("fp32", "bf16"):
             case = Case("frames", "inference", precision, 1, 2, 5, "cpu", "tiny")
             model = build(case).eval()
@@ -64,7 +64,7 @@ def test_multiply_adds_are_those_of_the_formulas(monkeypatch):
 
 
 def test_equality_is_checked_first(monkeypatch):
-    from scripts.benchmarking import cases
+    from benchmarking import cases
 
     class Wrong(cases.PlainModel):
         def forward(self, video):
@@ -133,6 +133,6 @@ def test_sections_of_a_document_are_replaced():
 
 
 def test_the_document_has_both_sections(repository):
-    text = (repository / "BENCHMARKS.md").read_text()
+    text = (repository / "docs/benchmarks.md").read_text()
     for device in ("cpu", "cuda"):
         assert benchmark.replace_section(text, device, "x\n") != text

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from fault_drill import OVERRIDES, family_of
 
-from scripts.fault_drill import OVERRIDES, family_of
-from scripts.make_shapes import Settings, make_shapes
+from trainers.commands.make_shapes import Settings, make_shapes
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="needs bash, setsid and /proc")]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
@@ -247,7 +247,7 @@ def test_machines_over_ssh(start, arguments, tmp_path: Path) -> None:
 
 def test_the_short_drill_and_soak_programs_load(repository: Path) -> None:
     for name in ("fault_drill", "soak"):
-        spec = importlib.util.spec_from_file_location(name, repository / "scripts" / f"{name}.py")
+        spec = importlib.util.spec_from_file_location(name, repository / "tests" / "drills" / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)

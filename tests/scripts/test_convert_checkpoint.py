@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import tc_clip
-from scripts import convert_checkpoint
-from tc_clip.convert import convert, read_any, write_any
-from tc_clip.layouts import to_clip, to_published
+from tc_clip.weights.convert import convert, read_any, write_any
+from tc_clip.weights.layouts import to_clip, to_published
+from trainers.commands import convert_checkpoint
 
 NAMES = ["waving", "clapping"]
 TINY = {"image_size": 32, "patch_size": 16, "vision_width": 64, "vision_depth": 2, "text_width": 64, "text_depth": 2}

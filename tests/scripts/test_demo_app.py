@@ -7,9 +7,9 @@ import av
 import numpy as np
 import pytest
 
-from scripts import demo_app
-from scripts.demo_app import FriendlyError, Looker, class_names_of, make_examples, seconds_of
-from trainers.inference import load_model, predict
+from trainers.commands import demo_app
+from trainers.commands.demo_app import FriendlyError, Looker, class_names_of, make_examples, seconds_of
+from trainers.inference.predict import load_model, predict
 
 CLASSES = ["red square moving sideways", "green square moving diagonally", "a dog"]
 

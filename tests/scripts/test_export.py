@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import tc_clip
-from datasets import sampling, transforms
-from datasets.annotations import read_class_names
-from datasets.decoding import decode
-from scripts import export, exported_predict
-from trainers import exporting
-from trainers.inference import load_model
+from trainers.commands import export
+from trainers.inference.predict import export as exporting
+from trainers.inference.predict import exported_predict, load_model
+from video_datasets import sampling, transforms
+from video_datasets.annotations import read_class_names
+from video_datasets.decoding import decode
 
 CLASSES = ["red square moving sideways", "green square moving diagonally", "a dog"]
 

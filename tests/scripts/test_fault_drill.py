@@ -6,11 +6,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import fault_drill
 import pytest
+import soak
 import torch
 
-from scripts import fault_drill, soak
-from scripts.soak import Sample, judge
+from tests.drills.soak import Sample, judge
 
 
 @pytest.mark.slow

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from datasets.annotations import read_class_names
-from scripts.data.import_splits import Findings, import_splits, main
-from scripts.data.listing import DataError, names_text
-from scripts.data.local_config import set_local
-from scripts.data.published import DISJOINT, FROSTER, LISTS
+from trainers.commands.data.import_splits import Findings, import_splits, main
+from trainers.commands.data.listing import DataError, names_text
+from trainers.commands.data.local_config import set_local
+from trainers.commands.data.published import DISJOINT, FROSTER, LISTS
+from video_datasets.annotations import read_class_names
 
 LABELS = Path(__file__).resolve().parents[2] / "labels"
 HMDB51 = [name for name in LISTS if "hmdb_splits" in name]

@@ -15,8 +15,8 @@ import av
 import numpy as np
 import pytest
 
-from scripts import make_shapes
-from scripts.make_shapes import MOTIONS, Settings, ShapesError
+from trainers.commands import make_shapes
+from trainers.commands.make_shapes import MOTIONS, Settings, ShapesError
 
 BINS = 12  # along a side of the grid of places
 SMALL = Settings(train_clips=3, val_clips=1, shots=(1, 2), base2novel_shots=2)

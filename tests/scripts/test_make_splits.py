@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from datasets.annotations import VideoRecord, read_annotations, read_class_names
-from scripts.data import make_splits as module
-from scripts.data.listing import DataError, sha256_of
-from scripts.data.make_splits import Options, main, make_splits
-from scripts.data.published import LISTS, SHOTS
 from tests.miniature import CLASSES, NUM_TRAIN, NUM_VAL, SUBSETS, Miniature
+from trainers.commands.data import make_splits as module
+from trainers.commands.data.listing import DataError, sha256_of
+from trainers.commands.data.make_splits import Options, main, make_splits
+from trainers.commands.data.published import LISTS, SHOTS
+from video_datasets.annotations import VideoRecord, read_annotations, read_class_names
 
 OPTIONS = Options(shots=(1, 2), base2novel_shots=2, tiny_a_class=2)
 DATASETS = ("hmdb51", "k400", "k600", "ssv2", "ucf101")

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from datasets.annotations import read_annotations, read_class_names
-from scripts.data.listing import DataError
-from scripts.data.new_dataset import Options, main, make_dataset, new_dataset
 from trainers import build
-from trainers.settings import resolve
+from trainers.commands.data.listing import DataError
+from trainers.commands.data.new_dataset import Options, main, make_dataset, new_dataset
+from trainers.config.settings import resolve
+from video_datasets.annotations import read_annotations, read_class_names
 
 SIZES = {"blue_tit": 12, "great tit, male": 5, "coal tit": 20, "crested tit": 3, "marsh tit": 9}
 

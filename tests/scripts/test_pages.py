@@ -7,10 +7,10 @@ import pytest
 
 from scripts.doc_images import demo_page, try_video
 from tests.browser import open_browser, watch
-from trainers.inference import load_model
-from trainers.insight import look
-from trainers.pages import insight_page
-from trainers.pictures import chosen_tokens
+from trainers.inference.predict import load_model
+from trainers.inference.visualize.draw import chosen_tokens
+from trainers.inference.visualize.html import insight_page
+from trainers.inference.visualize.trace import look
 
 CLASSES = ["red square moving sideways", "green square moving diagonally", "a dog"]
 PATIENCE_MS = 60_000

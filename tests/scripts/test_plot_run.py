@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import plot_run
+from trainers.commands import plot_run
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import predict
+from trainers.commands import predict
 
 CLASSES = ["red square moving sideways", "green square moving diagonally", "a dog"]
 

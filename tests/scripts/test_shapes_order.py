@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts import make_shapes
-from scripts.make_shapes import Settings, ShapesError
+from trainers.commands import make_shapes
+from trainers.commands.make_shapes import Settings, ShapesError
 
 SMALL = Settings(train_clips=3, val_clips=1, shots=(1, 2), base2novel_shots=2)
 

@@ -11,13 +11,13 @@ import av
 import numpy as np
 import pytest
 
-from datasets.decoding import decode
-from datasets.video_files import VideoFilesError, open_video_files, write_tar_index
-from scripts.data import pack as packing
-from scripts.data import transcode as module
-from scripts.data.listing import DataError, all_videos
-from scripts.data.transcode import Job, Options, main, transcode, transcode_video
 from tests.miniature import Miniature
+from trainers.commands.data import pack as packing
+from trainers.commands.data import transcode as module
+from trainers.commands.data.listing import DataError, all_videos
+from trainers.commands.data.transcode import Job, Options, main, transcode, transcode_video
+from video_datasets.decoding import decode
+from video_datasets.video_files import VideoFilesError, open_video_files, write_tar_index
 
 QUICK = Options(preset="ultrafast", workers=1)
 # Rotation, packed B-frames, ten bits, an edit list, several streams, variable rate, sizes that are odd.

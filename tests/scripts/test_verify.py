@@ -12,16 +12,16 @@ import av
 import numpy as np
 import pytest
 
-from datasets import sampling
-from datasets.decoding import decode
-from scripts.data import inspect_video as inspect_video_module
-from scripts.data import verify as module
-from scripts.data.labels_in_paths import class_in_path
-from scripts.data.make_splits import Options as SplitOptions
-from scripts.data.make_splits import make_splits
-from scripts.data.verify import ListToVerify, Options, is_safe, main, verify
-from scripts.data.verify_report import Verified
 from tests.miniature import CLASSES, Miniature, write_clip
+from trainers.commands.data import inspect_video as inspect_video_module
+from trainers.commands.data import verify as module
+from trainers.commands.data.labels_in_paths import class_in_path
+from trainers.commands.data.make_splits import Options as SplitOptions
+from trainers.commands.data.make_splits import make_splits
+from trainers.commands.data.verify import ListToVerify, Options, is_safe, main, verify
+from trainers.commands.data.verify_report import Verified
+from video_datasets import sampling
+from video_datasets.decoding import decode
 
 BROKEN = {
     "error": {
@@ -88,7 +88,7 @@ def test_quick_decodes_the_wanted_frames_only(shared_videos: Path, monkeypatch: 
 
 def test_full_costs_at_most_half_more_than_decoding(shared_videos: Path) -> None:
     """Compared in this process, in turns, so that a busy machine slows both alike."""
-    from scripts.data.inspect_video import Job, inspect_video
+    from trainers.commands.data.inspect_video import Job, inspect_video
 
     videos = sorted(str(path) for path in (shared_videos / "good").iterdir())[::2]
 

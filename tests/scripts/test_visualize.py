@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scripts import visualize
+from trainers.commands import visualize
 
 
 def test_two_models_side_by_side(tiny_checkpoints, shape_clips, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

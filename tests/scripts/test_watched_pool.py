@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from scripts.data.watched_pool import Failure, watched_map
 from tests.hanging import misbehave
+from trainers.commands.data.watched_pool import Failure, watched_map
 
 
 def test_every_job_is_answered(capfd: pytest.CaptureFixture) -> None:

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tc_clip import attention
 from tc_clip.frame_attention import ContextTokens, FrameAttention, NeighbourPatches, VisionAttention
+from tc_clip.ops import attention
 from tests.tc_clip.formulas import TOLERANCE, compare, random
 
 

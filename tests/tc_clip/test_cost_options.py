@@ -91,7 +91,7 @@ def test_compiled_once_for_all_batches_and_class_names(mode):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_answers_are_those_of_the_plain_way(precision):
     """The forms that float32 and bf16 run in answer as plain float64 does: 99 % of videos, and 95 % in bf16."""
-    from scripts.benchmarking.cases import PlainModel
+    from benchmarking.cases import PlainModel
 
     model = build("tc_clip").eval()
     model.set_class_names(NAMES)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 import tc_clip
-from tc_clip.layouts import to_clip, to_published
+from tc_clip.weights.layouts import to_clip, to_published
 
 TINY = {
     "image_size": 32,

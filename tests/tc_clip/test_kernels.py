@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tc_clip import kernels
+from tc_clip.ops import kernels
 from tests.tc_clip.formulas import TOLERANCE, compare, random
 
 

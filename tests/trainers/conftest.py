@@ -13,7 +13,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from trainers.settings import Config, resolve
+from trainers.config.settings import Config, resolve
 
 NUM_TRAIN, NUM_VAL, NUM_CLASSES = 11, 7, 3
 TINY = {
@@ -167,7 +167,7 @@ import torch
 torch.set_num_threads(1)
 from hydra import compose, initialize_config_dir
 from trainers.run import run
-from trainers.settings import resolve
+from trainers.config.settings import resolve
 {before}
 with initialize_config_dir({repository!r} + "/configs", version_base="1.3"):
     cfg = compose({protocol!r}, overrides={arguments!r})

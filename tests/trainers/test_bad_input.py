@@ -1,7 +1,7 @@
 """The table of bad input beyond videos: lists, classes, checkpoints, configurations, environments.
 
 Each case is told in one line that says what is wrong, where, and what to do, with status 2; what the user has stays as
-it was. Videos are in tests/datasets/test_bad_videos.py.
+it was. Videos are in tests/video_datasets/test_bad_videos.py.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from trainers import run as run_module
-from trainers.command_line import one_line_errors
+from trainers.config.command_line import one_line_errors
 from trainers.run import run
 
 LIST, LABELS = "lists/train_few_shot_2.txt", "labels/all.csv"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts import sweep_wise_ft
-from scripts.collect_results import COLUMNS, PUBLISHED, main, read_results
+from trainers.commands import sweep_wise_ft
+from trainers.commands.collect_results import COLUMNS, PUBLISHED, main, read_results
 from trainers.run import run
 
 SHORT = {"epochs": 1, "warmup_epochs": 0, "lr": 1e-2}

@@ -174,7 +174,7 @@ def test_without_a_good_one_the_files_stay(compose_run, output: Path) -> None:
 
 def test_one_run_at_a_time_in_a_folder(compose_run, output: Path, monkeypatch) -> None:
     from trainers import run as run_module
-    from trainers.output_lock import OutputLock
+    from trainers.distributed.output_lock import OutputLock
 
     monkeypatch.setattr(run_module, "OutputLock", lambda folder: OutputLock(folder, patience_s=0.3))
     held = OutputLock(output)

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from datasets.batches import VideoBatch
-from datasets.transforms import normalize
-from datasets.video_dataset import BadVideo
-from trainers.distributed import Ranks
+from trainers.distributed.processes import Ranks
 from trainers.evaluator import evaluate, score_views
 from trainers.precision import pick_precision
+from video_datasets.batches import VideoBatch
+from video_datasets.transforms import normalize
+from video_datasets.video_dataset import BadVideo
 
 NUM_CLASSES = 6
 CPU = pick_precision("fp32", torch.device("cpu"))

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import tc_clip
-from trainers import exporting
-from trainers.exporting import ExportError
-from trainers.inference import load_model
-from trainers.model_card import model_card, save_safetensors
+from trainers.inference.export import ExportError
+from trainers.inference.predict import export as exporting
+from trainers.inference.predict import load_model
+from trainers.reporting.model_card import model_card, save_safetensors
 
 CLASSES = ["red square moving sideways", "green square moving diagonally", "a dog"]
 LISTS = [["one"], ["another class", "b", "c", "d", "e", "f", "g"], CLASSES]
@@ -43,7 +43,7 @@ def by_name(name: str, checkpoints: dict[str, Path], double: bool = False) -> tc
 
 @pytest.mark.parametrize("name", ["tc_clip", "vifi_clip", "published"])
 def test_programs_are_the_model(name: str, tiny_checkpoints, videos: torch.Tensor) -> None:
-    from datasets import normalize
+    from video_datasets import normalize
 
     model = by_name(name, tiny_checkpoints, double=True)
     programs = {program.name: program for program in exporting.make_programs(model)}

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import TestTransform, decode, normalize, sampling
-from datasets.video_dataset import VideoDataset
-from datasets.workers import VideoTimeoutError
-from trainers import inference
 from trainers.errors import ConfigError
-from trainers.inference import in_background, load_model, predict, predict_timeline
+from trainers.inference.predict import in_background, load_model, predict, predict_timeline
+from trainers.inference.predict import predict as inference
+from video_datasets import TestTransform, decode, normalize, sampling
+from video_datasets.video_dataset import VideoDataset
+from video_datasets.workers import VideoTimeoutError
 
 CLASSES = ["red square moving sideways", "green square moving diagonally", "a dog"]
 

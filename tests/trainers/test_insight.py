@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from trainers.inference.predict.visualize import draw as pictures
 
-from datasets import normalize
-from trainers import pictures
-from trainers.inference import Timeline, load_model
-from trainers.insight import NO_TOKEN, Insight, look
-from trainers.pages import insight_page
+from trainers.inference.predict import Timeline, load_model
+from trainers.inference.visualize.html import insight_page
+from trainers.inference.visualize.trace import NO_TOKEN, Insight, look
+from video_datasets import normalize
 
 CLASSES = ["red circle moving sideways", "green </script><b>cross", "a dog"]
 

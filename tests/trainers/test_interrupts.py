@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from fault_drill import family_of
 
-from scripts.fault_drill import family_of
-from trainers.command_line import REQUEUE, one_line_errors
+from trainers.config.command_line import REQUEUE, one_line_errors
+from trainers.distributed.interrupts import Interrupts
 from trainers.errors import RunInterrupted
-from trainers.interrupts import Interrupts
 from trainers.run import run
 from trainers.trainer import Trainer
 
@@ -61,7 +61,7 @@ def test_signals_that_were_blocked_are_heard() -> None:
 STOPPED_WHILE_STARTING = """
 import os, signal, sys
 from pathlib import Path
-from trainers.command_line import composition_errors
+from trainers.config.command_line import composition_errors
 with composition_errors(Path("configs")):
     os.kill(os.getpid(), getattr(signal, sys.argv[1]))
     sys.exit(3)

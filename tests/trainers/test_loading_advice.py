@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from trainers.loading_advice import cores_of_a_process, loading_advice
+from trainers.logging.loading_advice import cores_of_a_process, loading_advice
 from trainers.session import TrainingRun
 
 

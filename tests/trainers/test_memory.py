@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from trainers import inference
+from tc_clip.ops.memory import keep_freed_memory, release_freed_memory
 from trainers import run as run_module
-from trainers.memory import keep_freed_memory, release_freed_memory
+from trainers.inference.predict import predict as inference
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Faults of taking, filling and freeing blocks of 40 to 200 MB again and again, at last in another thread.
 PROGRAM = """
 import ctypes, json, resource, sys, threading
-from trainers.memory import keep_freed_memory, release_freed_memory
+from tc_clip.ops.memory import keep_freed_memory, release_freed_memory
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.memset.argtypes, libc.free.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t], [ctypes.c_void_p]
@@ -63,10 +63,10 @@ def test_pages_stay_mapped():
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch):
-    monkeypatch.setattr("trainers.memory.ctypes.CDLL", lambda name: object())
+    monkeypatch.setattr("tc_clip.ops.memory.ctypes.CDLL", lambda name: object())
     assert not keep_freed_memory()
     release_freed_memory()
-    monkeypatch.setattr("trainers.memory.sys.platform", "darwin")
+    monkeypatch.setattr("tc_clip.ops.memory.sys.platform", "darwin")
     assert not keep_freed_memory()
 
 

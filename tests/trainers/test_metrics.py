@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trainers.metrics import AccuracyCounts, harmonic_mean, mean_and_std, percent
-from trainers.results import ResultRow, results_table, summarise
+from trainers.reporting.tables import ResultRow, results_table, summarise
 
 
 def test_counts_add_up() -> None:

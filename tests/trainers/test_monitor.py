@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from trainers.distributed import Ranks, start_distributed
+from trainers.distributed.interrupts import Interrupts
+from trainers.distributed.monitor import Monitor
+from trainers.distributed.processes import Ranks, start_distributed
+from trainers.distributed.rendezvous import fresh_store
 from trainers.errors import ConfigError, LostProcessError
-from trainers.interrupts import Interrupts
-from trainers.monitor import Monitor
-from trainers.rendezvous import fresh_store
 
 
 class World:
@@ -109,7 +109,7 @@ def test_a_stop_spreads(world: World) -> None:
 
 
 def test_a_failure_ends_those_who_cannot_notice(world: World, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("trainers.monitor.GRACE_S", 0.1)
+    monkeypatch.setattr("trainers.distributed.monitor.GRACE_S", 0.1)
     world.monitors[1].fail("OutOfMemoryError: lower batch_size")
     eventually(lambda: {rank for rank, _ in world.left} >= {0, 2})
     assert "process 1 has failed: OutOfMemoryError: lower batch_size" in capsys.readouterr().err

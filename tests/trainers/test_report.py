@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts import report as script
-from trainers import charts
+from trainers.commands import report as script
 from trainers.errors import ConfigError
-from trainers.evaluation_files import read_answers, read_run
-from trainers.report import published_beside, write_report
+from trainers.reporting import charts
+from trainers.reporting.html import published_beside, write_report
+from trainers.reporting.read_results import read_answers, read_run
 
 ROW = {"part": "test", "name": "shapes", "group": "shapes", "weights": "best.pth, epoch 2", "wise_ft": None}
 ROW |= {"num_clip": 2, "num_crop": 1, "videos": 5, "unreadable": 1, "top1": 60.0, "top5": None, "chance": 33.3}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers.confusion import draw_confusion, read_confusion, write_per_class
+from trainers.reporting.confusion import draw_confusion, read_confusion, write_per_class
 from trainers.run import run
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trainers.errors import ConfigError
-from trainers.run_log import RunLog, environment
+from trainers.logging.run_log import RunLog, environment
 
 
 def steps(path: Path) -> list[int]:
@@ -80,7 +80,7 @@ def test_a_log_that_cannot_be_opened_is_not_left_on_the_logger(tmp_path: Path) -
     with pytest.raises(ConfigError, match=r"metrics\.jsonl: cannot be written: Is a directory"):
         RunLog(tmp_path)
     left = logging.getLogger("trainers.run").handlers
-    assert not any(type(handler).__module__ == "trainers.run_log" for handler in left)
+    assert not any(type(handler).__module__ == "trainers.logging.run_log" for handler in left)
 
 
 def test_environment_names_versions_and_commit(repository: Path, tmp_path: Path) -> None:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from trainers.command_line import one_line_errors
+from trainers.config.command_line import one_line_errors
+from trainers.config.secrets import HIDDEN, hide_in_config, hide_secrets, is_secret_name
 from trainers.errors import ConfigError
 from trainers.run import run
-from trainers.secrets import HIDDEN, hide_in_config, hide_secrets, is_secret_name
 
 KEY = "k3y-0123456789abcdef"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from trainers.errors import ConfigError
-from trainers.sources import find_videos, read_classes
+from trainers.inference.inputs import find_videos, read_classes
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from trainers.config.schema import PROTOCOLS
 from trainers.run import run
-from trainers.schema import PROTOCOLS
 from trainers.session import TrainingRun
 
 VECTORS = {"num_text_vectors": 2, "num_vision_vectors": 2, "text_vector_depth": 2, "vision_vector_depth": 2}

@@ -233,7 +233,7 @@ def test_a_disk_that_stays_full_is_said_at_the_end(compose_run, tmp_path: Path, 
 
 
 def test_logs_on_a_full_disk_do_not_stop_the_run(compose_run, tmp_path: Path, monkeypatch, capfd) -> None:
-    from trainers import run_log
+    from trainers.logging import run_log
 
     class FullDisk(io.StringIO):
         def flush(self) -> None:

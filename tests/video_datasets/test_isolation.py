@@ -1,0 +1,137 @@
+"""Decoding in a process of its own: the same frames, and whatever goes wrong there costs one video."""
+
+import os
+import pickle
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from video_datasets import isolation
+from video_datasets.decoding import VideoReadError, decode
+from video_datasets.isolation import IsolatedDecoder, Limits
+from video_datasets.loaders import TrainLoader
+from video_datasets.transforms import TrainTransform
+from video_datasets.video_dataset import VideoDataset
+from video_datasets.video_files import TarMember, open_video_files
+
+# A decoder with faults, by the name of the video.
+FAULTS = """
+import os, signal, sys, time
+sys.path.insert(0, sys.argv[1])
+from video_datasets import isolated_decoder
+real = isolated_decoder.decode
+def decode(source, choose, decoder):
+    name = os.path.basename(source) if isinstance(source, str) else ""
+    if name.startswith("crash"): os.kill(os.getpid(), signal.SIGSEGV)
+    if name.startswith("exit"): os._exit(3)
+    if name.startswith("hang"): time.sleep(600)
+    if name.startswith("memory"): return bytearray(8 << 30)
+    if name.startswith("print"): os.write(1, b"noise of a library"); return real(source, choose, decoder)
+    if name.startswith("nonsense"): os.write(os.dup(ANSWERS), b"\\xff" * 64); time.sleep(600)
+    if name.startswith("bug"): raise KeyError("a fault of the decoder")
+    if name.startswith("write"): open(source + ".new", "wb", buffering=0).write(b"x" * 10)
+    if name.startswith("frames"): choose(9); return __import__("numpy").zeros((5, 2, 2, 3), "uint8")
+    if name.startswith("secret"): raise isolated_decoder.VideoReadError(name, repr(sorted(os.environ)))
+    return real(source, choose, decoder)
+isolated_decoder.decode = decode
+write = isolated_decoder._write
+def note(answers, message):
+    global ANSWERS
+    ANSWERS = answers.fileno()
+    write(answers, message)
+isolated_decoder._write = note
+isolated_decoder.main()
+"""
+
+
+def first_frames(num_frames: int) -> np.ndarray:
+    return np.arange(4) % num_frames
+
+
+@pytest.fixture(scope="module")
+def faulty():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(isolation, "_CODE", FAULTS)
+        patch.setenv("SOME_API_KEY", "0123456789")
+        decoder = IsolatedDecoder("pyav", Limits(memory_mb=1024, timeout_s=2))
+        yield decoder
+        decoder.close()
+
+
+def test_the_same_frames_and_errors(small_videos: Path, shared_videos: Path, tmp_path: Path) -> None:
+    isolated = IsolatedDecoder("auto")
+    for path in [small_videos / "v03.mp4", *sorted((shared_videos / "good").glob("video_*.mov"))]:
+        assert np.array_equal(isolated(str(path), first_frames), decode(str(path), first_frames))
+    member = TarMember(str(small_videos / "v04.mp4"), "v04.mp4", 0, (small_videos / "v04.mp4").stat().st_size)
+    assert np.array_equal(isolated(member, first_frames), decode(member, first_frames))
+    for path in (shared_videos / "broken" / "c_text.mp4", shared_videos / "broken" / "b_empty.mp4", tmp_path / "none"):
+        with pytest.raises(VideoReadError) as expected:
+            decode(str(path), first_frames)
+        with pytest.raises(VideoReadError) as found:
+            isolated(str(path), first_frames)
+        assert str(found.value) == str(expected.value)
+    again = pickle.loads(pickle.dumps(isolated))
+    assert again._process is None and isolated._process.poll() is None
+    isolated.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("crash", r"the decoder crashed \(SIGSEGV\)"),
+        ("exit", r"the decoder crashed \(exit status 3\)"),
+        ("hang", r"decoding took more than 2 s \(data\.isolate_timeout_s\)"),
+        ("memory", r"decoding takes more than 1024 MB \(data\.isolate_memory_mb\)"),
+        ("nonsense", "the decoding process answered nonsense"),
+        ("bug", r"the decoder failed \(KeyError: 'a fault of the decoder'\)"),
+        ("frames", r"answered frames of shape \[5, 2, 2, 3\] in place of 4 frames"),
+    ],
+)
+def test_a_fault_costs_one_video(faulty: IsolatedDecoder, small_videos: Path, name: str, reason: str) -> None:
+    with pytest.raises(VideoReadError, match=rf"^{name}\.mp4: .*{reason}"):
+        faulty(f"{name}.mp4", first_frames)
+    path = str(small_videos / "v00.mp4")
+    assert np.array_equal(faulty(path, first_frames), decode(path, first_frames, "pyav"))
+
+
+def test_what_a_library_prints_does_not_matter(faulty: IsolatedDecoder, small_videos: Path, tmp_path: Path) -> None:
+    path = tmp_path / "print.mp4"
+    path.write_bytes((small_videos / "v01.mp4").read_bytes())
+    assert np.array_equal(faulty(str(path), first_frames), decode(str(path), first_frames, "pyav"))
+
+
+def test_it_writes_no_file_and_sees_no_secret(faulty: IsolatedDecoder, tmp_path: Path) -> None:
+    with pytest.raises(VideoReadError, match=r"the decoder failed \(OSError: \[Errno 27\] File too large\)"):
+        faulty(str(tmp_path / "write.mp4"), first_frames)
+    assert [path.stat().st_size for path in tmp_path.iterdir()] == [0]
+    with pytest.raises(VideoReadError) as found:
+        faulty("secret.mp4", first_frames)
+    assert "PATH" in str(found.value) and "SOME_API_KEY" not in str(found.value)
+
+
+def test_the_process_goes_with_its_owner(small_videos: Path) -> None:
+    isolated = IsolatedDecoder("pyav")
+    isolated(str(small_videos / "v00.mp4"), first_frames)
+    process = isolated._process
+    os.kill(process.pid, signal.SIGTERM)  # a stop of the job: deaf to it
+    time.sleep(0.2)
+    assert process.poll() is None
+    del isolated
+    assert process.wait(timeout=5) == -signal.SIGKILL
+
+
+def test_training_items_are_the_same(small_videos: Path, small_records) -> None:
+    def batches(limits: Limits | None, num_workers: int) -> list:
+        dataset = VideoDataset(
+            small_records, open_video_files(small_videos), TrainTransform(32), num_frames=4, isolation=limits
+        )
+        loader = TrainLoader(dataset, 4, seed=1, num_workers=num_workers)
+        found = list(loader.epoch(0))
+        loader.close()
+        return found
+
+    for one, other in zip(batches(None, 0), batches(Limits(), 1), strict=True):
+        assert (one.videos == other.videos).all() and one.indices.tolist() == other.indices.tolist()

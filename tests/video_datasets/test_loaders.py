@@ -1,0 +1,278 @@
+"""Loaders: what every rank gets, independence of workers and ranks, bad videos, hanging and dying workers."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from video_datasets.annotations import VideoRecord
+from video_datasets.loaders import BadVideoError, EvalLoader, TrainLoader, micro_batches
+from video_datasets.transforms import TestTransform, TrainTransform
+from video_datasets.video_dataset import VideoDataset
+from video_datasets.video_files import FolderFiles, VideoFilesError, open_video_files
+from video_datasets.workers import VideoTimeoutError, VideoWorkerError
+
+
+@pytest.fixture
+def train_set(small_videos, small_records):
+    return VideoDataset(small_records, open_video_files(small_videos), TrainTransform(32), num_frames=4)
+
+
+@pytest.fixture
+def eval_set(small_videos, small_records):
+    return VideoDataset(small_records, open_video_files(small_videos), TestTransform(32), num_frames=4, num_clips=2)
+
+
+def assert_same(first, second):
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        assert one.number == other.number
+        for name in ("videos", "labels", "indices", "valid"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+def test_micro_batches_hold_every_video_once_and_follow_from_their_arguments():
+    batches = micro_batches(11, 4, seed=3, epoch=1)
+    assert [len(batch) for batch in batches] == [4, 4, 3]
+    assert sorted(np.concatenate(batches).tolist()) == list(range(11))
+    again = micro_batches(11, 4, seed=3, epoch=1)
+    assert all((one == other).all() for one, other in zip(batches, again, strict=True))
+    order = np.concatenate(batches).tolist()
+    for seed, epoch in ((3, 2), (4, 1)):
+        assert np.concatenate(micro_batches(11, 4, seed, epoch)).tolist() != order
+
+
+def test_batches_do_not_depend_on_workers_ranks_or_start(train_set):
+    plain = list(TrainLoader(train_set, 2, seed=5, num_workers=0).epoch(1))
+    assert [batch.number for batch in plain] == list(range(6)) and [len(batch) for batch in plain] == [2] * 5 + [1]
+    assert plain[0].videos.shape == (2, 1, 4, 3, 32, 32) and plain[0].labels.dtype == torch.int64
+    assert sorted(torch.cat([batch.indices for batch in plain]).tolist()) == list(range(11))
+    assert all(batch.labels.tolist() == (batch.indices % 3).tolist() for batch in plain)
+
+    for num_workers in (1, 2):
+        loader = TrainLoader(train_set, 2, seed=5, num_workers=num_workers)
+        assert loader.num_micro_batches == 6
+        other_epoch = list(loader.epoch(0))
+        assert_same(list(loader.epoch(1)), plain)
+        assert_same(list(loader.epoch(1, start=4)), plain[4:])
+        assert not torch.equal(other_epoch[0].videos, plain[0].videos)
+        next(loader.epoch(0))  # a read that is given up leaves nothing behind
+        assert_same(list(loader.epoch(1)), plain)
+        loader.close()
+
+    for world_size in (2, 3):
+        shares = [
+            list(TrainLoader(train_set, 2, seed=5, num_workers=0, rank=rank, world_size=world_size).epoch(1, start=1))
+            for rank in range(world_size)
+        ]
+        for rank, share in enumerate(shares):
+            assert [batch.number for batch in share] == [m for m in range(1, 6) if m % world_size == rank]
+        assert_same(sorted(sum(shares, []), key=lambda batch: batch.number), plain[1:])
+
+
+def test_a_rank_without_a_micro_batch_has_an_empty_epoch(train_set):
+    loader = TrainLoader(train_set, 6, seed=0, num_workers=0, rank=3, world_size=4)
+    assert loader.num_micro_batches == 2 and list(loader.epoch(0)) == []
+
+
+def test_workers_are_kept_from_epoch_to_epoch_and_are_as_many_as_asked_for(train_set):
+    loader = TrainLoader(train_set, 2, seed=5, num_workers=2)
+    list(loader.epoch(0))
+    pids = loader._reader._slots[:, 2].tolist()
+    assert len(set(pids)) == 2 and os.getpid() not in pids
+    list(loader.epoch(1))
+    assert loader._reader._slots[:, 2].tolist() == pids
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_other_start_methods_give_the_same_batches(train_set, start_method):
+    plain = list(TrainLoader(train_set, 4, seed=5, num_workers=0).epoch(0))
+    loader = TrainLoader(train_set, 4, seed=5, num_workers=1, start_method=start_method)
+    assert_same(list(loader.epoch(0)), plain)
+
+
+def test_loading_leaves_the_global_generator_alone(train_set):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    list(TrainLoader(train_set, 4, seed=5, num_workers=1).epoch(0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 13])
+def test_evaluation_has_every_video_once_without_padding(eval_set, world_size):
+    indices = []
+    for rank in range(world_size):
+        loader = EvalLoader(eval_set, 2, num_workers=0, rank=rank, world_size=world_size)
+        batches = list(loader)
+        assert len(batches) == len(loader) and sum(len(batch) for batch in batches) == loader.num_videos
+        assert all(batch.valid.all() and batch.videos.shape[1:] == (2, 4, 3, 32, 32) for batch in batches)
+        assert all(batch.labels.tolist() == (batch.indices % 3).tolist() for batch in batches)
+        indices += [index for batch in batches for index in batch.indices.tolist()]
+    assert sorted(indices) == list(range(11))
+
+
+def test_evaluation_with_workers_again_and_again(eval_set):
+    plain = list(EvalLoader(eval_set, 3, num_workers=0))
+    loader = EvalLoader(eval_set, 3, num_workers=2)
+    assert_same(list(loader), plain)
+    assert_same(list(loader), plain)
+
+
+def mixed_list(shared_videos, tmp_path, small_videos, num_good):
+    """Make a root with three videos that cannot be read before some that can."""
+    broken = ["a1_trunc60_moov_at_end.mp4", "b_empty.mp4", "e1_broken_middle_zero.mp4"]
+    for name in broken:
+        (tmp_path / name).symlink_to(shared_videos / "broken" / name)
+    for path in small_videos.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    records = [VideoRecord(name, 0) for name in broken]
+    return records + [VideoRecord(f"v{index:02d}.mp4", index % 3) for index in range(num_good)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_bad_training_videos_are_replaced_logged_once_and_counted(
+    shared_videos, tmp_path, small_videos, caplog, num_workers
+):
+    records = mixed_list(shared_videos, tmp_path, small_videos, 11)
+    dataset = VideoDataset(records, open_video_files(tmp_path), TrainTransform(32), num_frames=4)
+    loader = TrainLoader(dataset, 4, seed=0, num_workers=num_workers, max_bad_share=0.25)
+    with caplog.at_level(logging.WARNING):
+        batches = list(loader.epoch(0)) + list(loader.epoch(1))
+    assert sum(len(batch) for batch in batches) == 28
+    assert all(batch.valid.all() and (batch.indices >= 3).all() for batch in batches)
+    met = [bad.index for batch in batches for bad in batch.bad_videos]
+    assert set(met) == {0, 1, 2} == set(loader.bad_videos) and len(met) >= 6
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 3 and any("b_empty.mp4: the file is empty" in line for line in lines)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_too_many_bad_videos_stop_the_run(shared_videos, tmp_path, small_videos, num_workers):
+    records = mixed_list(shared_videos, tmp_path, small_videos, 11)
+    files = open_video_files(tmp_path)
+    pattern = (
+        r"^3 of 14 listed videos \(21\.4%\) cannot be read: .*b_empty\.mp4: .*"
+        r"\(more than data\.max_bad_share=0\.2 allows: repair them or take them off the list, or raise it\)$"
+    )
+    train_set = VideoDataset(records, files, TrainTransform(32), num_frames=4)
+    with pytest.raises(BadVideoError, match=pattern):
+        list(TrainLoader(train_set, 4, seed=0, num_workers=num_workers, max_bad_share=0.2).epoch(0))
+    eval_set = VideoDataset(records, files, TestTransform(32), num_frames=4)
+    with pytest.raises(BadVideoError, match=pattern):
+        list(EvalLoader(eval_set, 4, num_workers=num_workers, max_bad_share=0.2))
+
+
+def test_bad_test_videos_stay_in_as_invalid(shared_videos, tmp_path, small_videos):
+    records = mixed_list(shared_videos, tmp_path, small_videos, 4)
+    dataset = VideoDataset(records, open_video_files(tmp_path), TestTransform(32), num_frames=4)
+    batches = list(EvalLoader(dataset, 4, num_workers=1, max_bad_share=1))
+    valid = torch.cat([batch.valid for batch in batches])
+    assert valid.tolist() == [False] * 3 + [True] * 4
+    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(7))
+    assert not batches[0].videos[:3].any() and batches[0].videos[3].any()
+
+
+def test_a_wrong_root_is_one_line(tmp_path, small_records):
+    dataset = VideoDataset(small_records, open_video_files(tmp_path), TrainTransform(32), num_frames=4)
+    with pytest.raises(BadVideoError, match=r"of 11 listed videos .* cannot be read: .*: no such file"):
+        next(TrainLoader(dataset, 4, seed=0, num_workers=0).epoch(0))
+    with pytest.raises(BadVideoError, match=r"^no replacement could be read either: \d+ of 11 listed videos"):
+        next(TrainLoader(dataset, 4, seed=0, num_workers=0, max_bad_share=1).epoch(0))
+
+
+class TrickyFiles(FolderFiles):
+    """A root where asking for one of its videos goes wrong in the way that `trick` says."""
+
+    def __init__(self, root, trick):
+        super().__init__(str(root))
+        self.trick = trick
+
+    def find(self, listed):
+        if listed == "v03.mp4":
+            if self.trick == "hang":
+                time.sleep(600)
+            elif self.trick == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif self.trick == "ambiguous":
+                raise VideoFilesError("two files have its name")
+            elif self.trick == "bug":
+                raise KeyError("a bug")
+        return super().find(listed)
+
+
+def tricky_loader(small_videos, small_records, trick, **options):
+    dataset = VideoDataset(small_records, TrickyFiles(small_videos, trick), TestTransform(32), num_frames=4)
+    return EvalLoader(dataset, 2, num_workers=2, **options)
+
+
+def test_a_hanging_worker_is_an_error_that_names_its_video(small_videos, small_records):
+    loader = tricky_loader(small_videos, small_records, "hang", timeout_s=3)
+    started = time.monotonic()
+    numbers = []
+    pattern = (
+        r"^no batch of videos came for 3 s \(data\.timeout_s\): worker 1 \(pid \d+\) is reading 'v03\.mp4' for \d+ s$"
+    )
+    with pytest.raises(VideoTimeoutError, match=pattern):
+        for batch in loader:
+            numbers.append(batch.number)
+    assert numbers == [0] and time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("start_method", ["forkserver", "fork"])
+def test_a_dying_worker_is_an_error_that_names_its_video(small_videos, small_records, start_method):
+    loader = tricky_loader(small_videos, small_records, "die", start_method=start_method)
+    started = time.monotonic()
+    with pytest.raises(VideoWorkerError, match=r"a data worker died .*: worker 1 \(pid \d+\) is reading 'v03\.mp4'"):
+        list(loader)
+    assert time.monotonic() - started < 30
+
+
+def test_fatal_errors_of_a_worker_are_one_line_and_bugs_keep_their_traceback(small_videos, small_records):
+    with pytest.raises(VideoFilesError, match="^two files have its name$"):
+        list(tricky_loader(small_videos, small_records, "ambiguous"))
+    with pytest.raises(KeyError, match="a bug"):
+        list(tricky_loader(small_videos, small_records, "bug"))
+
+
+def test_a_slow_consumer_is_no_hang(train_set):
+    batches = TrainLoader(train_set, 4, seed=0, num_workers=1, timeout_s=5).epoch(0)
+    next(batches)
+    time.sleep(5.5)
+    assert [batch.number for batch in batches] == [1, 2]
+
+
+def test_misuse_is_an_error(train_set, eval_set):
+    with pytest.raises(ValueError, match="batch_size must be 1 or more"):
+        TrainLoader(train_set, 0, seed=0, num_workers=0)
+    with pytest.raises(ValueError, match=r"rank 2 must be in \[0, world_size=2\)"):
+        EvalLoader(eval_set, 1, num_workers=0, rank=2, world_size=2)
+    with pytest.raises(ValueError, match="needs a data set with a TrainTransform"):
+        TrainLoader(eval_set, 1, seed=0, num_workers=0)
+    with pytest.raises(ValueError, match="needs a data set with a TestTransform"):
+        EvalLoader(train_set, 1, num_workers=0)
+    with pytest.raises(ValueError, match="num_workers must be 0 or more"):
+        EvalLoader(eval_set, 1, num_workers=-1)
+    with pytest.raises(ValueError, match="start_method 'thread' is not one of"):
+        EvalLoader(eval_set, 1, num_workers=1, start_method="thread")
+
+
+@pytest.mark.gpu
+def test_batches_in_pinned_memory_go_to_the_gpu(train_set):
+    for num_workers in (0, 1):
+        batch = next(TrainLoader(train_set, 4, seed=0, num_workers=num_workers, pin_memory=True).epoch(0))
+        assert batch.videos.is_pinned() and batch.to("cuda", non_blocking=True).videos.is_cuda
+
+
+def test_importing_the_package_is_cheap_and_its_names_are_there(repository):
+    code = (
+        "import sys, datasets; heavy = {'torch', 'torchvision', 'decord', 'av', 'numpy'} & set(sys.modules); "
+        "assert not heavy, heavy; assert all(getattr(datasets, name) for name in datasets.__all__); "
+        "assert not {'decord', 'av'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=repository)

@@ -1,0 +1,1 @@
+"""The command-line tools: one module each, run as `tc-clip NAME` or `python scripts/NAME.py`."""

@@ -1,0 +1,310 @@
+"""Run a named list of variants with several seeds under one budget, and print one table: mean +- std.
+
+    python scripts/ablate.py temporal_models --output runs/temporal_models --jobs 2
+    python scripts/ablate.py temporal_models --output runs/temporal_models --table
+    python scripts/ablate.py contextualization epochs=2 --output runs/contextualization --seeds 1 2
+
+A list is a file of configs/ablations: overrides that all runs share, columns (usually data sets), and variants, each
+with overrides of its own. Every run is one `main.py` in a folder of its own. A second start does what is missing and
+lets what was stopped go on; a finished run is not touched. A run that fails costs its cell, and is tried again then.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainers.commands import make_shapes
+from trainers.paths import REPOSITORY
+
+KEYS = {"title", "protocol", "seeds", "shapes", "common", "columns", "variants"}
+
+
+class AblationError(Exception):
+    """A list or a result cannot be used; the message is one line that says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """A list of variants.
+
+    Attributes:
+        title: what is compared.
+        protocol: of all runs.
+        seeds: of the runs of a cell.
+        shapes: settings of each embedded data set that is needed, by its folder's name.
+        common: overrides of all runs.
+        columns: overrides by column.
+        variants: overrides by row.
+    """
+
+    title: str
+    protocol: str
+    seeds: tuple[int, ...]
+    shapes: dict[str, dict[str, Any]]
+    common: list[str]
+    columns: dict[str, list[str]]
+    variants: dict[str, list[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run: a cell of the table and a seed."""
+
+    column: str
+    variant: str
+    seed: int
+    folder: Path
+    command: tuple[str, ...]  # what follows `python main.py`
+
+
+def read_ablation(path: Path) -> Ablation:
+    """Read a list. Raises AblationError."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        unknown = sorted(content.keys() - KEYS)
+        if unknown:
+            raise AblationError(f"{path}: unknown key {unknown[0]}; there are {', '.join(sorted(KEYS))}")
+        return Ablation(
+            title=content["title"],
+            protocol=content["protocol"],
+            seeds=tuple(content.get("seeds", (1, 2, 3))),
+            shapes={name: dict(values or {}) for name, values in content.get("shapes", {}).items()},
+            common=_overrides(content.get("common")),
+            columns={str(name): _overrides(value) for name, value in content.get("columns", {"top-1": []}).items()},
+            variants={str(name): _overrides(value) for name, value in content["variants"].items()},
+        )
+    except FileNotFoundError:
+        there = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+        raise AblationError(f"{path}: no such list; there are {there}") from None
+    except (KeyError, AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise AblationError(f"{path}: is not a list of variants ({' '.join(str(error).split())})") from error
+
+
+def _overrides(value: Any) -> list[str]:
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, str) and "=" in item for item in value):
+        raise ValueError(f"overrides are a list of key=value, not {value!r}")
+    return value
+
+
+def plan(
+    ablation: Ablation, output: Path, seeds: list[int] | None, variants: list[str] | None, extra: list[str]
+) -> list[Run]:
+    """Return the runs, seed by seed, so that a table of fewer seeds is whole early. Raises AblationError."""
+    for name in variants or ():
+        if name not in ablation.variants:
+            raise AblationError(f"no variant {name}; there are {', '.join(ablation.variants)}")
+    runs = []
+    for seed, column, variant in itertools.product(
+        seeds or ablation.seeds, ablation.columns, variants or ablation.variants
+    ):
+        folder = output / _slug(column) / _slug(variant) / f"seed{seed}"
+        own = [*ablation.common, *ablation.columns[column], *ablation.variants[variant], *extra]
+        if ablation.shapes:
+            own.append(f"data_root={(output / 'data').as_posix()}")
+        command = ("-cn", ablation.protocol, *own, f"seed={seed}", f"output={folder.as_posix()}")
+        runs.append(Run(column, variant, seed, folder, command))
+    return runs
+
+
+def _slug(text: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in text)
+
+
+def make_data(ablation: Ablation, output: Path) -> None:
+    """Make the embedded data sets that the list needs, where they are not there yet."""
+    for name, values in ablation.shapes.items():
+        try:
+            settings = make_shapes.Settings(**values)
+        except TypeError as error:
+            raise AblationError(f"shapes.{name}: {error}") from error
+        make_shapes.make_shapes(output / "data" / name, settings)
+
+
+def run_command(run: Run, threads: int) -> None:
+    """Run `main.py` in a process of its own; what it prints goes to console.txt. Raises AblationError."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    console = run.folder / "console.txt"
+    with console.open("w", encoding="utf-8") as file:
+        command = [sys.executable, str(REPOSITORY / "main.py"), *run.command, "logging.progress=lines"]
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False)
+    if done.returncode:
+        lines = console.read_text(encoding="utf-8").strip().splitlines()
+        raise AblationError(f"status {done.returncode}: {lines[-1] if lines else 'no output'} (see {console})")
+
+
+def settings_of(run: Run) -> list[str]:
+    """Return what a finished run must have been made with to count."""
+    return [word for word in run.command if not word.startswith(("output=", "data_root="))]
+
+
+def is_finished(run: Run) -> bool:
+    """Return whether a run is there, made with these settings. Raises AblationError where it was made with others."""
+    note = run.folder / "ablation.json"
+    if not note.is_file():
+        return False
+    made = json.loads(note.read_text(encoding="utf-8"))["settings"]
+    if made != settings_of(run):
+        differing = sorted(set(made) ^ set(settings_of(run)))
+        raise AblationError(
+            f"{run.folder}: was made with other settings ({', '.join(differing) or 'in another order'}): "
+            "choose another --output"
+        )
+    return (run.folder / "results.json").is_file()
+
+
+def run_all(runs: list[Run], jobs: int, start: Callable[[Run, int], None]) -> dict[Run, str]:
+    """Run what is missing, `jobs` at a time; return the errors of those that failed."""
+    missing = [run for run in runs if not is_finished(run)]
+    say(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished before")
+    threads = max(1, available_cores() // jobs)
+    errors: dict[Run, str] = {}
+
+    def work(run: Run) -> float:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        note = json.dumps({"settings": settings_of(run)}, indent=1) + "\n"
+        (run.folder / "ablation.json").write_text(note, encoding="utf-8")
+        began = time.perf_counter()
+        start(run, threads)
+        return time.perf_counter() - began
+
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(work, run): run for run in missing}
+        try:
+            for number, future in enumerate(as_completed(futures), 1):
+                run = futures[future]
+                title = f"[{number}/{len(missing)}] {run.column}, {run.variant}, seed {run.seed}"
+                error = future.exception()
+                if error is None:
+                    say(f"{title}: top-1 {result_of(run)['top1']:.2f} % in {future.result():.0f} s")
+                elif isinstance(error, AblationError):
+                    errors[run] = str(error)
+                    say(f"{title}: failed, {error}")
+                else:
+                    raise error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return errors
+
+
+def result_of(run: Run) -> dict[str, Any]:
+    """Return the row of results that counts: the final test where there was one, else the best validation."""
+    results = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
+    rows = [row for row in results["results"] if row["wise_ft"] is None]
+    return ([row for row in rows if row["part"] == "test"] or rows)[-1]
+
+
+def cells_of(runs: list[Run]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return mean and standard deviation of each (variant, column) over the seeds that are finished."""
+    cells = {}
+    for run in runs:
+        cells.setdefault((run.variant, run.column), []).extend([result_of(run)] if is_finished(run) else [])
+    return {
+        key: {
+            "seeds": len(rows),
+            "top1": [row["top1"] for row in rows],
+            "mean": statistics.fmean(row["top1"] for row in rows) if rows else None,
+            "std": statistics.stdev(row["top1"] for row in rows) if len(rows) > 1 else None,
+            "chance": rows[0]["chance"] if rows else None,
+            "videos": rows[0]["videos"] if rows else None,
+        }
+        for key, rows in cells.items()
+    }
+
+
+def table(ablation: Ablation, cells: dict[tuple[str, str], dict[str, Any]]) -> str:
+    """Write the table as markdown."""
+    variants = list(dict.fromkeys(variant for variant, _ in cells))
+    columns = list(dict.fromkeys(column for _, column in cells))
+    header = [column + _chance([cells[variant, column] for variant in variants]) for column in columns]
+    lines = [f"| variant | {' | '.join(header)} |", "|---|" + "---:|" * len(columns)]
+    for variant in variants:
+        texts = [_cell(cells[variant, column], len(ablation.seeds)) for column in columns]
+        lines.append(f"| {variant} | {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
+def _chance(cells: list[dict[str, Any]]) -> str:
+    known = {cell["chance"] for cell in cells if cell["chance"] is not None}
+    return f" (chance {known.pop():.1f})" if len(known) == 1 else ""
+
+
+def _cell(cell: dict[str, Any], wanted: int) -> str:
+    if not cell["seeds"]:
+        return ""
+    deviation = "" if cell["std"] is None else f" +- {cell['std']:.1f}"
+    return f"{cell['mean']:.1f}{deviation}" + (f" ({cell['seeds']} seeds)" if cell["seeds"] != wanted else "")
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return make_shapes.available_cores()
+
+
+def say(line: str) -> None:
+    """Write a line to standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def main(argv: list[str] | None = None, start: Callable[[Run, int], None] = run_command) -> int:
+    """Run the command line; return the exit status: 1 where a run failed."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("name", help="a list of configs/ablations, or a file")
+    parser.add_argument("overrides", nargs="*", help="further key=value for every run, right after the name")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the runs, the data and the table")
+    parser.add_argument("--seeds", type=int, nargs="+", help="in place of the list's")
+    parser.add_argument("--variants", nargs="+", help="only these")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; each gets its share of the cores")
+    parser.add_argument("--table", action="store_true", help="run nothing, print the table of what is there")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
+    options = parser.parse_args(argv)
+    try:
+        return _main(options, start)
+    except (AblationError, make_shapes.ShapesError) as error:
+        print(f"ablate: {error}", file=sys.stderr)
+        return 2
+
+
+def _main(options: argparse.Namespace, start: Callable[[Run, int], None]) -> int:
+    path = Path(options.name)
+    if path.suffix != ".yaml":
+        path = REPOSITORY / "configs" / "ablations" / f"{options.name}.yaml"
+    ablation = read_ablation(path)
+    runs = plan(ablation, options.output, options.seeds, options.variants, _overrides(options.overrides))
+    if options.dry_run:
+        print("\n".join(_commands(runs)))
+        return 0
+    errors = {}
+    if not options.table:
+        make_data(ablation, options.output)
+        errors = run_all(runs, max(1, options.jobs), start)
+    cells = cells_of(runs)
+    text = table(ablation, cells)
+    print(f"{ablation.title}\n\n{text}")
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "table.md").write_text(f"{ablation.title}\n\n{text}\n", encoding="utf-8")
+    content = [{"variant": variant, "column": column, **cell} for (variant, column), cell in cells.items()]
+    facts = {"title": ablation.title, "protocol": ablation.protocol, "common": ablation.common, "cells": content}
+    (options.output / "table.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return 1 if errors else 0
+
+
+def _commands(runs: list[Run]) -> Iterator[str]:
+    for run in runs:
+        quoted = [f"'{word}'" if any(letter in word for letter in " [],") else word for word in run.command]
+        yield f"python main.py {' '.join(quoted)}"

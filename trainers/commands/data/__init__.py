@@ -1,0 +1,1 @@
+"""The command-line tools for data sets: lists, checks, transcoding, packing."""

@@ -1,0 +1,225 @@
+"""What one video is and whether it decodes, as verify.py records it. Runs in worker processes."""
+
+import base64
+import hashlib
+import io
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from video_datasets.decoding import VideoReadError, decode
+from video_datasets.sampling import test_indices
+from video_datasets.video_files import TarMember
+
+LEVELS = ("ok", "note", "warning", "error")
+# A container may claim one frame more than it has: HMDB-51's AVIs do when they are whole.
+FRAME_TOLERANCE = 1
+_DIGEST_BYTES = 1 << 16
+_THUMBNAIL_HEIGHT = 96
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video to look at: `full` decodes every frame in order, else the frames of one test view are decoded."""
+
+    key: str
+    source: str | TarMember
+    full: bool
+    num_frames: int
+    thumbnail: bool
+    decoder: str = "auto"
+
+
+@dataclass
+class VideoFacts:
+    """What was found. `findings` are (level, kind, text); `claimed_frames` is what the container says, None if nothing.
+
+    Seconds are of looking at it; `digest` names the content (size, beginning and end); `thumbnail` is a JPEG in base64.
+    """
+
+    frames: int | None = None
+    claimed_frames: int | None = None
+    width: int | None = None
+    height: int | None = None
+    fps: float | None = None
+    codec: str | None = None
+    bytes: int = 0
+    digest: str = ""
+    seconds: float = 0.0
+    findings: list[tuple[str, str, str]] = field(default_factory=list)
+    thumbnail: str | None = None
+
+    def add(self, level: str, kind: str, text: str) -> None:
+        """Note a finding."""
+        self.findings.append((level, kind, text))
+
+
+def inspect_video(job: Job) -> dict[str, Any]:
+    """Look at a video; return its `VideoFacts` as a dict. Never raises for what is wrong with the video."""
+    start = time.perf_counter()
+    facts = VideoFacts()
+    try:
+        content = _content(job.source)
+        facts.bytes, facts.digest = _size_and_digest(content)
+        if facts.bytes == 0:
+            raise OSError(None, "the file is empty")
+        picture = _decode_all(content, facts) if job.full else _decode_wanted(job, content, facts)
+    except OSError as error:
+        facts.add("error", "unreadable", error.strerror or str(error))
+        picture = None
+    if facts.frames is not None and 0 < facts.frames < job.num_frames:
+        facts.add("note", "short", f"{facts.frames} frames, a view has {job.num_frames}: frames repeat")
+    if picture is not None and (job.thumbnail or any(level in LEVELS[2:] for level, _, _ in facts.findings)):
+        facts.thumbnail = _thumbnail(picture)
+    facts.seconds = round(time.perf_counter() - start, 4)
+    return asdict(facts)
+
+
+def _content(source: str | TarMember) -> str | bytes:
+    return source if isinstance(source, str) else source.read()
+
+
+def _size_and_digest(content: str | bytes) -> tuple[int, str]:
+    if isinstance(content, bytes):
+        size, parts = len(content), (content[:_DIGEST_BYTES], content[-_DIGEST_BYTES:])
+    else:
+        with open(content, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(_DIGEST_BYTES)
+            file.seek(max(0, size - _DIGEST_BYTES))
+            parts = (head, file.read())
+    return size, hashlib.sha256(b"".join([str(size).encode(), *parts])).hexdigest()[:24]
+
+
+def content_hash(source: str | TarMember) -> str:
+    """Return the SHA-256 of a video's whole content.
+
+    Raises:
+        OSError: where it cannot be read.
+    """
+    if not isinstance(source, str):
+        return hashlib.sha256(source.read()).hexdigest()
+    with open(source, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _decode_wanted(job: Job, content: str | bytes, facts: VideoFacts) -> np.ndarray | None:
+    """Decode the frames of one test view, as evaluation does."""
+    _read_header(content, facts)
+
+    def choose(num_video_frames: int) -> np.ndarray:
+        facts.frames = num_video_frames
+        return test_indices(num_video_frames, job.num_frames)[0]
+
+    try:
+        frames = decode(job.source, choose, job.decoder)  # (T, H, W, 3)
+    except VideoReadError as error:
+        facts.frames = None
+        facts.add("error", "unreadable", error.reason)
+        return None
+    facts.height, facts.width = frames.shape[1:3]
+    _compare(facts, facts.claimed_frames)
+    return frames[len(frames) // 2]
+
+
+def _read_header(content: str | bytes, facts: VideoFacts) -> None:
+    """Note what the container says, where it can be opened at all; decoding decides whether that is a fault."""
+    import av
+
+    try:
+        with _open(content) as container:
+            stream = container.streams.best("video")
+            if stream is not None:
+                _note_stream(container, stream, facts)
+    except (av.error.FFmpegError, ValueError, OSError):
+        facts.codec = None
+
+
+def _decode_all(content: str | bytes, facts: VideoFacts) -> Any:
+    """Decode every frame in order and compare their number with the container's claim."""
+    import av
+
+    first = None
+    decoded = discarded = damaged = 0
+    try:
+        with _open(content) as container:
+            stream = container.streams.best("video")
+            if stream is None:
+                facts.add("error", "unreadable", "it has no video stream")
+                return None
+            stream.codec_context.thread_count = 1
+            _note_stream(container, stream, facts)
+            for packet in container.demux(stream):
+                discarded += packet.is_discard
+                for frame in packet.decode():
+                    decoded += 1
+                    damaged += bool(frame.is_corrupt)
+                    if first is None:
+                        first = frame
+    except (av.error.FFmpegError, ValueError, OSError) as error:
+        reason = (str(error).split("\n")[0].split(": '")[0]).partition("] ")[2] or type(error).__name__
+        facts.add("error", "unreadable", f"fails after {decoded} frames: {reason}" if decoded else f"fails: {reason}")
+        return first
+    if decoded == 0:
+        facts.add("error", "unreadable", "it has no frames")
+        return None
+    facts.frames = decoded
+    if round(first.rotation / 90) % 2:
+        facts.width, facts.height = facts.height, facts.width
+    if discarded:
+        facts.add("note", "edit list", f"{discarded} stored frames are not shown")
+    if damaged:
+        facts.add("warning", "damaged", f"{damaged} frames are damaged")
+    _compare(facts, None if facts.claimed_frames is None else facts.claimed_frames - discarded)
+    return first
+
+
+def _compare(facts: VideoFacts, expected: int | None) -> None:
+    if expected is not None and facts.frames is not None and abs(expected - facts.frames) > FRAME_TOLERANCE:
+        facts.add("warning", "frame count", f"{facts.frames} frames decode, the file claims {expected}")
+
+
+def _open(content: str | bytes) -> Any:
+    import av
+
+    # HMDB-51 has files whose metadata is not UTF-8.
+    return av.open(content if isinstance(content, str) else io.BytesIO(content), metadata_errors="ignore")
+
+
+def _note_stream(container: Any, stream: Any, facts: VideoFacts) -> None:
+    facts.codec = stream.codec_context.codec.canonical_name
+    facts.width, facts.height = stream.codec_context.width, stream.codec_context.height
+    facts.fps = round(float(stream.average_rate), 3) if stream.average_rate else None
+    facts.claimed_frames = stream.frames or _frames_by_duration(container, stream)
+
+
+def _frames_by_duration(container: Any, stream: Any) -> int | None:
+    """Return what a duration makes of the rate where a container (Matroska) does not count frames, if one is known."""
+    duration = None
+    if stream.duration:
+        duration = float(stream.duration * stream.time_base)
+    elif stream.metadata.get("DURATION"):
+        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
+        duration = 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    elif container.duration and len(container.streams) == 1:  # with sound it may be the sound's
+        duration = container.duration / 1e6
+    if not duration or not stream.average_rate:
+        return None
+    return round(duration * float(stream.average_rate))
+
+
+def _thumbnail(picture: Any) -> str:
+    """Return a small upright JPEG of an RGB array or a PyAV frame, in base64."""
+    from PIL import Image
+
+    pixels = picture
+    if not isinstance(picture, np.ndarray):
+        pixels = np.rot90(picture.to_ndarray(format="rgb24"), round(picture.rotation / 90))
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    width = max(1, round(image.width * _THUMBNAIL_HEIGHT / image.height))
+    buffer = io.BytesIO()
+    image.resize((width, _THUMBNAIL_HEIGHT)).save(buffer, "JPEG", quality=80)
+    return base64.b64encode(buffer.getvalue()).decode()

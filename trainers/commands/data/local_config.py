@@ -1,0 +1,33 @@
+"""Writes into configs/local.yaml, the one place for the paths of a machine."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+from trainers.commands.data.listing import DataError
+
+HEADER = (
+    "# Paths of this machine; git ignores this file. It overrides every other configuration but the command line.\n"
+)
+
+
+def set_local(path: Path, key: str, value: str) -> None:
+    """Set a key at the top level of a local configuration, keeping all else, comments included.
+
+    Raises:
+        DataError: where the file cannot be written.
+    """
+    line = f"{key}: {json.dumps(value, ensure_ascii=False)}"  # a JSON text is a YAML text
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else HEADER
+        pattern = re.compile(rf"^{re.escape(key)}:.*$", re.MULTILINE)
+        if pattern.search(text):
+            text = pattern.sub(lambda _: line, text, count=1)
+        else:
+            text = text.rstrip("\n") + f"\n{line}\n"
+        temporary = path.with_suffix(".yaml.making")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,67 @@
+"""What a long look at many videos has found so far, in a file that a killed process leaves usable."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, TextIO
+
+from video_datasets.video_files import TarMember
+
+FILE_NAME = "progress.jsonl"
+
+
+class Progress:
+    """Results by key, each on the disk as soon as it is known.
+
+    Args:
+        folder: where `progress.jsonl` is kept; made where it is missing.
+        again: forget what is there.
+    """
+
+    def __init__(self, folder: Path, again: bool = False) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / FILE_NAME
+        self.known: dict[str, dict[str, Any]] = {} if again else _read(path)
+        # Written anew: a start that was killed may have left half a line at the end.
+        temporary = path.with_suffix(".making")
+        temporary.write_text("".join(_line(key, facts) for key, facts in self.known.items()), encoding="utf-8")
+        os.replace(temporary, path)
+        self._file: TextIO = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def add(self, key: str, facts: dict[str, Any]) -> None:
+        """Note a result."""
+        self.known[key] = facts
+        self._file.write(_line(key, facts))
+        self._file.flush()
+
+
+def key_of(source: str | TarMember, *settings: object) -> str:
+    """Name a video as it is now and what is done with it, so that what changed is done again."""
+    try:
+        status = os.stat(source if isinstance(source, str) else source.archive)
+        state = f"{status.st_size}:{status.st_mtime_ns}"
+    except OSError:
+        state = "gone"
+    return "|".join([str(source), state, *map(str, settings)])
+
+
+def _line(key: str, facts: dict[str, Any]) -> str:
+    return json.dumps({"key": key, "facts": facts}) + "\n"
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    known = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+                known[entry["key"]] = entry["facts"]
+            except (ValueError, KeyError):
+                continue  # the process was killed while it wrote this line
+    return known

@@ -1,0 +1,27 @@
+"""Write `report.html` about a finished run or evaluation: `python scripts/report.py runs/first`.
+
+The page holds everything it shows: numbers beside the published ones, accuracy by class, confusions, the hardest and
+the surest videos with frames and answers, curves, and facts of the run. It needs no network.
+"""
+
+import argparse
+from pathlib import Path
+
+from trainers.config.command_line import one_line_errors
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return 0."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="output folder of a run or an evaluation")
+    parser.add_argument(
+        "--videos", type=Path, help="folder or .tar of the videos (default: as the run's configuration)"
+    )
+    parser.add_argument("--output", type=Path, help="the page (default: report.html in the folder)")
+    args = parser.parse_args(argv)
+    with one_line_errors():
+        from trainers.reporting.html import write_report
+
+        page = write_report(args.folder, args.videos, args.output)
+        print(f"{page}  ({page.stat().st_size / 1e6:.1f} MB)")
+    return 0

@@ -1,0 +1,1 @@
+"""Settings: typed values, their checks, the command line, secrets."""

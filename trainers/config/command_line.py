@@ -1,0 +1,232 @@
+"""The command line's manners: help, and errors of one line with exit status 2.
+
+Knows Hydra's messages, so that `main.py` needs no logic. Imports nothing heavy.
+"""
+
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from trainers.config.schema import PROTOCOLS, RULES, did_you_mean
+from trainers.config.secrets import hide_secrets
+from trainers.errors import ConfigError, ErrorOnAnotherRank, RunInterrupted, user_error_types
+
+USER_ERROR = 2
+REQUEUE = 75  # EX_TEMPFAIL: stopped by a signal and saved; start it again, and it goes on
+# Read before this process sets the variable for Hydra.
+WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
+
+HELP = """\
+usage: python main.py -cn PROTOCOL data=DATA output=FOLDER [key=value ...]
+       torchrun --nproc_per_node=GPUS main.py -cn PROTOCOL data=DATA output=FOLDER [key=value ...]
+
+protocols (-cn)
+  {protocols}
+data, by protocol
+  {data}
+trainers (trainer=)
+  {trainers}
+
+Often used: epochs lr batch_size total_batch_size num_workers num_frames seed, shot (few_shot), base (base2novel),
+resume=FILE to start from weights, eval=val or eval=test to evaluate them, wise_ft, num_clip, num_crop, dry_run=true.
+configs/base.yaml explains every key. `python main.py -cn PROTOCOL data=DATA --cfg job` prints the whole configuration.
+"""
+
+
+@contextmanager
+def composition_errors(configs: Path) -> Iterator[None]:
+    """Around Hydra's main: answer `--help`, and turn errors of composing the configuration into one line.
+
+    Args:
+        configs: folder of the configuration files.
+    """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        sys.stdout.write(help_text(configs))
+        sys.exit(0)
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        with _early_stops(), _hydra_raises():
+            yield
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        _leave(describe_composition_error(error, sys.argv[1:], configs), WANTS_TRACEBACK)
+    except Exception as error:
+        # Hydra's grammar errors have no common class with the above in every version.
+        if type(error).__module__.startswith(("hydra.", "antlr4.")):
+            _leave(describe_composition_error(error, sys.argv[1:], configs), WANTS_TRACEBACK)
+        raise
+
+
+@contextmanager
+def _hydra_raises() -> Iterator[None]:
+    """Have Hydra raise what it would have printed in many lines."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+@contextmanager
+def _early_stops() -> Iterator[None]:
+    """Leave at once, with the status that asks for another start, where a stop comes before the run listens to it.
+
+    Imports take seconds. One of several processes must not leave alone: torchrun or its wrapper decides there.
+    """
+    stops = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        stops = []
+    before = {number: signal.getsignal(number) for number in stops}
+    before = {number: handler for number, handler in before.items() if handler is signal.SIG_DFL}  # not where ignored
+    for number in before:
+        signal.signal(number, _leave_early)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave_early(number: int, frame: FrameType | None) -> None:
+    os.write(2, f"{signal.Signals(number).name}: stopped, no training was under way\n".encode())
+    os._exit(_leave_for_requeue())  # an exception might come up inside an import, and be swallowed
+
+
+@contextmanager
+def one_line_errors(debug: bool = False) -> Iterator[None]:
+    """Around a run: turn errors that a user can mend into one line; all others keep their traceback."""
+    full = debug or WANTS_TRACEBACK
+    try:
+        yield
+    except ErrorOnAnotherRank:
+        sys.exit(USER_ERROR)
+    except RunInterrupted:
+        sys.exit(_leave_for_requeue())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if isinstance(error, ConfigError) or isinstance(error, user_error_types()):
+            _leave(" ".join(str(error).split()), full)
+        if _lost_another_process(error):
+            _leave("lost the connection to another process of the run, which has failed and says why", full)
+        if type(error).__name__ == "OutOfMemoryError":
+            memory = "out of GPU memory: lower batch_size (total_batch_size may stay) or test_batch_size"
+            _leave(f"{memory}: {str(error).splitlines()[0]}", full)
+        raise
+
+
+def help_text(configs: Path) -> str:
+    """Return what `--help` prints."""
+    data = config_names(configs, "data")
+    by_protocol = [" ".join(name for name in data if name.startswith(f"{protocol}_")) for protocol in PROTOCOLS]
+    return HELP.format(
+        protocols=" ".join(PROTOCOLS),
+        data="\n  ".join(line for line in by_protocol if line),
+        trainers=" ".join(config_names(configs, "trainer")),
+    )
+
+
+def config_names(configs: Path, group: str) -> list[str]:
+    """Return the options of a configuration group."""
+    return sorted(path.stem for path in (configs / group).glob("*.yaml"))
+
+
+def describe_composition_error(error: Exception, arguments: list[str], configs: Path) -> str:
+    """Return one line on what is wrong with a command line, and what would be right."""
+    message = " ".join(str(error).split())
+    chosen = _config_name(arguments)
+    if chosen is not None and "Cannot find primary config" in message:
+        return f"-cn {chosen}: no such protocol{did_you_mean(chosen, PROTOCOLS)}; there are: {', '.join(PROTOCOLS)}"
+    if "override_grammar" in message:
+        message = message.split(" See https://")[0]
+        return f"cannot read the command line: {message} (key=value; quote values with spaces, commas or brackets)"
+    if found := re.search(r"Could not override '([^']+)'|[Kk]ey '([^']+)' is not in struct", message):
+        key = found[1] or found[2]
+        return f"unknown key {key}{_suggest_key(key)}"
+    if found := re.search(r"Could not find '([\w.-]+)/([\w.-]+)'", message):
+        group, name = found.groups()
+        names = config_names(configs, group)
+        protocol = chosen if group == "data" else None
+        shown = [option for option in names if protocol is None or option.startswith(f"{protocol}_")] or names
+        return f"{group}={name}: no such choice{did_you_mean(name, shown)}; there are: {', '.join(shown)}"
+    if found := re.search(r"You must specify '(\w+)'", message):
+        if chosen is None:
+            return _no_protocol(configs)
+        names = [name for name in config_names(configs, found[1]) if name.startswith(f"{chosen}_")]
+        return f"{found[1]}= is missing; -cn {chosen} goes with: {', '.join(names)}"
+    return message
+
+
+def _no_protocol(configs: Path) -> str:
+    return (
+        f"choose a protocol with -cn ({', '.join(PROTOCOLS)}) and its data, as in "
+        "python main.py -cn zero_shot data=zero_shot_k400 output=runs/first (python main.py --help lists all)"
+    )
+
+
+def _config_name(arguments: list[str]) -> str | None:
+    """Return what -cn or --config-name says."""
+    for place, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name in ("-cn", "--config-name"):
+            return value or next(iter(arguments[place + 1 :]), None)
+        if argument.startswith("-cn") and not value:
+            return argument[3:]
+    return None
+
+
+def _suggest_key(wrong: str) -> str:
+    """Return the suggestion for a mistyped key, or for one without its group (`mixup=0` for `aug.mixup=0`)."""
+    whole = [key for key in RULES if key.endswith(f".{wrong}")]
+    if whole:
+        return f"; did you mean {' or '.join(whole)}?"
+    return did_you_mean(wrong, [*RULES, "data", "trainer", "aug", "optimizer", "logging"])
+
+
+def _leave_for_requeue() -> int:
+    """Return the exit status of a run that was asked to stop.
+
+    torchrun takes every status but 0 for a failure, restarts the processes, and has a status of its own; its wrapper
+    scripts/torchrun.sh therefore names a file for ours.
+    """
+    note = os.environ.get("RUN_EXIT_FILE")
+    if not note:
+        return REQUEUE
+    Path(note).write_text(f"{REQUEUE}\n", encoding="utf-8")
+    return 0
+
+
+def _lost_another_process(error: Exception) -> bool:
+    """Whether an error of a reduction only mirrors that another process is gone."""
+    gone = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+    return isinstance(error, RuntimeError) and _is_connected() and any(words in str(error) for words in gone)
+
+
+def _is_connected() -> bool:
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
+def _leave(message: str, full: bool) -> None:
+    """Say one line (with the traceback where asked for) and leave; call it while handling the error."""
+    if full:
+        traceback.print_exc()
+    message = hide_secrets(message)
+    rank = int(os.environ.get("RANK", 0))
+    # Before the processes are connected all of them run into the same error: one says so.
+    if rank == 0 or _is_connected():
+        sys.stderr.write(f"error: {message}\n" if rank == 0 else f"error (process {rank}): {message}\n")
+        sys.stderr.flush()
+    sys.exit(USER_ERROR)

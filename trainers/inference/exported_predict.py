@@ -1,0 +1,194 @@
+"""Run an export on videos: needs this file, the exported folder and a few packages, and nothing else.
+
+    python exported_predict.py clip.mp4 --export folder [--format onnx]
+    python exported_predict.py clip.mp4 --export folder --classes "riding a bike" surfing
+
+With --classes any names are scored, by the programs `video` and `text`; without, those of the exported `classifier`.
+Packages: numpy and av (PyAV), and onnxruntime for .onnx or torch for .pt2 and .aoti.pt2. `scripts/export.py` puts a
+copy of this file beside what it exports.
+"""
+
+import argparse
+import gzip
+import html
+import itertools
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+
+SUFFIXES = {"onnx": ".onnx", "aoti": ".aoti.pt2", "pt2": ".pt2"}
+
+
+def read_frames(path: str, num_frames: int) -> np.ndarray:
+    """Return the middle frames of equal parts of a video, uint8 (T, H, W, 3), upright."""
+    with av.open(path) as container:
+        stream = container.streams.best("video")
+        frames = list(container.decode(stream))
+    if not frames:
+        raise ValueError("no frames")
+    chosen = [(2 * i + 1) * len(frames) // (2 * num_frames) for i in range(num_frames)]
+    first = frames[0]
+    pixels = [frames[i].to_ndarray(format="rgb24", width=first.width, height=first.height) for i in chosen]
+    return np.stack([np.rot90(p, round(frames[i].rotation / 90)) for p, i in zip(pixels, chosen, strict=True)])
+
+
+def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize frames (T, H, W, 3) bilinearly, without antialiasing, pixel centres at halves."""
+
+    def places(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        at = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+        low = at.astype(int)
+        return low, np.minimum(low + 1, old - 1), (at - low).astype(np.float32)
+
+    top, bottom, down = places(frames.shape[1], height)
+    left, right, along = places(frames.shape[2], width)
+    frames = frames.astype(np.float32)
+    rows = frames[:, top] * (1 - down)[:, None, None] + frames[:, bottom] * down[:, None, None]
+    return rows[:, :, left] * (1 - along)[:, None] + rows[:, :, right] * along[:, None]
+
+
+def view(frames: np.ndarray, side: int) -> np.ndarray:
+    """Return the centre view that the model reads, uint8 (T, 3, side, side)."""
+    short = int(256 / 224 * side)
+    scale = short / min(frames.shape[1:3])
+    frames = resize(frames, int(frames.shape[1] * scale + 0.5), int(frames.shape[2] * scale + 0.5))
+    top, left = (frames.shape[1] - side) // 2, (frames.shape[2] - side) // 2
+    frames = np.rint(frames[:, top : top + side, left : left + side]).astype(np.uint8)
+    return np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
+
+
+# Contractions, words of letters, single numerals ("²" is one, and no digit to Python), runs of anything else.
+NUMERALS = "".join(c for c in map(chr, range(sys.maxunicode + 1)) if c.isnumeric() and not c.isalpha())
+WORD = re.compile(rf"'(?:s|t|re|ve|m|ll|d)|[^\W\d_{NUMERALS}]+|[\d{NUMERALS}]|(?:[^\s\w]|_)+", re.IGNORECASE)
+START, END, FIRST_MERGE, NUM_BYTES = 49406, 49407, 512, 256
+
+
+class Tokenizer:
+    """CLIP's byte-pair encoding from its vocabulary file: class names to tokens int64 (C * templates, L)."""
+
+    def __init__(self, vocabulary: Path):
+        printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        others = sorted(set(range(NUM_BYTES)) - set(printable))
+        self.byte_ids = {byte: index for index, byte in enumerate(printable + others)}
+        letters = [chr(byte) for byte in printable] + [chr(NUM_BYTES + index) for index in range(len(others))]
+        ids = {letter: index for index, letter in enumerate(letters)}
+        ids |= {letter + "</w>": NUM_BYTES + index for index, letter in enumerate(letters)}
+        self.merges: dict[tuple[int, int], int] = {}
+        with gzip.open(vocabulary, "rt", encoding="utf-8") as lines:
+            for merged, line in enumerate(itertools.islice(lines, 1, 1 + START - FIRST_MERGE), start=FIRST_MERGE):
+                left, right = line.split()
+                self.merges[ids[left], ids[right]] = merged
+                ids[left + right] = merged
+
+    def __call__(self, names: list[str], facts: dict) -> np.ndarray:
+        texts = [template.replace("{}", clean_name(name, facts)) for name in names for template in facts["templates"]]
+        tokens = np.zeros((len(texts), facts["context_length"]), dtype=np.int64)
+        for row, text in zip(tokens, texts, strict=True):
+            encoded = [START, *self.encode(text), END]
+            if len(encoded) > len(row):
+                raise SystemExit(f"{text!r} has {len(encoded)} tokens; the model reads {len(row)}")
+            row[: len(encoded)] = encoded
+        return tokens
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, without start and end."""
+        text = " ".join(html.unescape(html.unescape(text)).split()).lower()
+        return [token for word in WORD.findall(text) for token in self._encode_word(word)]
+
+    def _encode_word(self, word: str) -> list[int]:
+        ids = [self.byte_ids[byte] for byte in word.encode("utf-8")]
+        ids[-1] += NUM_BYTES  # the last byte of a word has its own id
+        while known := [self.merges[pair] for pair in itertools.pairwise(ids) if pair in self.merges]:
+            first, merged, position = min(known), [], 0  # the earliest merge of the table
+            while position < len(ids):
+                fits = self.merges.get(tuple(ids[position : position + 2])) == first
+                merged.append(first if fits else ids[position])
+                position += 1 + fits
+            ids = merged
+        return ids
+
+
+def clean_name(name: str, facts: dict) -> str:
+    """Return a class name as words, by the model's rule for capitals."""
+    name = name.replace("_", " ")
+    return re.sub(r"([A-Z])", r" \1", name).strip() if facts["split_camel_case"] else name
+
+
+def load(path: Path, kind: str) -> Callable[[dict[str, np.ndarray]], list[np.ndarray]]:
+    """Return a program as a function of its inputs by name, in order."""
+    if kind == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        wanted = {node.name for node in session.get_inputs()}  # a graph leaves out inputs that it does not need
+        return lambda inputs: session.run(None, {name: value for name, value in inputs.items() if name in wanted})
+    import torch
+
+    program = torch.export.load(path).module() if kind == "pt2" else torch._inductor.aoti_load_package(str(path))
+
+    def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        with torch.no_grad():
+            return [output.numpy() for output in program(*map(torch.from_numpy, inputs.values()))]
+
+    return run
+
+
+def scorer(folder: Path, kind: str | None, facts: dict, names: list[str] | None) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function from pixels, uint8 (B, T, 3, side, side), to logits (B, C)."""
+    needed = ["classifier"] if names is None else ["video", "text"]
+    kinds = [kind] if kind else list(SUFFIXES)
+    for kind in kinds:
+        paths = [folder / f"{program}{SUFFIXES[kind]}" for program in needed]
+        if all(path.is_file() for path in paths):
+            break
+    else:
+        raise SystemExit(f"{folder}: no {' and '.join(needed)} as {', '.join(kinds)}; export.py --programs writes them")
+    programs = [load(path, kind) for path in paths]
+    if names is None:
+        return lambda pixels: programs[0]({"video": pixels})[0]
+    tokens = Tokenizer(folder / facts["vocabulary"])(names, facts)
+
+    def score(pixels: np.ndarray) -> np.ndarray:
+        features, *contexts = programs[0]({"video": pixels})
+        seen = {f"context_{place}": context for place, context in enumerate(contexts)}
+        return programs[1]({"tokens": tokens, "features": features, **seen})[0]
+
+    return score
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("videos", nargs="+")
+    parser.add_argument("--export", type=Path, default=Path(__file__).parent, help="folder of export.json")
+    parser.add_argument("--format", choices=list(SUFFIXES), help="default: the first that is there")
+    parser.add_argument("--classes", nargs="+", metavar="NAME", help="other class names than the classifier's")
+    parser.add_argument("--top", type=int, default=5)
+    args = parser.parse_args(argv)
+    facts = json.loads((args.export / "export.json").read_text(encoding="utf-8"))
+    classes = args.classes or facts["classes"]
+    run = scorer(args.export, args.format, facts, args.classes)
+    good = 0
+    for video in args.videos:
+        try:
+            pixels = view(read_frames(video, facts["num_frames"]), facts["input_size"])
+        except (OSError, ValueError, AttributeError) as error:  # PyAV's errors are OSErrors and ValueErrors
+            print(f"{video}: cannot be read: {str(error).splitlines()[0] if str(error) else 'no video stream'}")
+            continue
+        logits = run(pixels[None])[0].astype(np.float64)
+        scores = np.exp(logits - logits.max())
+        scores /= scores.sum()
+        print(video)
+        for index in np.argsort(-scores, kind="stable")[: args.top]:
+            print(f"  {classes[index]:<40} {100 * scores[index]:5.1f} %")
+        good += 1
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

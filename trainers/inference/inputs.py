@@ -1,0 +1,105 @@
+"""What a user names on a command line: videos in any form, class names in any form."""
+
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainers.config.schema import did_you_mean
+from trainers.errors import ConfigError
+from trainers.paths import LABELS
+from video_datasets.annotations import read_class_names
+
+VIDEO_SUFFIXES = frozenset(".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
+
+
+def find_videos(arguments: Sequence[str | Path]) -> list[str]:
+    """Return the videos that arguments name, each once, in order.
+
+    Args:
+        arguments: files, folders (with all below them), globs (`'clips/**/*.mp4'`), and lists: `.txt` files with a
+            path a line, alone or followed by a label as in annotation lists. A listed path counts from the working
+            folder or from the list's.
+
+    Raises:
+        ConfigError: where an argument names nothing at all. A file that is not there stays in: it is a bad video.
+    """
+    found: dict[str, None] = {}
+    for argument in map(str, arguments):
+        if os.path.isdir(argument):
+            inside = [str(path) for path in sorted(Path(argument).rglob("*")) if _is_video(path)]
+            if not inside:
+                raise ConfigError(f"{argument}: there is no video in this folder")
+            found |= dict.fromkeys(inside)
+        elif argument.lower().endswith(".txt"):
+            found |= dict.fromkeys(_listed(Path(argument)))
+        elif glob.has_magic(argument) and not os.path.exists(argument):
+            matching = [path for path in sorted(glob.glob(argument, recursive=True)) if os.path.isfile(path)]
+            if not matching:
+                raise ConfigError(f"{argument}: no file matches")
+            found |= dict.fromkeys(matching)
+        else:
+            found[argument] = None
+    if not found:
+        raise ConfigError("there is no video to look at")
+    return list(found)
+
+
+def read_classes(words: Sequence[str], at_least: int = 2) -> list[str]:
+    """Return class names from words, a file, or the name of a label set.
+
+    Args:
+        words: class names; or one word: a file (`.csv` or `.json` as the label files, else a name a line), or a label
+            set of ours (`hmdb51` for `labels/hmdb51.csv`).
+        at_least: how many classes are needed: the score of a single one is always 1.
+
+    Raises:
+        ConfigError: where there are too few, or one twice.
+        AnnotationError: where a label file is wrong.
+    """
+    names = [word.strip() for word in words if word.strip()]
+    if len(names) == 1:
+        path = Path(names[0])
+        if (LABELS / f"{names[0]}.csv").is_file():
+            names = read_class_names(LABELS / f"{names[0]}.csv")
+        elif path.is_file():
+            labels = path.suffix.lower() in (".csv", ".json")
+            names = read_class_names(path) if labels else _lines(path)
+        elif path.suffix.lower() in (".csv", ".json", ".txt"):
+            raise ConfigError(f"{path}: there is no such file of class names")
+    if len(names) < at_least:
+        word = names[0] if names else ""
+        known = sorted(path.stem for path in LABELS.glob("*.csv"))
+        raise ConfigError(
+            f"{len(names)} class names are too few: give at least {at_least}, a file, or a label set"
+            f"{did_you_mean(word, known) or ' (' + ', '.join(known) + ')'}"
+        )
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"the class {twice[0]!r} is named twice")
+    return names
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
+
+
+def _listed(path: Path) -> list[str]:
+    videos = []
+    for line in _lines(path):
+        # As in annotation lists, a label may follow; a name may end in a number as well.
+        front, _, label = line.rpartition(" ")
+        names = [line, front.strip()] if front and label.lstrip("-").isdigit() else [line]
+        places = [place for name in names for place in (Path(name), path.parent / name)]
+        videos.append(str(next((place for place in places if place.is_file()), places[-1 if len(names) > 1 else 0])))
+    return videos
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from error
+    return [line.strip() for line in lines if line.strip()]

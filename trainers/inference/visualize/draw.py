@@ -1,0 +1,317 @@
+"""Drawings of what a model sees, as PIL images: overlays, contact sheets, timelines, colours.
+
+Pure functions of `Insight`s and arrays; whoever calls them saves the pictures.
+"""
+
+import colorsys
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from trainers.inference.visualize.trace import NO_TOKEN, BlockInsight, Insight
+
+INK, FAINT, PAPER = (28, 32, 38), (110, 116, 124), (255, 255, 255)
+GAP = 4  # pixels between tiles
+MAX_COLUMNS = 8
+SHOWN_TOKENS = 4
+
+# Blue over green to red: dark where nothing is. Stops of a colour scale that is even in lightness (after "turbo").
+_HEAT = np.array(
+    [(48, 18, 59), (65, 105, 225), (38, 188, 225), (49, 241, 153), (164, 252, 60), (240, 203, 57), (250, 118, 30)]
+    + [(206, 44, 6), (122, 4, 3)],
+    dtype=float,
+)
+
+
+def heat_colours(values: np.ndarray) -> np.ndarray:
+    """Return colours (..., 3) uint8 of values from 0 to 1."""
+    place = np.clip(values, 0, 1) * (len(_HEAT) - 1)
+    low = np.minimum(place.astype(int), len(_HEAT) - 2)
+    rest = (place - low)[..., None]
+    return (_HEAT[low] * (1 - rest) + _HEAT[low + 1] * rest + 0.5).astype(np.uint8)
+
+
+def token_colours(count: int) -> np.ndarray:
+    """Return well separated colours, (count, 3) uint8."""
+    hues = (0.02 + np.arange(count) * 0.6180339887) % 1  # the golden ratio keeps neighbours far apart
+    shades = [(hue, (0.95, 0.6, 0.8)[i // 3 % 3], (1.0, 0.85)[i // 2 % 2]) for i, hue in enumerate(hues)]
+    return np.array([[round(255 * part) for part in colorsys.hsv_to_rgb(*shade)] for shade in shades], dtype=np.uint8)
+
+
+def attention_overlay(frame: np.ndarray, attention: np.ndarray, side: int, highest: float | None = None) -> Image.Image:
+    """Draw weights (P,) of a frame's patches over the frame (S, S, 3); `highest` is the weight that is hottest."""
+    highest = float(attention.max() if highest is None else highest) or 1.0
+    grid = round(len(attention) ** 0.5)
+    levels = np.clip(attention.reshape(grid, grid) / highest, 0, 1)
+    levels = np.asarray(Image.fromarray((levels * 255).astype(np.uint8)).resize((side, side), Image.BILINEAR)) / 255
+    picture = np.asarray(resized(frame, side)).astype(float)
+    strength = (0.15 + 0.6 * levels)[..., None]
+    return Image.fromarray((_grey(picture) * (1 - strength) + heat_colours(levels) * strength).astype(np.uint8))
+
+
+def seeds_overlay(frame: np.ndarray, seeds: np.ndarray, side: int) -> Image.Image:
+    """Draw a frame with its seed patches (P,) bright and all others dimmed."""
+    mask = _patches(seeds.astype(float), side)[..., None]
+    picture = np.asarray(resized(frame, side)).astype(float)
+    return Image.fromarray((picture * mask + (0.25 * _grey(picture) + 20) * (1 - mask)).astype(np.uint8))
+
+
+def tokens_overlay(
+    frame: np.ndarray, tokens: np.ndarray, colours: dict[int, tuple[int, int, int]], side: int
+) -> Image.Image:
+    """Draw a frame with the patches (P,) of chosen context tokens in their colours, over a dimmed frame."""
+    picture = _dimmed(np.asarray(resized(frame, side)).astype(float))
+    for token, colour in colours.items():
+        mask = _patches((tokens == token).astype(float), side)[..., None] * 0.7
+        picture = picture * (1 - mask) + np.array(colour, dtype=float) * mask
+    return Image.fromarray(picture.astype(np.uint8))
+
+
+def prompt_overlay(
+    frame: np.ndarray, tokens: np.ndarray, weights: np.ndarray, side: int, span: tuple[float, float]
+) -> Image.Image:
+    """Draw a frame whose patches (P,) are as hot as their context token's share (K,) of a class's attention.
+
+    `span` is the least and the greatest share of the colour scale: shares are often close to one another.
+    """
+    low, high = span
+    heat = (weights[np.maximum(tokens, 0)] - low) / (high - low or 1.0)
+    levels = _patches(np.where(tokens == NO_TOKEN, 0.0, np.clip(heat, 0, 1)), side)
+    strength = 0.7 * _patches((tokens != NO_TOKEN).astype(float), side)[..., None]
+    dimmed = _dimmed(np.asarray(resized(frame, side)).astype(float))
+    return Image.fromarray((dimmed * (1 - strength) + heat_colours(levels) * strength).astype(np.uint8))
+
+
+def merged_frames(frames: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Return frames (T, S, S, 3) whose every patch is the mean of all patches in its context token: what tokens keep.
+
+    Args:
+        tokens: (T, P), the token of each patch; patches of none are grey.
+    """
+    T, side = frames.shape[:2]
+    grid = round(tokens.shape[1] ** 0.5)
+    edge = side // grid
+    patches = (
+        frames.astype(float).reshape(T, grid, edge, grid, edge, 3).swapaxes(2, 3)
+    )  # (T, grid, grid, edge, edge, 3)
+    patches = patches.reshape(tokens.size, -1)
+    flat = tokens.ravel()
+    merged = np.full_like(patches, 128.0)
+    for token in np.unique(flat[flat != NO_TOKEN]):
+        merged[flat == token] = patches[flat == token].mean(axis=0)
+    merged = merged.reshape(T, grid, grid, edge, edge, 3).swapaxes(2, 3)
+    return merged.reshape(frames.shape).round().astype(np.uint8)
+
+
+def chosen_tokens(insight: Insight, block: BlockInsight, count: int = SHOWN_TOKENS) -> list[int]:
+    """Return the context tokens worth a colour: those that follow something, over many frames and from place to place.
+
+    A token of a single patch shows nothing of time, however strongly it is attended to; one that stays at its place is
+    mostly background.
+    """
+    sizes, frames, places = block.token_sizes()
+    order = np.lexsort((-sizes, -frames, -np.minimum(frames, places)))
+    return order[:count].tolist()
+
+
+def colours_of(tokens: Sequence[int]) -> dict[int, tuple[int, int, int]]:
+    """Return a colour for each token."""
+    return {token: tuple(colour) for token, colour in zip(tokens, token_colours(len(tokens)).tolist(), strict=True)}
+
+
+def contact_sheet(
+    insights: Sequence[Insight], classes: int = 2, tile: int = 112, blocks: Sequence[int] = ()
+) -> Image.Image:
+    """Draw all that is known of a video, frames from left to right; several models one below the other.
+
+    Args:
+        insights: the video seen by each model.
+        classes: for how many of the best classes to draw the prompts' attention.
+        tile: pixels of a frame's side.
+        blocks: vision blocks (from 1) whose attention to draw; by default a middle one and the last.
+    """
+    margin = 168
+    shown = _columns(len(insights[0].frames))
+    width = margin + len(shown) * (tile + GAP) + GAP
+    rows: list[Image.Image] = [_title(Path(insights[0].path).name, width, 22)]
+    for insight in insights:
+        best = ", ".join(f"{insight.class_names[i]} {100 * insight.scores[i]:.0f} %" for i in insight.best_classes(3))
+        rows.append(_title(f"{insight.model}:  {best}", width, 15))
+        for label, tiles in _rows(insight, classes, tile, blocks, shown):
+            rows.append(_row(label, tiles, margin, width))
+    return stack(rows)
+
+
+def overlay_frames(insights: Sequence[Insight], side: int = 224) -> list[Image.Image]:
+    """Draw one picture a frame for a film: the frame, attention, context tokens and prompts; a row a model."""
+    pictures = []
+    for t in range(len(insights[0].frames)):
+        bands = []
+        for insight in insights:
+            (best,) = insight.best_classes(1)
+            labelled = []
+            for label, tiles in _rows(insight, 1, side, (len(insight.blocks),), [t]):
+                if not label.startswith("seed"):
+                    labelled.append((label.replace("\n", " "), tiles[0]))
+            width = len(labelled) * (side + GAP) + GAP
+            heading = f"{insight.model}: {insight.class_names[best]} {100 * insight.scores[best]:.0f} %"
+            band = Image.new("RGB", (width, side + 2 * GAP + 18), PAPER)
+            for i, (label, picture) in enumerate(labelled):
+                left = GAP + i * (side + GAP)
+                band.paste(picture, (left, 18 + GAP))
+                _text(band, (left, 3), label, 11, FAINT, side)
+            bands += [_title(heading, width, 14), band]
+        picture = stack(bands)
+        # H.264 wants even sides.
+        pictures.append(picture.crop((0, 0, picture.width // 2 * 2, picture.height // 2 * 2)))
+    return pictures
+
+
+def timeline_picture(timeline, top: int = 5) -> Image.Image:
+    """Draw a timeline: a row a class (those that are ever best, and the next by their mean), hot where it is seen."""
+    ever = list(dict.fromkeys(timeline.scores.argmax(axis=1).tolist()))
+    others = [i for i in (-timeline.scores.mean(axis=0)).argsort(kind="stable").tolist() if i not in ever]
+    shown = (ever + others)[: max(top, min(len(ever), 12))]
+    margin, row, plot = 210, 26, 760
+    total = float(timeline.ends[-1])
+    picture = Image.new("RGB", (margin + plot + 20, 44 + row * len(shown) + 30), PAPER)
+    draw = ImageDraw.Draw(picture)
+    _text(picture, (12, 10), f"{Path(timeline.path).name}, {total:.1f} s", 16, INK, picture.width - 20)
+    # A moment belongs to the windows that cover it: their mean, so that overlapping windows do not hide one another.
+    moments = (np.arange(plot) + 0.5) / plot * total
+    covers = (timeline.starts[:, None] <= moments) & (moments < timeline.ends[:, None])  # (n, plot)
+    weight = covers / np.maximum(covers.sum(axis=0), 1)
+    for place, index in enumerate(shown):
+        top_edge = 40 + place * row
+        strip = heat_colours(timeline.scores[:, index] @ weight)[None].repeat(row - 5, axis=0)
+        picture.paste(Image.fromarray(strip), (margin, top_edge))
+        _text(picture, (12, top_edge + 3), timeline.class_names[index], 13, INK, margin - 20)
+    bottom = 40 + row * len(shown)
+    for tick in np.linspace(0, total, 6):
+        x = margin + round(tick / total * (plot - 1))
+        draw.line([(x, bottom), (x, bottom + 4)], fill=FAINT)
+        _text(picture, (min(x - 10, picture.width - 50), bottom + 6), f"{tick:.1f} s", 11, FAINT, 60)
+    return picture
+
+
+def write_film(path: Path, pictures: Sequence[Image.Image], fps: float, least_seconds: float = 6.0) -> None:
+    """Write pictures of one even size as an H.264 film, over again until it has lasted a while."""
+    import av
+
+    rounds = max(1, math.ceil(least_seconds * fps / len(pictures)))
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": "20"})
+        stream.width, stream.height, stream.pix_fmt = pictures[0].width, pictures[0].height, "yuv420p"
+        for picture in list(pictures) * rounds:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")))
+        container.mux(stream.encode())
+
+
+def stack(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Put pictures one below the other, flush left on paper."""
+    sheet = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), PAPER)
+    top = 0
+    for picture in pictures:
+        sheet.paste(picture, (0, top))
+        top += picture.height
+    return sheet
+
+
+def resized(frame: np.ndarray, side: int) -> Image.Image:
+    """Return a frame (S, S, 3) as a square picture."""
+    return Image.fromarray(frame).resize((side, side), Image.BICUBIC)
+
+
+def _rows(
+    insight: Insight, classes: int, tile: int, blocks: Sequence[int], shown: list[int]
+) -> list[tuple[str, list[Image.Image]]]:
+    """Return label and tiles of every row of a model's part of the sheet."""
+    frames = insight.frames
+    rows = [("frames", [resized(frames[t], tile) for t in shown])]
+    depth = len(insight.blocks)
+    for number in blocks or sorted({(depth + 1) // 2, depth}):
+        attention = insight.block(number).attention
+        highest = float(attention[shown].max())
+        tiles = [attention_overlay(frames[t], attention[t], tile, highest) for t in shown]
+        rows.append((f"class token's\nattention, block {number}", tiles))
+    block = insight.token_block
+    if block is None:
+        return rows
+    if not block.seeds.all():  # where every patch is a seed, the row would be the frames again
+        tiles = [seeds_overlay(frames[t], block.seeds[t], tile) for t in shown]
+        rows.append((f"seed tokens,\nblock {block.number}", tiles))
+    merged = merged_frames(frames, block.tokens)
+    label = f"{block.num_tokens} context tokens,\nblock {block.number}: a patch is the\nmean of its token's"
+    rows.append((label, [resized(merged[t], tile) for t in shown]))
+    tokens = chosen_tokens(insight, block)
+    colours = colours_of(tokens)
+    tiles = [tokens_overlay(frames[t], block.tokens[t], colours, tile) for t in shown]
+    rows.append((f"{len(tokens)} of them that\nfollow something,\na colour each", tiles))
+    if insight.prompts:
+        prompt = insight.prompts[-1]
+        drawn = prompt.weights[insight.best_classes(classes)]
+        span = float(drawn.min()), float(drawn.max())
+        for index in insight.best_classes(classes):
+            weights = prompt.weights[index]
+            tiles = [prompt_overlay(frames[t], block.tokens[t], weights, tile, span) for t in shown]
+            rows.append((f"prompts' attention:\n{_wrapped(insight.class_names[index], 22)}", tiles))
+    return rows
+
+
+def _row(label: str, tiles: list[Image.Image], margin: int, width: int) -> Image.Image:
+    tile = tiles[0].width
+    row = Image.new("RGB", (width, tile + GAP), PAPER)
+    for i, line in enumerate(label.split("\n")):
+        _text(row, (12, 8 + 17 * i), line, 13, INK if i == 0 else FAINT, margin - 14)
+    for i, picture in enumerate(tiles):
+        row.paste(picture, (margin + i * (tile + GAP), 0))
+    return row
+
+
+def _title(text: str, width: int, size: int) -> Image.Image:
+    picture = Image.new("RGB", (width, size + 18), PAPER)
+    _text(picture, (12, 8), text, size, INK, width - 20)
+    return picture
+
+
+def _text(picture: Image.Image, at: tuple[int, int], text: str, size: int, colour, width: int) -> None:
+    """Write a line, cut off with an ellipsis where it is wider than `width`."""
+    font = ImageFont.load_default(size)
+    while text and font.getlength(text) > width:
+        text = text[:-2].rstrip("…") + "…" if len(text) > 2 else ""
+    ImageDraw.Draw(picture).text(at, text, fill=colour, font=font)
+
+
+def _wrapped(text: str, width: int) -> str:
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines.append(word)
+        else:
+            lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(lines[:4])
+
+
+def _columns(num_frames: int) -> list[int]:
+    """Return the frames that a sheet has room for, evenly chosen."""
+    count = min(num_frames, MAX_COLUMNS)
+    return [(2 * i + 1) * num_frames // (2 * count) for i in range(count)]
+
+
+def _patches(values: np.ndarray, side: int) -> np.ndarray:
+    """Draw out values (P,) of patches to pixels (side, side)."""
+    grid = round(len(values) ** 0.5)
+    place = np.arange(side) * grid // side
+    return values.reshape(grid, grid)[place[:, None], place]
+
+
+def _dimmed(picture: np.ndarray) -> np.ndarray:
+    return 0.3 * picture + 0.25 * _grey(picture) + 20
+
+
+def _grey(picture: np.ndarray) -> np.ndarray:
+    return np.repeat(picture @ np.array([[0.299], [0.587], [0.114]]), 3, axis=-1)

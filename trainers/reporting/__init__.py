@@ -1,0 +1,1 @@
+"""Results of a run: files, tables, charts, pages, model cards."""

@@ -1,0 +1,107 @@
+"""Weights as safetensors with all that is needed to build the model again, and the card that says what they are."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tc_clip
+from tc_clip.weights.convert import write_any
+from trainers.errors import ConfigError
+
+LICENCE = "Apache-2.0"
+METHOD = (
+    "TC-CLIP: M. Kim, D. Han, T. Kim, B. Han, Leveraging Temporal Contextualization for Video Action Recognition, "
+    "ECCV 2024 (arXiv 2404.09490)"
+)
+RECIPE = ("protocol", "epochs", "warmup_epochs", "lr", "lr_min", "batch_size", "total_batch_size", "seed", "wise_ft")
+
+
+def save_safetensors(path: Path, model: tc_clip.VideoClip) -> None:
+    """Write a model's weights and, in the metadata, what builds it: `tc_clip.load_model` reads the file.
+
+    Raises:
+        ConfigError: where the file cannot be written.
+    """
+    tensors = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    try:
+        write_any(path, {"model": tensors, "model_info": model.info(), "format_version": 1})
+        path.chmod(0o644)  # the library's files are for their owner alone
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error}") from error
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of the results that a run left beside its checkpoint; none where there are none."""
+    rows = []
+    for path in sorted(folder.glob("results*.json")):
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))["results"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path}: is no result file of ours ({error})") from error
+        rows += [row for row in found if row not in rows]
+    return rows
+
+
+def model_card(
+    model: tc_clip.VideoClip,
+    checkpoint: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    files: Sequence[tuple[str, str]],
+) -> str:
+    """Return a model card in Markdown.
+
+    Args:
+        checkpoint: what `tc_clip.read_checkpoint` returned; its `config` gives the recipe where it has one.
+        results: rows of `results.json`.
+        files: (name, what it is) of what lies beside the card.
+    """
+    info = model.info()
+    config = checkpoint.get("config") or {}
+    vision, text = info["sizes"]["vision"], info["sizes"]["text"]
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    lines = ["---", f"license: {LICENCE.lower()}", "tags: [video-classification, clip, action-recognition]", "---", ""]
+    lines += [f"# {info['name']}", ""]
+    lines += [f"A model that compares videos with the names of actions. Method: {METHOD}.", ""]
+    lines += ["## Geometry", "", "| | |", "|---|---|"]
+    lines += [
+        f"| frames | {info['options']['num_frames']} of {vision['image_size']} x {vision['image_size']} pixels |",
+        f"| vision | {vision['depth']} blocks of width {vision['width']}, patches of {vision['patch_size']} pixels |",
+        f"| text | {text['depth']} blocks of width {text['width']}, {info['options']['context_length']} tokens |",
+        f"| joint width | {vision['embed_dim']} |",
+        f"| parameters | {num_parameters / 1e6:.1f} M, and a frozen token embedding |",
+        f"| started from | {info['clip_weights'] or 'random weights'} |",
+    ]
+    options = {key: value for key, value in info["options"].items() if key not in ("num_frames", "context_length")}
+    lines += ["", "Options: " + ", ".join(f"`{key}={value}`" for key, value in options.items()) + ".", ""]
+    lines += ["## Recipe", ""]
+    if config:
+        lines += [f"Trained on `{config.get('data', {}).get('name', 'unknown')}`: "]
+        lines[-1] += ", ".join(f"{key} {config[key]}" for key in RECIPE if config.get(key) is not None)
+        lines[-1] += f"; best after epoch {checkpoint['best']['epoch']}." if checkpoint.get("best") else "."
+    else:
+        lines += ["The checkpoint does not say."]
+    lines += ["", "## Results", ""]
+    if results:
+        lines += ["| list | weights | views | videos | top-1 % | top-5 % | chance % |", "|---|---|---|---|---|---|---|"]
+        for row in results:
+            wise_ft = "" if row.get("wise_ft") is None else f", wise_ft {row['wise_ft']}"
+            lines.append(
+                f"| {row['name']} ({row['part']}) | {row['weights']}{wise_ft} | {row['num_clip']} x {row['num_crop']} "
+                f"| {row['videos']} | {row['top1']:.2f} | {row['top5']:.2f} | {row['chance']:.2f} |"
+            )
+    else:
+        lines += ["None were found beside the checkpoint."]
+    lines += ["", f"## Classes ({len(model.class_names)})", ""]
+    lines += ["The weights are tied to no class; those that the exported classifier scores:", ""]
+    lines += [", ".join(model.class_names), ""]
+    lines += ["## Files", ""]
+    lines += [f"- `{name}`: {what}" for name, what in files]
+    lines += ["", "## Licence", ""]
+    start = info["clip_weights"]
+    lines += [f"{LICENCE} for the code." + (" CLIP's weights: MIT (OpenAI)." if start else "")]
+    lines += ["Whether weights trained on a data set may be shared is also a matter of that data set's licence.", ""]
+    lines += [f"Written with torch {torch.__version__}.", ""]
+    return "\n".join(lines)

@@ -1,0 +1,85 @@
+"""The files of an evaluation: predictions, classes, confusion matrix, and what its numbers depend on."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import tc_clip
+from trainers.config.settings import Config, Settings, names_of
+from trainers.evaluator import Evaluation, write_predictions
+from trainers.logging.run_log import package_versions
+from trainers.reporting.confusion import draw_confusion, read_confusion, write_per_class
+from trainers.video_lists import VideoList
+
+
+def file_stem(part: str, videos: VideoList, wise_ft: float | None) -> str:
+    """Return what the files of one evaluation have in common in their names."""
+    return f"{part}_{videos.name}" + ("" if wise_ft is None else f"_wise_ft_{wise_ft:g}")
+
+
+def write_evaluation(folder: Path, stem: str, evaluation: Evaluation, videos: VideoList, pictures: bool) -> str:
+    """Write `predictions_<stem>.csv` and what follows from it; return the name of that file.
+
+    `per_class_<stem>.csv` has a line a class, `confusion_<stem>.png` (with `pictures`) is the confusion matrix.
+    """
+    path = folder / f"predictions_{stem}.csv"
+    write_predictions(path, evaluation.predictions, [record.path for record in videos.records], videos.class_names)
+    names, matrix = read_confusion(path)
+    write_per_class(names, matrix, folder / f"per_class_{stem}.csv")
+    if pictures and names:
+        draw_confusion(names, matrix, stem, folder / f"confusion_{stem}.png")
+    return path.name
+
+
+def list_facts(videos: VideoList) -> dict[str, Any]:
+    """Return which list and class names an evaluation used, with the hashes of the files."""
+    return {
+        "num_classes": len(videos.class_names),
+        "list": str(videos.list_path),
+        "list_sha256": sha256_of(videos.list_path),
+        "class_names": str(videos.class_names_path),
+        "class_names_sha256": sha256_of(videos.class_names_path),
+    }
+
+
+def run_facts(config: Config, settings: Settings, checkpoint: Path | None) -> dict[str, Any]:
+    """Return what a run's numbers depend on besides lists and views.
+
+    Args:
+        checkpoint: the weights that were evaluated; None: the start weights.
+    """
+    facts: dict[str, Any] = {
+        "protocol": settings.protocol,
+        "data": settings.data,
+        "trainer": settings.trainer,
+        "labels": names_of(config),
+        "weights": None if checkpoint is None else str(checkpoint),
+        "weights_sha256": None if checkpoint is None else sha256_of(checkpoint),
+        "training": _training_facts(config if settings.eval is None else _config_of(checkpoint)),
+        "clip_weights": config["trainer"]["clip_weights"],
+        "wise_ft": settings.wise_ft,
+    }
+    for name in ("seed", "num_frames", "input_size", "context_length", "precision"):
+        facts[name] = config[name]
+    facts["random_views"] = config["views"]["random"]
+    return {**facts, "versions": package_versions()}
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _training_facts(config: Config | None) -> dict[str, Any] | None:
+    """Return how weights were trained, as far as it decides which row of a table they belong to."""
+    if config is None:
+        return None
+    names = ("protocol", "shot", "base", "seed", "resume")
+    return {"data": config["data"]["name"], **{name: config[name] for name in names}}
+
+
+def _config_of(checkpoint: Path | None) -> Config | None:
+    """Return the configuration in a checkpoint of ours; others have none that says the same."""
+    content = {} if checkpoint is None else tc_clip.read_checkpoint(checkpoint)
+    return content.get("config") if "format_version" in content else None

@@ -1,0 +1,34 @@
+"""Videos on disk to batches of tensors: lists, decoding, frame sampling, transforms, mixing, loaders.
+
+Knows no configuration, no model and no process group; rank and world size are arguments. Names are imported when they
+are first used, so `import video_datasets` costs nothing.
+"""
+
+import importlib
+
+_MODULES = {
+    "annotations": ("AnnotationError", "VideoRecord", "read_annotations", "read_class_names"),
+    "batches": ("VideoBatch",),
+    "decoding": ("VideoReadError", "decode"),
+    "loaders": ("BadVideoError", "EvalLoader", "TrainLoader", "micro_batches"),
+    "mixing": ("Mixing",),
+    "randomness": ("micro_batch_rng",),
+    "transforms": ("TestTransform", "TrainTransform", "normalize"),
+    "video_dataset": ("BadVideo", "ItemKey", "VideoDataset"),
+    "video_files": ("VideoFilesError", "open_video_files"),
+    "windows": ("Window", "read_windows"),
+    "workers": ("VideoTimeoutError", "VideoWorkerError"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'video_datasets' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"video_datasets.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,198 @@
+"""Batches for training and evaluation, shared out over ranks.
+
+An epoch of training is one global sequence of micro-batches, a function of (seed, epoch, batch size) alone; ranks take
+them in turn. An evaluation gives every video to exactly one rank, once.
+"""
+
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+
+from video_datasets.batches import VideoBatch
+from video_datasets.randomness import order_rng
+from video_datasets.video_dataset import BadVideo, ItemKey, VideoDataset
+from video_datasets.workers import BatchReader
+
+logger = logging.getLogger(__name__)
+
+
+class BadVideoError(RuntimeError):
+    """More of the listed videos cannot be read than `max_bad_share` allows."""
+
+
+def micro_batches(num_videos: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Return an epoch's micro-batches: every video once, as int64 indices; the last one may be smaller."""
+    order = order_rng(seed, epoch).permutation(num_videos)
+    return [order[start : start + batch_size] for start in range(0, num_videos, batch_size)]
+
+
+class TrainLoader:
+    """Micro-batches of an epoch, for one rank. Workers are kept from epoch to epoch.
+
+    Args:
+        dataset: a training data set.
+        batch_size: videos of a micro-batch.
+        seed: of the order and of everything drawn for a video.
+        num_workers, pin_memory, timeout_s, start_method, prefetch_batches: see `BatchReader`.
+        rank, world_size: this process and how many there are.
+        max_bad_share: share of the listed videos that may be unreadable (those this rank met).
+    """
+
+    def __init__(
+        self,
+        dataset: VideoDataset,
+        batch_size: int,
+        seed: int,
+        num_workers: int,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+        timeout_s: float = 300,
+        max_bad_share: float = 0.01,
+        start_method: str = "forkserver",
+        prefetch_batches: int = 2,
+    ):
+        _check(batch_size, rank, world_size)
+        if not dataset.training:
+            raise ValueError("TrainLoader needs a data set with a TrainTransform")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self._seed = seed
+        self._rank, self._world_size = rank, world_size
+        self._reader = BatchReader(dataset, num_workers, pin_memory, timeout_s, start_method, prefetch_batches)
+        self._bad = _BadVideos(len(dataset), max_bad_share)
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Micro-batches of an epoch, over all ranks."""
+        return -(-len(self.dataset) // self.batch_size)
+
+    @property
+    def bad_videos(self) -> dict[int, BadVideo]:
+        """The distinct unreadable videos that this rank has met, by index."""
+        return self._bad.found
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[VideoBatch]:
+        """Yield this rank's micro-batches: every number `m >= start` with `m % world_size == rank`, in order.
+
+        Raises:
+            BadVideoError, VideoTimeoutError, VideoWorkerError, VideoFilesError: one line each.
+        """
+        batches = micro_batches(len(self.dataset), self.batch_size, self._seed, epoch)
+        numbers = range(start + (self._rank - start) % self._world_size, len(batches), self._world_size)
+        keys = (
+            [ItemKey(int(index), self._seed, epoch, number, i) for i, index in enumerate(batches[number])]
+            for number in numbers
+        )
+        for batch in self._reader.read(keys):
+            self._bad.add(batch)
+            if not batch.valid.all():
+                raise BadVideoError(f"no replacement could be read either: {self._bad.describe()}")
+            yield batch
+
+    def close(self) -> None:
+        """End the workers."""
+        self._reader.close()
+
+
+class EvalLoader:
+    """Every video exactly once over the ranks (`rank::world_size`), in order, without padding.
+
+    A video that cannot be read stays in with `valid=False`, so that it counts as listed; past `max_bad_share` of the
+    list (one video is always borne) that is an error. Arguments as `TrainLoader`; `seed` matters for random test views
+    alone. Workers live for one iteration, unless `keep_workers`.
+    """
+
+    def __init__(
+        self,
+        dataset: VideoDataset,
+        batch_size: int,
+        num_workers: int,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+        timeout_s: float = 300,
+        max_bad_share: float = 0.01,
+        seed: int = 0,
+        start_method: str = "forkserver",
+        prefetch_batches: int = 2,
+        keep_workers: bool = False,
+    ):
+        _check(batch_size, rank, world_size)
+        if dataset.training:
+            raise ValueError("EvalLoader needs a data set with a TestTransform")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self._seed = seed
+        self._indices = range(rank, len(dataset), world_size)
+        self._reader = BatchReader(
+            dataset, num_workers, pin_memory, timeout_s, start_method, prefetch_batches, keep_workers
+        )
+        self._bad = _BadVideos(len(dataset), max_bad_share, always=1)
+
+    def __len__(self) -> int:
+        """Return the number of this rank's batches."""
+        return -(-len(self._indices) // self.batch_size)
+
+    @property
+    def num_videos(self) -> int:
+        """Videos of this rank."""
+        return len(self._indices)
+
+    @property
+    def bad_videos(self) -> dict[int, BadVideo]:
+        """The distinct unreadable videos that this rank has met, by index."""
+        return self._bad.found
+
+    def __iter__(self) -> Iterator[VideoBatch]:
+        keys = (
+            [
+                ItemKey(index, self._seed, micro_batch=number, position=i)
+                for i, index in enumerate(self._indices[number * self.batch_size : (number + 1) * self.batch_size])
+            ]
+            for number in range(len(self))
+        )
+        for batch in self._reader.read(keys):
+            self._bad.add(batch)
+            yield batch
+
+    def close(self) -> None:
+        """End the workers."""
+        self._reader.close()
+
+
+class _BadVideos:
+    """The distinct unreadable videos of a list: logged once each, an error past a share."""
+
+    def __init__(self, num_listed: int, max_share: float, always: int = 0):
+        if not 0 <= max_share <= 1:
+            raise ValueError(f"max_bad_share must be in [0, 1], found {max_share}")
+        self.found: dict[int, BadVideo] = {}
+        self._num_listed = num_listed
+        self._max_share = max_share
+        self._max_number = max(always, max_share * num_listed)
+
+    def add(self, batch: VideoBatch) -> None:
+        for bad in batch.bad_videos:
+            if bad.index not in self.found:
+                self.found[bad.index] = bad
+                logger.warning("cannot read video %s: %s", bad.path, bad.reason)
+        if len(self.found) > self._max_number:
+            raise BadVideoError(
+                f"{self.describe()} (more than data.max_bad_share={self._max_share:g} "
+                "allows: repair them or take them off the list, or raise it)"
+            )
+
+    def describe(self) -> str:
+        share = len(self.found) / self._num_listed
+        first = "; ".join(f"{bad.path}: {bad.reason}" for bad in list(self.found.values())[:3])
+        more = f"; and {len(self.found) - 3} more" if len(self.found) > 3 else ""
+        return f"{len(self.found)} of {self._num_listed} listed videos ({share:.1%}) cannot be read: {first}{more}"
+
+
+def _check(batch_size: int, rank: int, world_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, found {batch_size}")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} must be in [0, world_size={world_size})")

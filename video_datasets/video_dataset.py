@@ -1,0 +1,231 @@
+"""Listed videos as items: find, choose frames, decode, transform. All randomness is in the key of an item."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from video_datasets import sampling
+from video_datasets.annotations import VideoRecord
+from video_datasets.decoding import VideoReadError, check_decoder, decode
+from video_datasets.frame_cache import FrameCache
+from video_datasets.isolation import IsolatedDecoder, Limits
+from video_datasets.randomness import item_rng, views_rng
+from video_datasets.transforms import ColorDraw, TestTransform, TrainTransform
+from video_datasets.video_files import VideoFiles
+
+# A video that cannot be read is replaced, and so is its replacement; that so many in a row fail by chance, where one
+# in a hundred is bad, would be seen once in 10^16 videos.
+_MAX_ATTEMPTS = 8
+_FRAMES, _PIXELS, _REPLACEMENT = range(3)
+
+
+class ItemKey(NamedTuple):
+    """One item of a micro-batch, and all that its randomness follows from."""
+
+    index: int
+    seed: int = 0
+    epoch: int = 0
+    micro_batch: int = 0
+    position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BadVideo:
+    """A listed video that could not be read: its index in the list, its path and one line of reason."""
+
+    index: int
+    path: str
+    reason: str
+
+
+@dataclass(slots=True)
+class VideoItem:
+    """One item: uint8 videos (V, T, 3, S, S), its label, the index of the video that it shows.
+
+    `colors` is what is still to be done to the colours, or None. `valid` is False, and the videos are zeros, where
+    nothing could be read.
+    """
+
+    videos: Tensor
+    label: int
+    index: int
+    valid: bool
+    number: int
+    bad_videos: tuple[BadVideo, ...] = ()
+    colors: ColorDraw | None = None
+
+
+class VideoDataset:
+    """Map-style data set over `ItemKey`s; picklable, and without state that an item leaves behind.
+
+    With a `TrainTransform` an item is one random view, and a video that cannot be read is replaced by another one of
+    the set. With a `TestTransform` it is `num_clips` temporal views times the transform's crops (clip by clip), and a
+    video that cannot be read stays in, as zeros, with `valid=False`.
+
+    Args:
+        records: the list; files: where its videos are.
+        transform: what makes a view, and whether items are for training.
+        num_frames: frames of a view, `T`.
+        num_clips: temporal views of a video in testing.
+        random_test_views: draw the frames of several temporal views as the published code does, seeded per video,
+            instead of evenly.
+        decoder: `auto`, `decord` or `pyav`.
+        isolation: decode in a process of its own with these limits.
+        cache: where decoded frames are kept for later epochs, or None.
+        colors_later: leave the colours of training views to `batch_colors`, and say what is to be done to them.
+
+    Raises:
+        VideoFilesError: a listed path leads out of the root or is ambiguous.
+        ImportError: the decoder is not installed.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[VideoRecord],
+        files: VideoFiles,
+        transform: TrainTransform | TestTransform,
+        num_frames: int,
+        num_clips: int = 1,
+        random_test_views: bool = False,
+        decoder: str = "auto",
+        isolation: Limits | None = None,
+        cache: FrameCache | None = None,
+        colors_later: bool = False,
+    ):
+        check_decoder(decoder)
+        if not records:
+            raise ValueError("a data set needs at least one video")
+        if num_frames < 1 or num_clips < 1:
+            raise ValueError(f"num_frames {num_frames} and num_clips {num_clips} must be 1 or more")
+        self.training = isinstance(transform, TrainTransform)
+        if self.training and num_clips != 1:
+            raise ValueError(f"training items have one view, found num_clips {num_clips}")
+        self._paths = _PackedTexts([record.path for record in records])
+        self._labels = np.array([record.label for record in records], dtype=np.int64)
+        files.prepare(record.path for record in records)
+        self.files = files
+        self.transform = transform
+        self.num_frames = num_frames
+        self.num_clips = num_clips
+        self.random_test_views = random_test_views
+        self.decoder = decoder
+        self._read = partial(decode, decoder=decoder) if isolation is None else IsolatedDecoder(decoder, isolation)
+        self.cache = cache
+        self.colors_later = colors_later
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    @property
+    def num_views(self) -> int:
+        """Views of an item, `V`."""
+        return 1 if self.training else self.num_clips * self.transform.num_crops
+
+    def path(self, index: int) -> str:
+        """Return the path of a video as the list spells it."""
+        return self._paths[index]
+
+    def label(self, index: int) -> int:
+        """Return the class of a video."""
+        return int(self._labels[index])
+
+    def __getitem__(self, key: ItemKey) -> VideoItem:
+        return self.load(key)
+
+    def load(self, key: ItemKey, note_reading: Callable[[int], None] = lambda index: None) -> VideoItem:
+        """Read the item of a key; `note_reading` is told the index of every video before it is opened.
+
+        Raises:
+            VideoFilesError: two files have the name of the listed one.
+        """
+        with _one_thread():
+            return self._load(key, note_reading)
+
+    def _load(self, key: ItemKey, note_reading: Callable[[int], None]) -> VideoItem:
+        index = key.index
+        bad_videos: list[BadVideo] = []
+        for attempt in range(_MAX_ATTEMPTS if self.training else 1):
+            note_reading(index)
+            try:
+                if self.training:
+                    videos, colors = self._train_view(index, key, attempt)
+                else:
+                    videos, colors = self._test_views(index, key), None
+            except VideoReadError as error:
+                bad_videos.append(BadVideo(index, error.path, error.reason))
+                if self.training:
+                    index = int(_rng(key, attempt, _REPLACEMENT).integers(len(self)))
+                continue
+            return VideoItem(videos, self.label(index), index, True, key.micro_batch, tuple(bad_videos), colors)
+        size = self.transform.input_size
+        nothing = torch.zeros(self.num_views, self.num_frames, 3, size, size, dtype=torch.uint8)
+        return VideoItem(nothing, self.label(key.index), key.index, False, key.micro_batch, tuple(bad_videos))
+
+    def _train_view(self, index: int, key: ItemKey, attempt: int) -> tuple[Tensor, ColorDraw | None]:
+        def choose(num_video_frames: int) -> np.ndarray:
+            # A fresh generator: a second decoder must not see what the first one drew.
+            return sampling.train_indices(num_video_frames, self.num_frames, _rng(key, attempt, _FRAMES))
+
+        frames = self._decode(index, choose)  # (T, H, W, 3)
+        rng = _rng(key, attempt, _PIXELS)
+        if self.colors_later:
+            view, colors = self.transform.split(frames, rng)
+            return view[None], colors  # (1, T, 3, S, S)
+        return self.transform(frames, rng)[None], None
+
+    def _test_views(self, index: int, key: ItemKey) -> Tensor:
+        def choose(num_video_frames: int) -> np.ndarray:
+            if self.random_test_views and self.num_clips > 1:
+                rng = views_rng(key.seed, index)
+                views = sampling.random_test_indices(num_video_frames, self.num_frames, self.num_clips, rng)
+            else:
+                views = sampling.test_indices(num_video_frames, self.num_frames, self.num_clips)
+            return views.reshape(-1)
+
+        is_random = self.random_test_views and self.num_clips > 1
+        fixed = None if is_random else f"{self.num_clips} test views of {self.num_frames} frames"
+        frames = self._decode(index, choose, fixed)  # (num_clips * T, H, W, 3)
+        crops = self.transform(frames)  # (num_crops, num_clips * T, 3, S, S)
+        crops = crops.unflatten(1, (self.num_clips, self.num_frames))  # (num_crops, num_clips, T, 3, S, S)
+        return crops.transpose(0, 1).flatten(0, 1)  # (V, T, 3, S, S)
+
+    def _decode(self, index: int, choose: Callable[[int], np.ndarray], fixed: str | None = None) -> np.ndarray:
+        source = self.files.find(self.path(index))
+        return self._read(source, choose) if self.cache is None else self.cache.read(source, choose, self._read, fixed)
+
+
+@contextlib.contextmanager
+def _one_thread():
+    """Keep PyTorch to one thread, as in workers: on one frame, several mostly wait for each other."""
+    num_threads = torch.get_num_threads()
+    if num_threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _rng(key: ItemKey, attempt: int, purpose: int) -> np.random.Generator:
+    return item_rng(key.seed, key.epoch, key.micro_batch, key.position, attempt, purpose)
+
+
+class _PackedTexts:
+    """A list of texts as two buffers: a quarter of a million paths reach a worker in milliseconds, and take no more."""
+
+    def __init__(self, texts: Sequence[str]):
+        encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+        self._ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
+        self._bytes = b"".join(encoded)
+
+    def __getitem__(self, index: int) -> str:
+        start = self._ends[index - 1] if index > 0 else 0
+        return self._bytes[start : self._ends[index]].decode("utf-8", "surrogateescape")

@@ -1,0 +1,271 @@
+"""Where listed videos are: a folder, or uncompressed tars, found as listed or else by file name.
+
+Published lists are flat (`name.avi 0`), while public archives unpack into class folders, so a video that is not where
+the list says is looked for by its file name in an index of the root. The index is built once, in the process that
+makes the data set, and travels to the workers with it.
+"""
+
+import json
+import os
+import tarfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from video_datasets.decoding import VideoReadError
+
+
+class VideoFilesError(ValueError):
+    """A root that cannot be used, a listed path outside of it, or a file name that two files have."""
+
+
+@dataclass(frozen=True, slots=True)
+class TarMember:
+    """One video inside an uncompressed tar: its bytes are read without extracting anything."""
+
+    archive: str
+    name: str
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """Return the bytes; the archive is opened for this call alone, so any process may call it at any time."""
+        with open(self.archive, "rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+    def __str__(self) -> str:
+        return f"{self.archive}:{self.name}"
+
+
+def open_video_files(root: str | Path, allow_outside: bool = False) -> "VideoFiles":
+    """Open a folder of videos, one uncompressed `.tar` of them, or a folder of nothing but such tars.
+
+    A tar's members are taken from the index beside it (`write_tar_index`) where it is newer than the tar; a tar of
+    many videos is then open at once.
+
+    Args:
+        allow_outside: whether listed paths may lead out of a folder (absolute ones, and those with `..`). Links that
+            lie in the folder are always followed: whoever made the folder made them, and no list can.
+
+    Raises:
+        VideoFilesError: there is nothing at `root`, it is a compressed or damaged tar, or two tars have one member.
+    """
+    root = os.path.abspath(os.path.expanduser(root))
+    if os.path.isdir(root):
+        archives = _tars_alone(root)
+        return (
+            TarFiles(root, archives, [_tar_members(path) for path in archives])
+            if archives
+            else FolderFiles(root, allow_outside)
+        )
+    if os.path.isfile(root):
+        return TarFiles(root, [root], [_tar_members(root)])
+    raise VideoFilesError(f"{root}: no such folder or .tar of videos (set data_root= or dataset.<name>.root=)")
+
+
+class VideoFiles(ABC):
+    """The videos below one root. Picklable, holds no open file."""
+
+    def __init__(self, root: str, allow_outside: bool = False):
+        self.root = root
+        self.allow_outside = allow_outside
+        self._by_name: dict[str, list[str]] | None = None
+
+    def find(self, listed: str) -> str | TarMember:
+        """Return what `decode` reads for a listed path: a path, or a member of the tar.
+
+        Raises:
+            VideoReadError: there is no such video.
+            VideoFilesError: the path leads out of the root, or two files have its name and none stands as listed.
+        """
+        path = self._inside(listed)
+        if self._exists(path):
+            return self._source(path)
+        if self._by_name is None:
+            self._by_name = self._index()
+        name = path.rpartition("/")[2]
+        found = self._by_name.get(name, [])
+        if len(found) > 1:
+            raise VideoFilesError(
+                f"{self.root}: {listed!r} is not there as listed, and two files have its name: "
+                f"{found[0]!r} and {found[1]!r}; list the video with its folder"
+            )
+        if not found:
+            raise VideoReadError(os.path.join(self.root, path), "no such file, and none of its name below the root")
+        return self._source(found[0])
+
+    def prepare(self, listed: Iterable[str]) -> None:
+        """Build the index now if the list needs it, so that workers receive it and none walks the root by itself.
+
+        A sample of at most 64 listed paths decides; a rarer miss is looked up where it is met.
+
+        Raises:
+            VideoFilesError: a listed path leads out of the root, or (seen once the index is built) is ambiguous.
+        """
+        paths = [(entry, self._inside(entry)) for entry in listed]
+        sample = paths[:: max(1, len(paths) // 64)]
+        if self._by_name is None and not all(self._exists(path) for _, path in sample):
+            self._by_name = self._index()
+        if self._by_name is not None:
+            for entry, path in paths:
+                if len(self._by_name.get(path.rpartition("/")[2], ())) > 1:
+                    self.find(entry)
+
+    def _inside(self, listed: str) -> str:
+        """Return the listed path relative to the root, normalised, with forward slashes."""
+        if listed.startswith("/") or ".." in listed or os.path.isabs(listed):
+            relative = os.path.relpath(os.path.join(self.root, listed), self.root).replace(os.sep, "/")
+            if (relative == ".." or relative.startswith("../")) and not self.allow_outside:
+                raise VideoFilesError(
+                    f"{self.root}: the listed path {listed!r} leads out of the root (data.allow_outside=true allows it)"
+                )
+            return relative
+        return listed[2:] if listed.startswith("./") else listed
+
+    @abstractmethod
+    def _exists(self, path: str) -> bool:
+        """Say whether there is a video at a normalised path."""
+
+    @abstractmethod
+    def _source(self, path: str) -> str | TarMember:
+        """Return what `decode` reads."""
+
+    @abstractmethod
+    def _index(self) -> dict[str, list[str]]:
+        """Return file name -> relative paths, sorted."""
+
+
+class FolderFiles(VideoFiles):
+    """Videos in a folder and its subfolders."""
+
+    def _exists(self, path: str) -> bool:
+        return os.path.isfile(os.path.join(self.root, path))
+
+    def _source(self, path: str) -> str:
+        return os.path.join(self.root, path)
+
+    def _index(self) -> dict[str, list[str]]:
+        by_name: dict[str, list[str]] = {}
+        visited: set[tuple[int, int]] = set()  # a folder linked into itself must not be walked for ever
+        pending = [""]
+        while pending:
+            folder = pending.pop()
+            absolute = os.path.join(self.root, folder)
+            status = os.stat(absolute)
+            if (status.st_dev, status.st_ino) in visited:
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            with os.scandir(absolute) as entries:
+                for entry in entries:
+                    path = f"{folder}/{entry.name}" if folder else entry.name
+                    if _is(entry.is_dir):
+                        pending.append(path)
+                    elif _is(entry.is_file):
+                        by_name.setdefault(entry.name, []).append(path)
+        for paths in by_name.values():
+            paths.sort()
+        return by_name
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """Ask an entry of a folder what it is; a link that leads to itself is nothing."""
+    try:
+        return kind()
+    except OSError:
+        return False
+
+
+class TarFiles(VideoFiles):
+    """Videos in uncompressed tars.
+
+    Args:
+        root: the tar or the folder of tars.
+        archives: the tars.
+        members: of each tar, name -> (offset, size).
+
+    Raises:
+        VideoFilesError: two tars have a member of one name.
+    """
+
+    def __init__(self, root: str, archives: Sequence[str], members: Sequence[Mapping[str, tuple[int, int]]]):
+        super().__init__(root)
+        self.archives = list(archives)
+        self.members: dict[str, tuple[int, int, int]] = {}  # number of the archive, offset, size
+        for number, of_archive in enumerate(members):
+            for name, (offset, size) in of_archive.items():
+                if name in self.members:
+                    first = self.archives[self.members[name][0]]
+                    raise VideoFilesError(f"{root}: {name!r} is in two tars, {first} and {self.archives[number]}")
+                self.members[name] = (number, offset, size)
+
+    def _exists(self, path: str) -> bool:
+        return path in self.members
+
+    def _source(self, path: str) -> TarMember:
+        number, offset, size = self.members[path]
+        return TarMember(self.archives[number], path, offset, size)
+
+    def _index(self) -> dict[str, list[str]]:
+        by_name: dict[str, list[str]] = {}
+        for path in sorted(self.members):
+            by_name.setdefault(path.rpartition("/")[2], []).append(path)
+        return by_name
+
+
+def write_tar_index(path: str | Path) -> Path:
+    """Write the index of a tar beside it, as `<tar>.index`; return its path.
+
+    Raises:
+        VideoFilesError: the tar cannot be read.
+    """
+    path = os.path.abspath(path)
+    index = {"version": 1, "bytes": os.path.getsize(path), "members": _scan_tar(path)}
+    temporary, target = Path(f"{path}{_INDEX}.making"), Path(path + _INDEX)
+    temporary.write_text(json.dumps(index), encoding="utf-8")
+    os.replace(temporary, target)
+    return target
+
+
+_INDEX = ".index"
+
+
+def _tars_alone(folder: str) -> list[str]:
+    """Return the tars of a folder that has nothing else but their indexes; none where it has."""
+    tars = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(".tar") and entry.is_file():
+                tars.append(entry.path)
+            elif not entry.name.endswith(".tar" + _INDEX):
+                return []
+    return sorted(tars)
+
+
+def _tar_members(path: str) -> Mapping[str, tuple[int, int]]:
+    index = path + _INDEX
+    try:
+        is_newer = os.stat(index).st_mtime_ns >= os.stat(path).st_mtime_ns
+    except FileNotFoundError:
+        return _scan_tar(path)
+    try:
+        found = json.loads(Path(index).read_text(encoding="utf-8"))
+        if is_newer and found["version"] == 1 and found["bytes"] == os.path.getsize(path):
+            return {name: (offset, size) for name, (offset, size) in found["members"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise VideoFilesError(f"{index}: is no index of a tar ({error!r}); remove it") from error
+    return _scan_tar(path)
+
+
+def _scan_tar(path: str) -> dict[str, tuple[int, int]]:
+    try:
+        with tarfile.open(path, "r:") as archive:
+            # A name that comes twice means the later one, as it would after unpacking.
+            return {
+                str(PurePosixPath(member.name)).lstrip("/"): (member.offset_data, member.size)
+                for member in archive
+                if member.isreg() and not member.issparse()
+            }
+    except (tarfile.TarError, OSError) as error:
+        raise VideoFilesError(f"{path}: is no uncompressed .tar that can be read ({error}); unpack it first") from error

@@ -1,0 +1,97 @@
+"""A long video as a row of windows in time, decoded once from start to end in bounded memory."""
+
+import functools
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from video_datasets.decoding import VideoReadError, frames_in_time
+from video_datasets.transforms import TestTransform
+
+
+@dataclass
+class Window:
+    """A piece of a video: `start` to `end` in seconds, and its crops' frames, uint8 (V, T, 3, S, S)."""
+
+    start: float
+    end: float
+    videos: Tensor
+
+
+@dataclass
+class _OpenWindow:
+    """A window that is being filled: frames at its moments, and some of all others in case the video ends early."""
+
+    start: float
+    frames: list[Tensor] = field(default_factory=list)  # each (V, 3, S, S)
+    spare: list[tuple[float, Tensor]] = field(default_factory=list)  # when it is shown first, and the frame
+    step: int = 1  # every so many frames one is kept as spare
+    num_seen: int = 0
+
+    def keep(self, moment: float, crops: Callable[[], Tensor], num_frames: int) -> None:
+        """Keep a frame as spare; evenly spread over the window, at least `num_frames` and at most twice as many."""
+        if self.num_seen % self.step == 0:
+            self.spare.append((moment, crops()))
+            if len(self.spare) > 2 * num_frames:
+                self.spare, self.step = self.spare[::2], 2 * self.step
+        self.num_seen += 1
+
+    def ended(self, end: float, num_frames: int) -> Window:
+        """Return the window as it is where the video ends before it does."""
+        begins = np.array([moment for moment, _ in self.spare])
+        moments = self.start + (np.arange(num_frames) + 0.5) * (end - self.start) / num_frames
+        shown = np.maximum(np.searchsorted(begins, moments, side="right") - 1, 0)
+        return Window(self.start, end, torch.stack([self.spare[index][1] for index in shown], dim=1))
+
+
+def read_windows(
+    path: str, window_s: float, stride_s: float, num_frames: int, transform: TestTransform
+) -> Iterator[Window]:
+    """Yield the windows of a video in the order of time.
+
+    Windows start every `stride_s` seconds and take the frames shown at the middles of `num_frames` equal parts. Time is
+    the frames' own, so videos of variable frame rate are cut right. What no whole window covers at the end is one
+    shorter window, and so is a video shorter than a window.
+
+    Args:
+        path: a video file.
+        window_s: length of a window in seconds.
+        stride_s: seconds between the starts of two windows.
+        num_frames: frames of a window, `T`.
+        transform: makes crops of a frame.
+
+    Raises:
+        ValueError: the window or the stride is not above 0.
+        VideoReadError: the file cannot be read, or breaks off; the windows before the damage have been yielded then.
+    """
+    if window_s <= 0 or stride_s <= 0:
+        raise ValueError(f"window ({window_s:g} s) and stride ({stride_s:g} s) must be above 0")
+    offsets = (np.arange(num_frames) + 0.5) * window_s / num_frames  # of the wanted moments in a window
+    opened: deque[_OpenWindow] = deque()
+    num_opened, covered, end = 0, 0.0, 0.0
+    damage = None
+    try:
+        for frame in frames_in_time(path):
+            end = frame.end
+            while num_opened * stride_s < end:
+                opened.append(_OpenWindow(num_opened * stride_s))
+                num_opened += 1
+            crops = functools.cache(lambda frame=frame: transform(frame.pixels()[None])[:, 0])  # once, if at all
+            for window in opened:
+                while len(window.frames) < num_frames and window.start + offsets[len(window.frames)] < end:
+                    window.frames.append(crops())
+                window.keep(max(frame.start, window.start), crops, num_frames)
+            while opened and len(opened[0].frames) == num_frames:
+                done = opened.popleft()
+                covered = done.start + window_s
+                yield Window(done.start, covered, torch.stack(done.frames, dim=1))  # (V, T, 3, S, S)
+    except VideoReadError as error:
+        damage = error
+    if opened and end > covered:
+        yield opened[0].ended(end, num_frames)
+    if damage is not None:
+        raise damage

@@ -1,0 +1,229 @@
+"""Worker processes that read batches, watched: a worker that hangs or dies is an error that names its video."""
+
+import contextlib
+import multiprocessing
+import os
+import re
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from functools import partial
+from multiprocessing.util import Finalize
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, get_worker_info
+
+from video_datasets.batches import VideoBatch, collate
+from video_datasets.child_processes import settle_worker, start_fork_server
+from video_datasets.video_dataset import ItemKey, VideoDataset, VideoItem
+from video_datasets.video_files import VideoFilesError
+
+# How often a wait for a batch looks whether the workers live and the time is up.
+_POLL_S = 2.0
+_PRELOAD = ["torch", "torchvision.transforms.v2.functional", "av", "decord", "video_datasets.workers"]
+
+
+class VideoTimeoutError(RuntimeError):
+    """No batch came in time; the message names the video that each busy worker is reading."""
+
+
+class VideoWorkerError(RuntimeError):
+    """A worker process died; the message names the video that it was reading."""
+
+
+class BatchReader:
+    """Reads batches of a data set in worker processes, in order.
+
+    Args:
+        dataset: what to read.
+        num_workers: processes; exactly as many as asked for. 0 reads in this process, where a hang cannot be noticed.
+        pin_memory: hand out batches in pinned memory.
+        timeout_s: seconds without a batch after which a hang is assumed.
+        start_method: `forkserver` forks workers from a clean process that has imported torch once (about 3 s): safe
+            beside CUDA, NCCL and threads of this process, and fast from the second worker on. `spawn` pays the import
+            for every worker; `fork` is instant, and may deadlock on a lock that another thread holds.
+        prefetch_batches: batches that every worker reads ahead.
+        keep_workers: keep the workers for the next `read`; otherwise they end with it.
+    """
+
+    def __init__(
+        self,
+        dataset: VideoDataset,
+        num_workers: int,
+        pin_memory: bool = False,
+        timeout_s: float = 300,
+        start_method: str | None = "forkserver",
+        prefetch_batches: int = 2,
+        keep_workers: bool = True,
+    ):
+        if num_workers < 0:
+            raise ValueError(f"num_workers must be 0 or more, found {num_workers}")
+        if timeout_s <= 0:
+            raise ValueError(f"timeout_s must be more than 0, found {timeout_s}")
+        known = multiprocessing.get_all_start_methods()
+        if start_method not in known:
+            if start_method != "forkserver":
+                raise ValueError(f"start_method {start_method!r} is not one of {', '.join(known)}")
+            start_method = "spawn"  # Windows
+        self._dataset = dataset
+        self._num_workers = num_workers
+        self._pin_memory = pin_memory
+        self._timeout_s = timeout_s
+        self._start_method = start_method
+        self._prefetch_batches = prefetch_batches
+        self._keep_workers = keep_workers
+        self._loader: DataLoader | None = None
+        self._iterator: Iterator[VideoBatch] | None = None
+        self._batches = _Batches()
+        self._slots: Tensor | None = None
+
+    def read(self, batches: Iterable[list[ItemKey]]) -> Iterator[VideoBatch]:
+        """Yield the batch of every list of keys, in order. One read at a time.
+
+        Raises:
+            VideoTimeoutError, VideoWorkerError: see there.
+            VideoFilesError: two files have the name of a listed one.
+        """
+        if self._num_workers == 0:
+            for keys in batches:
+                batch = _raise_if_error(collate([self._dataset.load(key) for key in keys]))
+                yield batch.pin_memory() if self._pin_memory else batch
+            return
+        self._batches.keys = batches
+        finished = False
+        iterator = self._start()
+        try:
+            while (batch := self._next(iterator)) is not None:
+                yield _raise_if_error(batch)
+            finished = True
+        finally:
+            # Workers of an unfinished read have batches of it underway; new ones are cheaper than waiting for those.
+            if not (finished and self._keep_workers):
+                self.close()
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._iterator is not None:
+            # The loader has no public way. Left to the garbage collector, it may come after the queues to the workers
+            # are gone, and then waits 5 s for each of them.
+            self._iterator._shutdown_workers()
+            self._end_workers()
+        self._loader = self._iterator = None
+
+    def _start(self) -> Iterator[VideoBatch]:
+        if self._loader is not None:
+            try:
+                return iter(self._loader)  # the one iterator of kept workers, reset
+            except RuntimeError:  # kept workers that are dead, or do not answer: once more with new ones
+                self.close()
+        context = multiprocessing.get_context(self._start_method)
+        if self._start_method == "forkserver":
+            context.set_forkserver_preload(_PRELOAD)
+            start_fork_server()
+        self._slots = torch.full((self._num_workers, 3), -1, dtype=torch.int64).share_memory_()
+        self._loader = DataLoader(
+            _WatchedDataset(self._dataset, self._slots),
+            batch_sampler=self._batches,
+            collate_fn=collate,
+            num_workers=self._num_workers,
+            pin_memory=self._pin_memory,
+            timeout=min(_POLL_S, self._timeout_s),
+            prefetch_factor=self._prefetch_batches,
+            persistent_workers=self._keep_workers,
+            multiprocessing_context=context,
+            worker_init_fn=partial(settle_worker, self._start_method == "forkserver"),
+            generator=torch.Generator(),  # its seeds are not used; the global generator is not for us to move
+        )
+        self._iterator = iter(self._loader)
+        # Before multiprocessing waits for them at the end of this process.
+        self._end_workers = Finalize(self, _kill, args=(self._iterator._workers,), exitpriority=10)
+        return self._iterator
+
+    def _next(self, iterator: Iterator[VideoBatch]) -> VideoBatch | None:
+        started = time.monotonic()
+        while True:
+            try:
+                return next(iterator, None)
+            except RuntimeError as error:
+                died = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
+                if died:
+                    pids = {int(pid) for pid in died[1].split(",")}
+                    raise VideoWorkerError(
+                        f"a data worker died (killed by the system for memory, or a crash of a decoder): "
+                        f"{self._describe(pids)}"
+                    ) from error
+                # The loader's own limit is one poll; after it, the same iterator goes on waiting for the same batch.
+                if not str(error).startswith("DataLoader timed out"):
+                    raise
+            if time.monotonic() - started >= self._timeout_s:
+                message = f"no batch of videos came for {self._timeout_s:g} s (data.timeout_s): {self._describe(None)}"
+                self._kill_busy_workers()
+                raise VideoTimeoutError(message)
+
+    def _kill_busy_workers(self) -> None:
+        """Kill workers that hang, for which ending the others would wait 5 s each."""
+        if self._start_method != "forkserver":
+            return  # PyTorch's signal handler would take our own children's death for a failure
+        for index, _, pid in self._slots.tolist():
+            if index >= 0:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def _describe(self, pids: set[int] | None) -> str:
+        """Say what the workers of the given processes, or all busy workers, are reading."""
+        now = time.monotonic_ns()
+        lines = []
+        for worker, (index, since, pid) in enumerate(self._slots.tolist()):
+            if pid in pids if pids is not None else index >= 0:
+                doing = "was between two videos"
+                if index >= 0:
+                    doing = f"is reading {self._dataset.path(index)!r} for {(now - since) / 1e9:.0f} s"
+                lines.append(f"worker {worker} (pid {pid}) {doing}")
+        if not lines:
+            return "no worker is reading a video" if pids is None else "it had read no video yet"
+        return "; ".join(lines)
+
+
+class _Batches:
+    """The batches of the current read. Lives in the main process, so kept workers need not know of epochs."""
+
+    def __init__(self):
+        self.keys: Iterable[list[ItemKey]] = ()
+
+    def __iter__(self) -> Iterator[list[ItemKey]]:
+        return iter(self.keys)
+
+
+class _WatchedDataset:
+    """A data set that notes in shared memory, a row a worker, which video it reads, since when, in which process."""
+
+    def __init__(self, dataset: VideoDataset, slots: Tensor):
+        self._dataset = dataset
+        self._slots = slots  # (num_workers, 3): index or -1, time.monotonic_ns(), pid
+
+    def __getitem__(self, key: ItemKey) -> VideoItem | Exception:
+        slot = self._slots[get_worker_info().id].numpy()
+
+        def note_reading(index: int) -> None:
+            slot[:] = index, time.monotonic_ns(), os.getpid()
+
+        try:
+            return self._dataset.load(key, note_reading)
+        except VideoFilesError as error:
+            return error  # through the loader it would come as a traceback in a traceback
+        finally:
+            slot[0] = -1
+
+
+def _kill(processes: list[multiprocessing.Process]) -> None:
+    """End workers that are still there; they take no other signal."""
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+
+
+def _raise_if_error(batch: VideoBatch | Exception) -> VideoBatch:
+    if isinstance(batch, Exception):
+        raise batch
+    return batch
