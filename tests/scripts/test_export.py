@@ -13,8 +13,9 @@ import torch
 
 import tc_clip
 from trainers.commands import export
-from trainers.inference.predict import export as exporting
-from trainers.inference.predict import exported_predict, load_model
+from trainers.inference import export as exporting
+from trainers.inference import exported_predict
+from trainers.inference.predict import load_model
 from video_datasets import sampling, transforms
 from video_datasets.annotations import read_class_names
 from video_datasets.decoding import decode

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tc_clip.weights import files
 from tc_clip.weights.files import KNOWN_CLIP_WEIGHTS, ClipArchive, WeightsError, fetch_clip_weights, open_https
-from tc_clip.weights.loading import files
 
 CONTENT = bytes(range(256)) * 12000  # several chunks
 BROKEN_OFF_AT = len(CONTENT) // 3

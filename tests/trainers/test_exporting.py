@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import tc_clip
+from trainers.inference import export as exporting
 from trainers.inference.export import ExportError
-from trainers.inference.predict import export as exporting
 from trainers.inference.predict import load_model
 from trainers.reporting.model_card import model_card, save_safetensors
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from trainers.errors import ConfigError
+from trainers.inference import predict as inference
 from trainers.inference.predict import in_background, load_model, predict, predict_timeline
-from trainers.inference.predict import predict as inference
 from video_datasets import TestTransform, decode, normalize, sampling
 from video_datasets.video_dataset import VideoDataset
 from video_datasets.workers import VideoTimeoutError

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from trainers.inference.predict.visualize import draw as pictures
 
 from trainers.inference.predict import Timeline, load_model
+from trainers.inference.visualize import draw as pictures
 from trainers.inference.visualize.html import insight_page
 from trainers.inference.visualize.trace import NO_TOKEN, Insight, look
 from video_datasets import normalize

@@ -11,7 +11,7 @@ import pytest
 
 from tc_clip.ops.memory import keep_freed_memory, release_freed_memory
 from trainers import run as run_module
-from trainers.inference.predict import predict as inference
+from trainers.inference import predict as inference
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Faults of taking, filling and freeing blocks of 40 to 200 MB again and again, at last in another thread.

@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         import torch
 
         import tc_clip
-        from trainers.inference.predict import export as exporting
+        from trainers.inference import export as exporting
         from trainers.reporting.model_card import model_card, read_results, save_safetensors
 
         model = model.double() if args.precision == "fp64" else model
@@ -109,7 +109,7 @@ def export_programs(model, args: argparse.Namespace, folder: Path, bound: float)
     Raises:
         ConfigError: where one cannot be exported or differs by more than the bound.
     """
-    from trainers.inference.predict import export as exporting
+    from trainers.inference import export as exporting
 
     forms = [form for form in args.formats if form in exporting.FORMATS]
     if not forms:
