@@ -18,7 +18,6 @@ The newest is `last.pth`; `last_1.pth`, `last_2.pth` and so on are the ones befo
 import hashlib
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 
 from trainers.errors import CheckpointError
+from trainers.files import atomic_path
 
 FORMAT_VERSION = 2
 LAST = "last.pth"
@@ -51,25 +51,18 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any], keep: int = 1) -> No
     """
     content = {"format_version": FORMAT_VERSION, **checkpoint}
     content["checksum"] = checksum_of(content)
-    temporary = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp's files are for their owner alone
-        _shift(path, keep)
-        os.replace(temporary, path)
+        with atomic_path(path) as temporary:
+            with open(temporary, "wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            _shift(path, keep)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         # torch's writer reports a failed write by where it stands in the file.
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         raise CheckpointError(f"{path}: cannot write the checkpoint: {cause}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:

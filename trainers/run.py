@@ -20,10 +20,12 @@ from trainers.continuing import fixed_facts
 from trainers.distributed.interrupts import Interrupts
 from trainers.distributed.output_lock import OutputLock
 from trainers.distributed.processes import Ranks, start_distributed, stop_distributed
+from trainers.environment import environment
 from trainers.errors import CheckpointError, ConfigError, ErrorOnAnotherRank, RunInterrupted
 from trainers.evaluator import Evaluation, evaluate
+from trainers.files import make_writable
 from trainers.logging.plan import count_parameters, device_lines, format_plan, list_line, millions, training_lines
-from trainers.logging.run_log import RunLog, environment, make_writable, quiet_libraries
+from trainers.logging.run_log import RunLog, quiet_libraries
 from trainers.metrics import percent
 from trainers.paths import REPOSITORY
 from trainers.precision import Precision

@@ -214,17 +214,21 @@ class TarFiles(VideoFiles):
         return by_name
 
 
-def write_tar_index(path: str | Path) -> Path:
-    """Write the index of a tar beside it, as `<tar>.index`; return its path.
+def index_path(path: str | Path) -> Path:
+    """Return the path of a tar's index: `<tar>.index`."""
+    return Path(os.path.abspath(path) + _INDEX)
+
+
+def write_tar_index(path: str | Path, target: Path | None = None) -> Path:
+    """Write the index of a tar to `target`, or else to `index_path`; return the path.
 
     Raises:
         VideoFilesError: the tar cannot be read.
     """
     path = os.path.abspath(path)
     index = {"version": 1, "bytes": os.path.getsize(path), "members": _scan_tar(path)}
-    temporary, target = Path(f"{path}{_INDEX}.making"), Path(path + _INDEX)
-    temporary.write_text(json.dumps(index), encoding="utf-8")
-    os.replace(temporary, target)
+    target = index_path(path) if target is None else target
+    target.write_text(json.dumps(index), encoding="utf-8")
     return target
 
 

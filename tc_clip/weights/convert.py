@@ -5,7 +5,6 @@ Hugging Face's or in ours. What a layout has no place for is kept under `convert
 way back gives it again.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -132,20 +131,16 @@ def read_any(path: str | Path) -> dict[str, Any]:
     return {"model": content}
 
 
-def write_any(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all; the suffix decides: .safetensors, or .pth and .pt."""
+def write_any(path: str | Path, checkpoint: Mapping[str, Any], suffix: str | None = None) -> None:
+    """Write a checkpoint; the suffix, of the path if not given, selects the format: .safetensors, or .pth and .pt."""
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        if path.suffix == ".safetensors":
-            write_safetensors(part, checkpoint)
-        elif path.suffix in (".pth", ".pt"):
-            torch.save(dict(checkpoint) if checkpoint.keys() - {"model"} else dict(checkpoint["model"]), part)
-        else:
-            raise WeightsError(f"{path}: the name must end in .safetensors, .pth or .pt")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    suffix = path.suffix if suffix is None else suffix
+    if suffix == ".safetensors":
+        write_safetensors(path, checkpoint)
+    elif suffix in (".pth", ".pt"):
+        torch.save(dict(checkpoint) if checkpoint.keys() - {"model"} else dict(checkpoint["model"]), path)
+    else:
+        raise WeightsError(f"{path}: the name must end in .safetensors, .pth or .pt")
 
 
 def write_safetensors(path: Path, checkpoint: Mapping[str, Any]) -> None:

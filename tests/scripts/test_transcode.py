@@ -105,12 +105,12 @@ def test_a_second_start_continues_and_originals_are_untouched(
     assert transcode(videos, output, QUICK).done == len(before) == 20
     names = {name for name in state_of(output) if not name.startswith(module.STATE)}
     assert names == set(before), "the same paths, so the lists stay as they are"
-    (output / "YoYo" / ".making-left").write_bytes(b"by a killed process")
+    (output / "YoYo" / ".left.mp4.0.tmp").write_bytes(b"by a killed process")
     sorted(output.glob("YoYo/v_*"))[0].unlink()
     sorted(output.glob("YoYo/v_*"))[1].write_bytes(b"cut")
     outcome = transcode(videos, output, QUICK)
     assert (outcome.done, outcome.kept) == (20, 18)
-    assert not list(output.rglob(".making-*"))
+    assert not list(output.rglob(".*.tmp"))
     transcode(videos, output, Options(crf=30, preset="ultrafast", workers=1))
     assert done == [20, 2, 20], "another encoding is another result"
     assert state_of(videos) == before

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from trainers.environment import environment
 from trainers.errors import ConfigError
-from trainers.logging.run_log import RunLog, environment
+from trainers.logging.run_log import RunLog
 
 
 def steps(path: Path) -> list[int]:

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from trainers import checkpoint as checkpoint_module
+from trainers import files as files_module
 from trainers.checkpoint import newest_first, read_newest, read_training_checkpoint, remove_leftovers, save_checkpoint
 from trainers.errors import CheckpointError
 from trainers.run import run
 
 NUM_KEPT = 3
-CALLS = ("fsync", "link", "unlink", "replace", "open", "close", "fdopen")
+CALLS = ("fsync", "link", "unlink", "replace", "open", "close")
 
 
 def content(epoch: int) -> dict:
@@ -44,8 +45,9 @@ class Steps:
 class FaultyFile(io.RawIOBase):
     """A file of which every write is a step; with `torn`, the write at the fault is half done."""
 
-    def __init__(self, handle: int, steps: Steps, torn: bool):
-        self.handle, self.steps, self.torn = handle, steps, torn
+    def __init__(self, path: Path, steps: Steps, torn: bool):
+        self.steps, self.torn = steps, torn
+        self.handle = os.open(path, os.O_WRONLY | os.O_CREAT)
 
     def write(self, data) -> int:
         data = memoryview(data).cast("B")
@@ -70,10 +72,10 @@ class FaultyFile(io.RawIOBase):
 
 
 class FaultyOs:
-    """The module `os` as `trainers.checkpoint` sees it: every call that changes files is a step."""
+    """The module `os` as the code under test sees it: every call that changes files is a step."""
 
-    def __init__(self, steps: Steps, torn: bool):
-        self._steps, self._torn = steps, torn
+    def __init__(self, steps: Steps):
+        self._steps = steps
 
     def __getattr__(self, name: str):
         if name not in CALLS:
@@ -81,8 +83,6 @@ class FaultyOs:
 
         def call(*arguments, **options):
             self._steps.next()
-            if name == "fdopen":
-                return FaultyFile(arguments[0], self._steps, self._torn)
             return getattr(os, name)(*arguments, **options)
 
         return call
@@ -90,7 +90,9 @@ class FaultyOs:
 
 def save_with(path: Path, steps: Steps, torn: bool, epoch: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint_module, "os", FaultyOs(steps, torn))
+        for module in (checkpoint_module, files_module):
+            patch.setattr(module, "os", FaultyOs(steps))
+        patch.setattr(checkpoint_module, "open", lambda path, mode: FaultyFile(path, steps, torn), raising=False)
         save_checkpoint(path, content(epoch), NUM_KEPT)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tc_clip.weights.convert import LAYOUTS, convert, layout_of, read_any, write_any
 from tc_clip.weights.files import WeightsError
+from trainers.files import atomic_path
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,7 +31,8 @@ def main(argv: list[str] | None = None) -> int:
         checkpoint = read_any(options.source)
         found = layout_of({name.removeprefix("module."): value for name, value in checkpoint["model"].items()})
         converted = convert(checkpoint, options.to or found)
-        write_any(options.target, converted)
+        with atomic_path(options.target) as temporary:
+            write_any(temporary, converted, options.target.suffix)
     except WeightsError as error:
         print(f"convert_checkpoint: {error}", file=sys.stderr)
         return 1

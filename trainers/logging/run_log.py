@@ -7,13 +7,9 @@ import importlib.util
 import json
 import logging
 import math
-import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +18,7 @@ from torch import Tensor
 
 from trainers.config.secrets import hide_secrets
 from trainers.errors import ConfigError
-
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "hydra-core", "omegaconf", "av", "decord", "safetensors")
+from trainers.files import make_writable, write_text
 
 
 class RunLog:
@@ -187,7 +182,7 @@ class RunLog:
             ConfigError: where it cannot be written.
         """
         if self.is_main and self.output is not None:
-            write_whole(self.output / name, text)
+            write_text(self.output / name, text)
 
     def close(self) -> None:
         """Close all files; the logger can be set up again afterwards."""
@@ -249,23 +244,6 @@ class _FileHandler(logging.FileHandler):
             sys.stderr.write(f"warning: {self.baseFilename} cannot be written ({sys.exc_info()[1]}); the run goes on\n")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a reader finds the old one or the whole new one.
-
-    Raises:
-        ConfigError: where it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
 def quiet_libraries(is_main: bool) -> None:
     """Let the warnings of our other packages through once, from the main process.
 
@@ -288,65 +266,6 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def make_writable(folder: Path) -> None:
-    """Make a folder, and find out whether files can be written there.
-
-    Raises:
-        ConfigError: where they cannot.
-    """
-    probe = folder / ".writable"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        if folder.is_file():
-            raise ConfigError(f"output={folder}: is a file; name a folder") from error
-        raise ConfigError(f"output={folder}: cannot be written: {error.strerror or error}") from error
-
-
-def environment(repository: Path, device: torch.device, world_size: int) -> dict:
-    """Return what the numbers of a run may depend on besides its configuration."""
-    return {
-        "command": [hide_secrets(argument) for argument in sys.argv],
-        "git": _git_state(repository),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": package_versions(),
-        "cuda": torch.version.cuda,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
-        "processes": world_size,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def package_versions() -> dict[str, str | None]:
-    """Return the versions of the packages that numbers may depend on, None for those that are not installed."""
-    versions: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
-
-
-def _git_state(repository: Path) -> dict[str, str | bool] | None:
-    """Return commit and whether files differ from it, or None outside a checkout or without git."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(repository), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        return {
-            "commit": git("rev-parse", "HEAD"),
-            "modified": bool(git("status", "--porcelain", "--untracked-files=no")),
-        }
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
 def _drop_beyond(path: Path, step: int, drop_validation: bool) -> None:
     """Drop the lines past a step, which the run that goes on from there writes again."""
     if not path.exists():
@@ -360,7 +279,7 @@ def _drop_beyond(path: Path, step: int, drop_validation: bool) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError):
             continue  # the process was killed while it wrote this line
-    write_whole(path, "".join(kept))
+    write_text(path, "".join(kept))
 
 
 def _json_value(value: float | int | str) -> float | int | str | None:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 import tc_clip
-from tc_clip.weights.convert import write_any
+from tc_clip.weights.convert import write_safetensors
 from trainers.errors import ConfigError
+from trainers.files import atomic_path
 
 LICENCE = "Apache-2.0"
 METHOD = (
@@ -27,8 +28,9 @@ def save_safetensors(path: Path, model: tc_clip.VideoClip) -> None:
     """
     tensors = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     try:
-        write_any(path, {"model": tensors, "model_info": model.info(), "format_version": 1})
-        path.chmod(0o644)  # the library's files are for their owner alone
+        with atomic_path(path) as temporary:
+            write_safetensors(temporary, {"model": tensors, "model_info": model.info(), "format_version": 1})
+            temporary.chmod(0o644)  # safetensors writes files that only their owner can read
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error}") from error
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import tc_clip
 from trainers.config.settings import Config, Settings, names_of
+from trainers.environment import package_versions
 from trainers.evaluator import Evaluation, write_predictions
-from trainers.logging.run_log import package_versions
 from trainers.reporting.confusion import draw_confusion, read_confusion, write_per_class
 from trainers.video_lists import VideoList
 

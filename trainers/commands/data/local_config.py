@@ -1,11 +1,11 @@
 """Writes into configs/local.yaml, the one place for the paths of a machine."""
 
 import json
-import os
 import re
 from pathlib import Path
 
 from trainers.commands.data.listing import DataError
+from trainers.files import atomic_path
 
 HEADER = (
     "# Paths of this machine; git ignores this file. It overrides every other configuration but the command line.\n"
@@ -26,8 +26,7 @@ def set_local(path: Path, key: str, value: str) -> None:
             text = pattern.sub(lambda _: line, text, count=1)
         else:
             text = text.rstrip("\n") + f"\n{line}\n"
-        temporary = path.with_suffix(".yaml.making")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -9,7 +9,6 @@ appears whole or not at all.
 """
 
 import argparse
-import os
 import sys
 import tarfile
 from pathlib import Path
@@ -17,7 +16,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from trainers.commands.data.listing import DataError, all_videos
-from video_datasets.video_files import FolderFiles, VideoFilesError, open_video_files, write_tar_index
+from trainers.files import atomic_path
+from video_datasets.video_files import FolderFiles, VideoFilesError, index_path, open_video_files, write_tar_index
 
 
 def pack(videos: Path, output: Path, shard_bytes: int | None = None, overwrite: bool = False) -> list[Path]:
@@ -32,20 +32,19 @@ def pack(videos: Path, output: Path, shard_bytes: int | None = None, overwrite: 
     with tqdm(total=total, desc="pack", unit="video", disable=None) as bar:
         for path, names in shards.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            making = path.with_name(f".making-{path.name}")
-            try:
-                with tarfile.open(making, "w", format=tarfile.PAX_FORMAT) as archive:
-                    for name in names:
-                        member = archive.gettarinfo(str(videos / name), arcname=name)
-                        member.uid = member.gid = 0
-                        member.uname = member.gname = ""
-                        with (videos / name).open("rb") as file:
-                            archive.addfile(member, file)
-                        bar.update()
-                os.replace(making, path)
-            finally:
-                making.unlink(missing_ok=True)
-            write_tar_index(path)
+            with (
+                atomic_path(path) as temporary,
+                tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as archive,
+            ):
+                for name in names:
+                    member = archive.gettarinfo(str(videos / name), arcname=name)
+                    member.uid = member.gid = 0
+                    member.uname = member.gname = ""
+                    with (videos / name).open("rb") as file:
+                        archive.addfile(member, file)
+                    bar.update()
+            with atomic_path(index_path(path)) as temporary:
+                write_tar_index(path, temporary)
     return list(shards)
 
 

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any, TextIO
 
+from trainers.files import atomic_path
 from video_datasets.video_files import TarMember
 
 FILE_NAME = "progress.jsonl"
@@ -22,10 +23,9 @@ class Progress:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / FILE_NAME
         self.known: dict[str, dict[str, Any]] = {} if again else _read(path)
-        # Written anew: a start that was killed may have left half a line at the end.
-        temporary = path.with_suffix(".making")
-        temporary.write_text("".join(_line(key, facts) for key, facts in self.known.items()), encoding="utf-8")
-        os.replace(temporary, path)
+        # Written again: a process that was killed may have left half a line at the end.
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(_line(key, facts) for key, facts in self.known.items()), encoding="utf-8")
         self._file: TextIO = path.open("a", encoding="utf-8")
 
     def __enter__(self) -> "Progress":

@@ -18,7 +18,6 @@ import io
 import os
 import shutil
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -31,6 +30,7 @@ from tqdm import tqdm
 from trainers.commands.data.listing import DataError, all_videos
 from trainers.commands.data.progress import Progress, key_of
 from trainers.commands.data.watched_pool import Failure, available_cores, watched_map
+from trainers.files import atomic_path
 from video_datasets.annotations import AnnotationError, read_annotations
 from video_datasets.decoding import VideoReadError
 from video_datasets.video_files import TarMember, VideoFilesError, open_video_files
@@ -89,22 +89,15 @@ def transcode_video(job: Job) -> dict[str, Any]:
     content = job.source if isinstance(job.source, str) else io.BytesIO(job.source.read())
     size = os.path.getsize(job.source) if isinstance(job.source, str) else job.source.size
     os.makedirs(os.path.dirname(job.target), exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".making-", dir=os.path.dirname(job.target))
-    os.close(handle)
-    try:
+    with atomic_path(Path(job.target)) as temporary:
         try:
-            num_frames = _encode(content, temporary, job.options)
+            num_frames = _encode(content, str(temporary), job.options)
         except (av.error.FFmpegError, ValueError) as error:
             raise VideoReadError(job.path, str(error).split("\n")[0].split(": '")[0]) from error
-        with av.open(temporary) as result:
+        with av.open(str(temporary)) as result:
             found = result.streams.video[0].frames
         if found != num_frames:
             raise VideoReadError(job.path, f"{num_frames} frames became {found}")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, job.target)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
     return {
         "frames": num_frames,
         "before": size,
@@ -246,7 +239,7 @@ def _count(outcome: Outcome, facts: dict[str, Any]) -> None:
 
 def _remove_leftovers(output: Path) -> None:
     """Remove what killed processes were making."""
-    for path in output.rglob(".making-*"):
+    for path in output.rglob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
