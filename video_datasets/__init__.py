@@ -15,7 +15,7 @@ _MODULES = {
     "randomness": ("micro_batch_rng",),
     "transforms": ("TestTransform", "TrainTransform", "normalize"),
     "video_dataset": ("BadVideo", "ItemKey", "VideoDataset"),
-    "video_files": ("VideoFilesError", "open_video_files"),
+    "video_files": ("VIDEO_SUFFIXES", "VideoFilesError", "has_video_suffix", "open_video_files"),
     "windows": ("Window", "read_windows"),
     "workers": ("VideoTimeoutError", "VideoWorkerError"),
 }

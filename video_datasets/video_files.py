@@ -15,6 +15,14 @@ from pathlib import Path, PurePosixPath
 
 from video_datasets.decoding import VideoReadError
 
+# File names that count as videos when a folder or an archive is searched.
+VIDEO_SUFFIXES = frozenset(".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
+
+
+def has_video_suffix(path: str | Path) -> bool:
+    """Return whether a file name ends in one of `VIDEO_SUFFIXES`, in upper or lower case."""
+    return os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES
+
 
 class VideoFilesError(ValueError):
     """A root that cannot be used, a listed path outside of it, or a file name that two files have."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from video_datasets.decoding import VideoReadError
-from video_datasets.video_files import VideoFilesError, open_video_files
+from video_datasets.video_files import VIDEO_SUFFIXES, VideoFilesError, has_video_suffix, open_video_files
 
 LAYOUT = {
     "flat.mp4": b"flat",
@@ -159,3 +159,21 @@ def test_paths_may_lead_out_where_that_is_allowed(tmp_path):
         assert Path(files.find(listed)).samefile(tmp_path / "other.mp4")
     with pytest.raises(VideoFilesError, match=r"leads out of the root \(data\.allow_outside=true allows it\)"):
         open_video_files(tmp_path / "root").find("../other.mp4")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("a.mp4", True), (Path("b/C.WEBM"), True), ("mp4", False), ("d", False)]
+)
+def test_video_suffixes(name, expected):
+    assert has_video_suffix(name) is expected
+
+
+def test_the_suffixes_are_listed_once(repository):
+    """Folder searches of predictions, data tools and verification must agree on what a video is."""
+
+    def names_many(path: Path) -> bool:
+        text = path.read_text(encoding="utf-8")
+        return sum(suffix in text for suffix in VIDEO_SUFFIXES - {".ts"}) > 5
+
+    sources = [path for name in ("video_datasets", "trainers", "scripts") for path in (repository / name).rglob("*.py")]
+    assert [path.name for path in sources if names_many(path)] == ["video_files.py"]

@@ -9,8 +9,7 @@ from trainers.config.schema import did_you_mean
 from trainers.errors import ConfigError
 from trainers.paths import LABELS
 from video_datasets.annotations import read_class_names
-
-VIDEO_SUFFIXES = frozenset(".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
+from video_datasets.video_files import has_video_suffix
 
 
 def find_videos(arguments: Sequence[str | Path]) -> list[str]:
@@ -27,7 +26,9 @@ def find_videos(arguments: Sequence[str | Path]) -> list[str]:
     found: dict[str, None] = {}
     for argument in map(str, arguments):
         if os.path.isdir(argument):
-            inside = [str(path) for path in sorted(Path(argument).rglob("*")) if _is_video(path)]
+            inside = [
+                str(path) for path in sorted(Path(argument).rglob("*")) if has_video_suffix(path) and path.is_file()
+            ]
             if not inside:
                 raise ConfigError(f"{argument}: there is no video in this folder")
             found |= dict.fromkeys(inside)
@@ -78,10 +79,6 @@ def read_classes(words: Sequence[str], at_least: int = 2) -> list[str]:
     if twice:
         raise ConfigError(f"the class {twice[0]!r} is named twice")
     return names
-
-
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
 
 
 def _listed(path: Path) -> list[str]:

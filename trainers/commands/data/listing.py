@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from video_datasets.annotations import VideoRecord, read_class_names
-from video_datasets.video_files import FolderFiles, TarFiles, VideoFiles
+from video_datasets.video_files import FolderFiles, TarFiles, VideoFiles, has_video_suffix
 
 MANIFEST_VERSION = 1
-VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp"}
 
 
 class DataError(ValueError):
@@ -75,7 +74,7 @@ def all_videos(files: VideoFiles) -> list[str]:
         assert isinstance(files, FolderFiles)
         root = Path(files.root)
         names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-    return [name for name in names if Path(name).suffix.lower() in VIDEO_SUFFIXES]
+    return [name for name in names if has_video_suffix(name)]
 
 
 def list_text(records: Iterable[VideoRecord]) -> str:

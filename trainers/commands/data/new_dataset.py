@@ -21,12 +21,12 @@ import numpy as np
 from tqdm import tqdm
 
 from trainers.commands.data import listing
-from trainers.commands.data.listing import VIDEO_SUFFIXES, DataError
+from trainers.commands.data.listing import DataError
 from trainers.commands.data.published import BASE2NOVEL_SEEDS, BASE2NOVEL_SHOTS, SHOTS
 from trainers.paths import REPOSITORY
 from video_datasets.annotations import VideoRecord
 from video_datasets.decoding import VideoReadError
-from video_datasets.video_files import VideoFilesError, open_video_files
+from video_datasets.video_files import VIDEO_SUFFIXES, VideoFilesError, has_video_suffix, open_video_files
 
 PROTOCOLS = ("zero_shot", "few_shot", "base2novel", "fully_supervised")
 TAKEN = {"k400", "k400_tiny", "hmdb51", "ucf101", "ssv2", "shapes", "custom"}
@@ -81,13 +81,13 @@ def videos_of_folders(root: Path) -> list[tuple[str, str]]:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"{root}: cannot be read: {error.strerror or error}") from error
-    loose = [entry.name for entry in entries if entry.is_file() and Path(entry.name).suffix.lower() in VIDEO_SUFFIXES]
+    loose = [entry.name for entry in entries if entry.is_file() and has_video_suffix(entry.name)]
     if loose:
         raise DataError(f"{root}: {loose[0]!r} lies beside the class folders; move it into one, or give --csv")
     found = []
     for entry in tqdm(entries, desc="looking for videos", unit="folder", disable=None):
         if entry.is_dir() and not entry.name.startswith("."):
-            videos = sorted(path for path in Path(entry.path).rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+            videos = sorted(path for path in Path(entry.path).rglob("*") if has_video_suffix(path))
             found += [(path.relative_to(root).as_posix(), entry.name.replace("_", " ").strip()) for path in videos]
     if not found:
         raise DataError(f"{root}: no sub-folder has videos ({', '.join(sorted(VIDEO_SUFFIXES))})")

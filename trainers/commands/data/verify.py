@@ -24,14 +24,14 @@ from tqdm import tqdm
 
 from trainers.commands.data.inspect_video import Job, VideoFacts, content_hash, inspect_video
 from trainers.commands.data.labels_in_paths import class_in_path
-from trainers.commands.data.listing import VIDEO_SUFFIXES, DataError, all_videos
+from trainers.commands.data.listing import DataError, all_videos
 from trainers.commands.data.progress import Progress, key_of
 from trainers.commands.data.verify_report import Verified, write_report
 from trainers.commands.data.watched_pool import Failure, available_cores, watched_map
 from trainers.paths import REPOSITORY
 from video_datasets.annotations import AnnotationError, read_annotations, read_class_names
 from video_datasets.decoding import VideoReadError
-from video_datasets.video_files import VideoFiles, VideoFilesError, open_video_files
+from video_datasets.video_files import VIDEO_SUFFIXES, VideoFiles, VideoFilesError, open_video_files
 
 NUM_SAMPLES = 24
 
