@@ -126,13 +126,14 @@ def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
 @pytest.fixture(scope="session")
 def shape_clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Return a few videos of the embedded data set, of different classes, 16 to 24 frames each at 12 a second."""
-    from trainers.commands import make_shapes
+    from video_datasets.shapes.classes import Settings, all_classes, file_name
+    from video_datasets.shapes.drawing import render, write_video
 
     folder = tmp_path_factory.mktemp("clips")
-    settings = make_shapes.Settings()
-    classes = make_shapes.all_classes()
+    settings = Settings()
+    classes = all_classes()
     clips = []
     for number, shape_class in enumerate((classes[0], classes[13], classes[26], classes[39], classes[47])):
-        clips.append(folder / make_shapes.file_name(shape_class, number))
-        make_shapes.write_video(clips[-1], make_shapes.render(shape_class, number, settings), settings)
+        clips.append(folder / file_name(shape_class, number))
+        write_video(clips[-1], render(shape_class, number, settings), settings)
     return clips

@@ -12,7 +12,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from trainers.commands.make_shapes import Settings, all_classes, render
+from video_datasets.shapes.classes import Settings, all_classes
+from video_datasets.shapes.drawing import render
 
 NUM_TRAIN, NUM_VAL = 3, 2
 SHAPES = Settings(side=48, min_frames=9, max_frames=9, train_clips=16)

@@ -368,7 +368,7 @@ def test_sums_of_the_weights() -> None:
 
 
 def test_facts_of_the_shapes() -> None:
-    from trainers.commands import make_shapes as shapes
+    from video_datasets.shapes import classes as shapes
 
     made = shapes.Settings()
     num_classes, num_base = len(shapes.all_classes()), len(shapes.base_classes())

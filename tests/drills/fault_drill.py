@@ -28,7 +28,8 @@ from pathlib import Path
 
 import torch
 
-from trainers.commands.make_shapes import Settings, make_shapes
+from video_datasets.shapes.classes import Settings
+from video_datasets.shapes.making import make_shapes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE_S = 300.0  # an update takes less, also on a busy machine

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from fault_drill import OVERRIDES, REPOSITORY, family_of, leaves_nothing, lines_of
 
-from trainers.commands.make_shapes import Settings, make_shapes
+from video_datasets.shapes.classes import Settings
+from video_datasets.shapes.making import make_shapes
 
 NUM_VIDEOS = 96
 BATCH = 2

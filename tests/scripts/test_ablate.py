@@ -55,7 +55,7 @@ def test_every_run_of_every_list_is_valid(path: Path, tmp_path: Path) -> None:
             assert read_settings(config).output == run.folder
             assert build_model(config, videos).name == config["trainer"]["name"]
     for values in ablation.shapes.values():
-        ablate.make_shapes.Settings(**values)
+        ablate.Settings(**values)
 
 
 def test_table_of_means_and_deviations(listed: Path, tmp_path: Path, capsys) -> None:

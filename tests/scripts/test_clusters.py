@@ -16,7 +16,8 @@ import pytest
 import torch
 from fault_drill import OVERRIDES, family_of
 
-from trainers.commands.make_shapes import Settings, make_shapes
+from video_datasets.shapes.classes import Settings
+from video_datasets.shapes.making import make_shapes
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="needs bash, setsid and /proc")]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]

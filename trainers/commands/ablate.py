@@ -25,8 +25,9 @@ from typing import Any
 
 import yaml
 
-from trainers.commands import make_shapes
 from trainers.paths import REPOSITORY
+from video_datasets.shapes.classes import Settings, ShapesError
+from video_datasets.shapes.making import available_cores, make_shapes
 
 KEYS = {"title", "protocol", "seeds", "shapes", "common", "columns", "variants"}
 
@@ -128,10 +129,10 @@ def make_data(ablation: Ablation, output: Path) -> None:
     """Make the embedded data sets that the list needs, where they are not there yet."""
     for name, values in ablation.shapes.items():
         try:
-            settings = make_shapes.Settings(**values)
+            settings = Settings(**values)
         except TypeError as error:
             raise AblationError(f"shapes.{name}: {error}") from error
-        make_shapes.make_shapes(output / "data" / name, settings)
+        make_shapes(output / "data" / name, settings)
 
 
 def run_command(run: Run, threads: int) -> None:
@@ -251,11 +252,6 @@ def _cell(cell: dict[str, Any], wanted: int) -> str:
     return f"{cell['mean']:.1f}{deviation}" + (f" ({cell['seeds']} seeds)" if cell["seeds"] != wanted else "")
 
 
-def available_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return make_shapes.available_cores()
-
-
 def say(line: str) -> None:
     """Write a line to standard error."""
     print(line, file=sys.stderr, flush=True)
@@ -275,7 +271,7 @@ def main(argv: list[str] | None = None, start: Callable[[Run, int], None] = run_
     options = parser.parse_args(argv)
     try:
         return _main(options, start)
-    except (AblationError, make_shapes.ShapesError) as error:
+    except (AblationError, ShapesError) as error:
         print(f"ablate: {error}", file=sys.stderr)
         return 2
 

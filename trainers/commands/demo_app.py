@@ -186,15 +186,16 @@ def seconds_of(video: str) -> float:
 
 def make_examples(folder: Path) -> list[str]:
     """Draw a few clips of moving shapes to try the page with; return their paths."""
-    from trainers.commands import make_shapes
+    from video_datasets.shapes.classes import Settings, all_classes, file_name
+    from video_datasets.shapes.drawing import render, write_video
 
     folder.mkdir(parents=True)
-    settings = make_shapes.Settings(side=128, min_frames=36, max_frames=36)
-    by_name = {shape_class.name: shape_class for shape_class in make_shapes.all_classes()}
+    settings = Settings(side=128, min_frames=36, max_frames=36)
+    by_name = {shape_class.name: shape_class for shape_class in all_classes()}
     paths = []
     for number, name in enumerate(EXAMPLES):
-        paths.append(str(folder / make_shapes.file_name(by_name[name], number)))
-        make_shapes.write_video(Path(paths[-1]), make_shapes.render(by_name[name], number, settings), settings)
+        paths.append(str(folder / file_name(by_name[name], number)))
+        write_video(Path(paths[-1]), render(by_name[name], number, settings), settings)
     return paths
 
 
