@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from tc_clip.weights.files import KNOWN_CLIP_WEIGHTS, WeightsError, fetch_clip_weights, read_checkpoint
     from tc_clip.weights.loading import interpolate_weights, load_weights
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "create_model": "create",
     "load_model": "create",

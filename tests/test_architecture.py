@@ -20,13 +20,14 @@ FORBIDDEN = {
 # The packages that each may import besides the standard library.
 ALLOWED = {
     "tc_clip": {"tc_clip", "torch", "timm", "torchvision", "numpy", "ftfy", "regex", "safetensors"},
-    "main.py": {"hydra", "omegaconf", "trainers"},
+    "main.py": {"trainers"},
 }
 READS_CONFIGURATION = {
     "trainers/config/settings.py",
     "trainers/config/command_line.py",
+    "trainers/config/compose.py",
+    "trainers/commands/train.py",
     "trainers/commands/data/verify.py",
-    "trainers/commands/sweep_wise_ft.py",
 }
 MAX_LINES = 500
 
@@ -75,7 +76,7 @@ def test_imports_keep_their_direction(path: Path) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_one_place_reads_the_configuration(path: Path) -> None:
     users = [module for module in imports_of(path) if lies_in(module, "omegaconf") or lies_in(module, "hydra")]
-    assert not users or name_of(path) in READS_CONFIGURATION | {"main.py"}
+    assert not users or name_of(path) in READS_CONFIGURATION
 
 
 def test_no_cycles() -> None:
@@ -140,7 +141,7 @@ def test_everything_public_says_what_it_is(path: Path) -> None:
 def test_the_entry_point_has_no_logic() -> None:
     tree = tree_of(REPOSITORY / "main.py")
     branches = [node for node in ast.walk(tree) if isinstance(node, ast.If | ast.For | ast.While | ast.Try)]
-    assert len(branches) == 1 and len((REPOSITORY / "main.py").read_text().splitlines()) < 80
+    assert len(branches) == 1 and len((REPOSITORY / "main.py").read_text().splitlines()) < 10
 
 
 def test_packages_import_in_a_moment() -> None:

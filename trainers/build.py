@@ -17,6 +17,7 @@ from trainers.distributed.processes import Ranks
 from trainers.errors import ConfigError
 from trainers.logging.run_log import RunLog
 from trainers.optim import WarmupCosine, build_adamw
+from trainers.paths import find_labels
 from trainers.precision import Precision, pick_precision
 from trainers.video_lists import VideoList, read_video_list
 from video_datasets.frame_cache import FrameCache
@@ -258,7 +259,7 @@ def _read_list(config: Config, where: str, entry: Mapping[str, Any], opened: dic
         group=entry["group"],
         root=facts["root"],
         list_path=Path(facts["lists"]) / entry["list"],
-        class_names_path=Path(entry["class_names"]),
+        class_names_path=find_labels(entry["class_names"]),
         flip=facts["flip"],
         split_camel_case=facts["split_camel_case"],
         allow_outside=config["data"]["allow_outside"],

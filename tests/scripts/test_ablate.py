@@ -13,7 +13,7 @@ from trainers.commands.ablate import AblationError, Run
 from trainers.config.schema import PROTOCOLS
 from trainers.config.settings import read_settings, resolve
 
-LISTS = sorted((ablate.REPOSITORY / "configs" / "ablations").glob("*.yaml"))
+LISTS = sorted((ablate.CONFIGS / "ablations").glob("*.yaml"))
 LIST = """
 title: Two models
 protocol: few_shot
@@ -49,7 +49,7 @@ def test_every_run_of_every_list_is_valid(path: Path, tmp_path: Path) -> None:
     ablation = ablate.read_ablation(path)
     assert ablation.protocol in PROTOCOLS and len(ablation.seeds) >= 2
     videos = SimpleNamespace(class_names=["a red square", "a blue ring"], split_camel_case=False)
-    with initialize_config_dir(str(ablate.REPOSITORY / "configs"), version_base="1.3"):
+    with initialize_config_dir(str(ablate.CONFIGS), version_base="1.3"):
         for run in ablate.plan(ablation, tmp_path, [1], None, []):
             config = resolve(compose(run.command[1], overrides=list(run.command[2:])))
             assert read_settings(config).output == run.folder
@@ -131,7 +131,7 @@ def test_commands_are_printed(capsys, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_real_runs(tmp_path: Path) -> None:
     """The list of the temporal models in miniature: two models, one column, real training in processes of their own."""
-    text = (ablate.REPOSITORY / "configs" / "ablations" / "temporal_models.yaml").read_text()
+    text = (ablate.CONFIGS / "ablations" / "temporal_models.yaml").read_text()
     head, _, _ = text.partition("variants:")
     few = head.replace("train_clips: 48, val_clips: 8", "train_clips: 2, val_clips: 1, shots: [1], base2novel_shots: 1")
     path = tmp_path / "list.yaml"

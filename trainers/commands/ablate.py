@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from trainers.paths import REPOSITORY
+from trainers.paths import CONFIGS, PROGRAM
 from video_datasets.shapes.classes import Settings, ShapesError
 from video_datasets.shapes.making import available_cores, make_shapes
 
@@ -67,7 +67,7 @@ class Run:
     variant: str
     seed: int
     folder: Path
-    command: tuple[str, ...]  # what follows `python main.py`
+    command: tuple[str, ...]  # the arguments of the training command
 
 
 def read_ablation(path: Path) -> Ablation:
@@ -136,12 +136,12 @@ def make_data(ablation: Ablation, output: Path) -> None:
 
 
 def run_command(run: Run, threads: int) -> None:
-    """Run `main.py` in a process of its own; what it prints goes to console.txt. Raises AblationError."""
+    """Train in a separate process, whose output goes to console.txt. Raises AblationError."""
     run.folder.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     console = run.folder / "console.txt"
     with console.open("w", encoding="utf-8") as file:
-        command = [sys.executable, str(REPOSITORY / "main.py"), *run.command, "logging.progress=lines"]
+        command = [sys.executable, "-m", "trainers.commands.train", *run.command, "logging.progress=lines"]
         done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False)
     if done.returncode:
         lines = console.read_text(encoding="utf-8").strip().splitlines()
@@ -279,7 +279,7 @@ def main(argv: list[str] | None = None, start: Callable[[Run, int], None] = run_
 def _main(options: argparse.Namespace, start: Callable[[Run, int], None]) -> int:
     path = Path(options.name)
     if path.suffix != ".yaml":
-        path = REPOSITORY / "configs" / "ablations" / f"{options.name}.yaml"
+        path = CONFIGS / "ablations" / f"{options.name}.yaml"
     ablation = read_ablation(path)
     runs = plan(ablation, options.output, options.seeds, options.variants, _overrides(options.overrides))
     if options.dry_run:
@@ -303,4 +303,4 @@ def _main(options: argparse.Namespace, start: Callable[[Run, int], None]) -> int
 def _commands(runs: list[Run]) -> Iterator[str]:
     for run in runs:
         quoted = [f"'{word}'" if any(letter in word for letter in " [],") else word for word in run.command]
-        yield f"python main.py {' '.join(quoted)}"
+        yield f"{PROGRAM} {' '.join(quoted)}"

@@ -14,16 +14,17 @@ import shutil
 import time
 from pathlib import Path
 
+import tc_clip
 from trainers.commands.shared import add_model_arguments, load_named_model, make_folder, positive
 from trainers.config.command_line import one_line_errors
 from trainers.errors import ConfigError
 from trainers.inference.inputs import find_videos, read_classes
-from trainers.paths import REPOSITORY
+from trainers.paths import PACKAGE
 
 FORMATS = ("pt2", "onnx", "aoti", "safetensors")
 PROGRAMS = ("classifier", "video", "text")
-LOADER = REPOSITORY / "trainers" / "inference" / "exported_predict.py"
-VOCABULARY = REPOSITORY / "tc_clip" / "assets" / "bpe_simple_vocab_16e6.txt.gz"
+LOADER = PACKAGE / "inference" / "exported_predict.py"
+VOCABULARY = Path(tc_clip.__file__).parent / "assets" / "bpe_simple_vocab_16e6.txt.gz"
 CHECKED_VIDEOS = 5
 WORDS = ["running", "reading a book", "playing chess", "cutting wood with a saw", "opening a door", "dancing", "wave"]
 

@@ -27,17 +27,14 @@ def sweep(
     Raises:
         ConfigError and the other errors of a run, one line each.
     """
-    from hydra import compose, initialize_config_dir
-
-    from trainers.config.settings import resolve
+    from trainers.config.compose import compose_config
     from trainers.run import run
 
+    output = Path(compose_config(protocol, overrides)["output"])
     configs = []
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        output = Path(resolve(compose(protocol, overrides=list(overrides)))["output"])
-        for weight in weights:
-            more = ["eval=test", f"wise_ft={weight}", f"output={output / f'wise_ft_{weight:g}'}"]
-            configs.append(resolve(compose(protocol, overrides=[*overrides, *more])))
+    for weight in weights:
+        more = ["eval=test", f"wise_ft={weight}", f"output={output / f'wise_ft_{weight:g}'}"]
+        configs.append(compose_config(protocol, [*overrides, *more]))
     lines = []
     for weight, config in zip(weights, configs, strict=True):
         path = Path(config["output"]) / "results_eval_test.json"

@@ -16,6 +16,7 @@ from types import FrameType
 from trainers.config.schema import PROTOCOLS, RULES, did_you_mean
 from trainers.config.secrets import hide_secrets
 from trainers.errors import ConfigError, ErrorOnAnotherRank, RunInterrupted, user_error_types
+from trainers.paths import IS_INSTALLED, PROGRAM
 
 USER_ERROR = 2
 REQUEUE = 75  # EX_TEMPFAIL: stopped by a signal and saved; start it again, and it goes on
@@ -23,8 +24,8 @@ REQUEUE = 75  # EX_TEMPFAIL: stopped by a signal and saved; start it again, and 
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
 
 HELP = """\
-usage: python main.py -cn PROTOCOL data=DATA output=FOLDER [key=value ...]
-       torchrun --nproc_per_node=GPUS main.py -cn PROTOCOL data=DATA output=FOLDER [key=value ...]
+usage: {program} -cn PROTOCOL data=DATA output=FOLDER [key=value ...]
+       torchrun --nproc_per_node=GPUS {script} -cn PROTOCOL data=DATA output=FOLDER [key=value ...]
 
 protocols (-cn)
   {protocols}
@@ -35,7 +36,7 @@ trainers (trainer=)
 
 Often used: epochs lr batch_size total_batch_size num_workers num_frames seed, shot (few_shot), base (base2novel),
 resume=FILE to start from weights, eval=val or eval=test to evaluate them, wise_ft, num_clip, num_crop, dry_run=true.
-configs/base.yaml explains every key. `python main.py -cn PROTOCOL data=DATA --cfg job` prints the whole configuration.
+configs/base.yaml explains every key. `{program} -cn PROTOCOL data=DATA --cfg job` prints the whole configuration.
 """
 
 
@@ -132,6 +133,8 @@ def help_text(configs: Path) -> str:
     data = config_names(configs, "data")
     by_protocol = [" ".join(name for name in data if name.startswith(f"{protocol}_")) for protocol in PROTOCOLS]
     return HELP.format(
+        program=PROGRAM,
+        script="-m trainers.commands.train" if IS_INSTALLED else "main.py",
         protocols=" ".join(PROTOCOLS),
         data="\n  ".join(line for line in by_protocol if line),
         trainers=" ".join(config_names(configs, "trainer")),
@@ -139,8 +142,8 @@ def help_text(configs: Path) -> str:
 
 
 def config_names(configs: Path, group: str) -> list[str]:
-    """Return the options of a configuration group."""
-    return sorted(path.stem for path in (configs / group).glob("*.yaml"))
+    """Return the options of a configuration group, those in `configs/` of the working folder among them."""
+    return sorted({path.stem for folder in (configs, Path("configs")) for path in (folder / group).glob("*.yaml")})
 
 
 def describe_composition_error(error: Exception, arguments: list[str], configs: Path) -> str:
@@ -172,7 +175,7 @@ def describe_composition_error(error: Exception, arguments: list[str], configs: 
 def _no_protocol(configs: Path) -> str:
     return (
         f"choose a protocol with -cn ({', '.join(PROTOCOLS)}) and its data, as in "
-        "python main.py -cn zero_shot data=zero_shot_k400 output=runs/first (python main.py --help lists all)"
+        f"{PROGRAM} -cn zero_shot data=zero_shot_k400 output=runs/first ({PROGRAM} --help lists all)"
     )
 
 

@@ -15,7 +15,7 @@ from trainers.batches import BatchPlan
 from trainers.config.command_line import config_names
 from trainers.config.schema import check_values
 from trainers.errors import ConfigError
-from trainers.paths import CONFIGS
+from trainers.paths import CONFIGS, PROGRAM
 
 Config = dict[str, Any]
 
@@ -69,7 +69,7 @@ def resolve(cfg: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(" ".join(str(error).split())) from error
     if config["protocol"] is None:
-        raise ConfigError("choose a protocol with -cn, as in: python main.py -cn zero_shot data=... output=...")
+        raise ConfigError(f"choose a protocol with -cn, as in: {PROGRAM} -cn zero_shot data=... output=...")
     _check_data(config)
     check_values(config)
     _check_labels(config)

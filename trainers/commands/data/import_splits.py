@@ -23,7 +23,7 @@ from trainers.commands.data import listing
 from trainers.commands.data.listing import DataError
 from trainers.commands.data.local_config import set_local
 from trainers.commands.data.published import DISJOINT, FROSTER, LISTS
-from trainers.paths import REPOSITORY
+from trainers.paths import LABELS, user_folder
 from video_datasets.annotations import AnnotationError, VideoRecord, read_annotations, read_class_names
 
 # The published label files, and ours of the same classes.
@@ -193,12 +193,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="checkout of the published repository, or its datasets_splits")
     parser.add_argument("--froster", type=Path, help="folder of FROSTER's files (FOLDER/labels/labels_froster)")
-    parser.add_argument("--labels", type=Path, default=REPOSITORY / "labels", help="our folder of class-name files")
+    parser.add_argument("--labels", type=Path, default=LABELS, help="our folder of class-name files")
     parser.add_argument(
-        "--local", type=Path, default=REPOSITORY / "configs" / "local.yaml", help="configuration that is set"
+        "--local", type=Path, default=user_folder() / "configs" / "local.yaml", help="configuration that is set"
     )
     parser.add_argument(
-        "--froster-output", type=Path, default=REPOSITORY / "labels" / "froster", help="where labels=froster looks"
+        "--froster-output", type=Path, default=user_folder() / "labels" / "froster", help="where labels=froster looks"
     )
     parser.add_argument("--dry-run", action="store_true", help="check and report, set nothing")
     args = parser.parse_args(argv)

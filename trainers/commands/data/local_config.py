@@ -20,6 +20,7 @@ def set_local(path: Path, key: str, value: str) -> None:
     """
     line = f"{key}: {json.dumps(value, ensure_ascii=False)}"  # a JSON text is a YAML text
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_text(encoding="utf-8") if path.exists() else HEADER
         pattern = re.compile(rf"^{re.escape(key)}:.*$", re.MULTILINE)
         if pattern.search(text):

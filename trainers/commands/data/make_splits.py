@@ -27,7 +27,7 @@ from trainers.commands.data.published import (
     TINY_A_CLASS,
     base2novel_train,
 )
-from trainers.paths import REPOSITORY
+from trainers.paths import LABELS
 from video_datasets.annotations import AnnotationError, VideoRecord
 from video_datasets.decoding import VideoReadError
 from video_datasets.video_files import VideoFilesError, open_video_files
@@ -160,7 +160,7 @@ def make_splits(
     annotations: Path,
     output: Path,
     options: Options,
-    labels: Path = REPOSITORY / "labels",
+    labels: Path = LABELS,
     videos: Path | None = None,
     dry_run: bool = False,
 ) -> tuple[Lists, list[str]]:
@@ -203,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--annotations", type=Path, required=True, help="folder of the official annotation files")
     parser.add_argument("--output", type=Path, default=Path("data/lists"), help="folder of the lists (lists_root)")
     parser.add_argument("--videos", type=Path, help="folder or .tar of the videos: leave out those that are not there")
-    parser.add_argument("--labels", type=Path, default=REPOSITORY / "labels", help="folder of the class-name files")
+    parser.add_argument("--labels", type=Path, default=LABELS, help="folder of the class-name files")
     parser.add_argument("--seed", type=int, default=default.seed, help="of the draws (default: %(default)s)")
     parser.add_argument(
         "--shots", type=int, nargs="+", default=list(default.shots), help="few-shot lists, videos a class"

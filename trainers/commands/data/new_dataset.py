@@ -23,7 +23,7 @@ from tqdm import tqdm
 from trainers.commands.data import listing
 from trainers.commands.data.listing import DataError
 from trainers.commands.data.published import BASE2NOVEL_SEEDS, BASE2NOVEL_SHOTS, SHOTS
-from trainers.paths import REPOSITORY
+from trainers.paths import PROGRAM, user_folder
 from video_datasets.annotations import VideoRecord
 from video_datasets.decoding import VideoReadError
 from video_datasets.video_files import VIDEO_SUFFIXES, VideoFilesError, has_video_suffix, open_video_files
@@ -244,6 +244,7 @@ def new_dataset(
             "lists": {file: listing.counts(records) for file, records in made.lists.items()},
         }
         listing.write_together(output, texts, "manifest.json", facts)
+        (configs / "data").mkdir(parents=True, exist_ok=True)
         for path, text in zip(paths, written.values(), strict=True):
             path.write_text(text, encoding="utf-8")
     return made, paths
@@ -270,7 +271,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--base2novel-shots", type=int, help="training videos of a base class (16, where there)")
     parser.add_argument("--no-flip", action="store_true", help="never mirror: the classes name directions")
     parser.add_argument("--split-camel-case", action="store_true", help="a space before every capital of a class name")
-    parser.add_argument("--configs", type=Path, default=REPOSITORY / "configs", help="folder of the configurations")
+    parser.add_argument("--configs", type=Path, default=user_folder() / "configs", help="folder of the configurations")
     parser.add_argument("--overwrite", action="store_true", help="replace what has this name")
     parser.add_argument("--dry-run", action="store_true", help="check and report, write nothing")
     args = parser.parse_args(argv)
@@ -306,5 +307,5 @@ def main(argv: list[str] | None = None) -> int:
     print(f"lists and class names: {output}; configurations: {', '.join(path.stem for path in paths)}")
     shots = [file.removeprefix("train_few_shot_").removesuffix(".txt") for file in made.lists if "few_shot" in file]
     if shots:
-        print(f"try: python main.py -cn few_shot data=few_shot_{args.name} shot={shots[-1]} output=runs/{args.name}")
+        print(f"try: {PROGRAM} -cn few_shot data=few_shot_{args.name} shot={shots[-1]} output=runs/{args.name}")
     return 0

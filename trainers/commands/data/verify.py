@@ -28,7 +28,7 @@ from trainers.commands.data.listing import DataError, all_videos
 from trainers.commands.data.progress import Progress, key_of
 from trainers.commands.data.verify_report import Verified, write_report
 from trainers.commands.data.watched_pool import Failure, available_cores, watched_map
-from trainers.paths import REPOSITORY
+from trainers.paths import find_labels
 from video_datasets.annotations import AnnotationError, read_annotations, read_class_names
 from video_datasets.decoding import VideoReadError
 from video_datasets.video_files import VIDEO_SUFFIXES, VideoFiles, VideoFilesError, open_video_files
@@ -201,26 +201,24 @@ def lists_of_config(name: str, overrides: list[str]) -> tuple[list[ListToVerify]
     Raises:
         DataError: the configuration does not compose.
     """
-    from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from trainers.config.compose import compose_config
     from trainers.config.schema import PROTOCOLS
-    from trainers.config.settings import resolve
 
     protocol = next((protocol for protocol in PROTOCOLS if name.startswith(f"{protocol}_")), None)
     if protocol is None:
         raise DataError(f"--data {name}: must begin with one of {', '.join(PROTOCOLS)}")
     try:
-        with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-            config = resolve(compose(protocol, overrides=[f"data={name}", "output=unused", *overrides]))
+        config = compose_config(protocol, [f"data={name}", "output=unused", *overrides])
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise DataError(f"--data {name}: {' '.join(str(error).split())}") from error
     lists = []
     for entry in (config["data"]["train"], config["data"]["val"], *config["data"]["test"]):
         facts = config["dataset"][entry["dataset"]]
         path = Path(facts["lists"]) / entry["list"]
-        lists.append(ListToVerify(entry["list"], facts["root"], path, Path(entry["class_names"])))
+        lists.append(ListToVerify(entry["list"], facts["root"], path, find_labels(entry["class_names"])))
     return list(dict.fromkeys(lists)), config["num_frames"], config["data"]["max_bad_share"]
 
 

@@ -1,0 +1,34 @@
+"""Train or evaluate: `tc-clip-train -cn PROTOCOL data=DATA output=FOLDER`; `tc-clip-train --help` lists the choices.
+
+In a checkout `python main.py` is the same command. With several processes: `torchrun ... -m trainers.commands.train`.
+"""
+
+import hydra
+from omegaconf import DictConfig
+
+from trainers.config.command_line import composition_errors, one_line_errors
+from trainers.paths import CONFIGS
+
+
+def main() -> None:
+    """Compose the configuration that the command line describes, and run it."""
+    with composition_errors(CONFIGS):
+        from trainers.config.compose import search_working_folder
+
+        search_working_folder()
+        _run()
+
+
+@hydra.main(config_path=str(CONFIGS), config_name="base", version_base="1.3")
+def _run(cfg: DictConfig) -> None:
+    from trainers.config.settings import resolve
+
+    with one_line_errors(debug=cfg.debug):
+        config = resolve(cfg)
+        from trainers.run import run  # imports torch, which help and a mistyped command need not wait for
+
+        run(config)
+
+
+if __name__ == "__main__":
+    main()

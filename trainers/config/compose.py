@@ -1,0 +1,38 @@
+"""Composes configurations from the project's files and from `configs/` of the working folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+from trainers.config.settings import Config, resolve
+from trainers.paths import CONFIGS
+
+
+class _WorkingFolder(SearchPathPlugin):
+    """Adds `configs/` of the working folder to Hydra's search path, after the project's own folder."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        folder = Path("configs").resolve()
+        if folder.is_dir() and folder != CONFIGS:
+            search_path.append("working folder", f"file://{folder}")
+
+
+def search_working_folder() -> None:
+    """Make Hydra search `configs/` of the working folder too: for `local.yaml`, own data sets, own trainers."""
+    Plugins.instance().register(_WorkingFolder)
+
+
+def compose_config(protocol: str, overrides: Sequence[str]) -> Config:
+    """Compose and check a configuration as the command line does, and return it as a plain dict.
+
+    Raises:
+        ConfigError: if a value is wrong.
+        hydra.errors.HydraException, omegaconf.errors.OmegaConfBaseException: if it cannot be composed.
+    """
+    search_working_folder()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return resolve(compose(protocol, overrides=list(overrides)))
