@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tc_clip.create import create_model, load_model, model_names, model_options
     from tc_clip.models import VideoClip
+    from tc_clip.protocol import VideoModel, VideoTextModel
     from tc_clip.tokenizer import tokenize
     from tc_clip.vision_encoder import VisionOutput
     from tc_clip.weights.files import KNOWN_CLIP_WEIGHTS, WeightsError, fetch_clip_weights, read_checkpoint
@@ -26,6 +27,8 @@ _HOMES = {
     "fetch_clip_weights": "weights.files",
     "read_checkpoint": "weights.files",
     "VideoClip": "models",
+    "VideoModel": "protocol",
+    "VideoTextModel": "protocol",
     "tokenize": "tokenizer",
     "VisionOutput": "vision_encoder",
     "interpolate_weights": "weights.loading",
@@ -35,6 +38,8 @@ _HOMES = {
 __all__ = [
     "KNOWN_CLIP_WEIGHTS",
     "VideoClip",
+    "VideoModel",
+    "VideoTextModel",
     "VisionOutput",
     "WeightsError",
     "create_model",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from tc_clip.compositions import compositions
@@ -79,21 +80,25 @@ def create_model(
         checkpoint = {"path": str(checkpoint), **read_checkpoint(checkpoint)}
     clip = None if clip_weights is None else read_clip_weights(clip_weights)
     vision, text = _choose_sizes(clip, checkpoint, sizes)
-    model = compositions()[name].build(vision, text, values)
     if clip is None:
-        model.text.token_embedding.copy_(random_token_embedding(text.vocab_size, text.width))
-        if model.prompts is not None:
-            model.prompts.init_from(model.text)
+        embedding = random_token_embedding(text.vocab_size, text.width)
     else:
-        load_clip_weights(model, clip)
+        embedding = clip.tensors.get("text.token_embedding", torch.empty(0))  # loading reports if it is missing
     label = clip_weights if clip_weights is None or isinstance(clip_weights, str) else "state dict"
-    model._info = {
+    info = {
         "name": name,
         "options": {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()},
         "sizes": {"vision": asdict(vision), "text": asdict(text)},
         "clip_weights": str(clip_weights) if isinstance(clip_weights, Path) else label,
-        "token_embedding": _fingerprint(model.text.token_embedding),
+        "token_embedding": _fingerprint(embedding),
     }
+    model = compositions()[name].build(vision, text, values, info)
+    if clip is None:
+        model.text.token_embedding.copy_(embedding)
+        if model.prompts is not None:
+            model.prompts.init_from(model.text)
+    else:
+        load_clip_weights(model, clip)
     if checkpoint is not None:
         load_weights(model, checkpoint)
     model.set_class_names(class_names)

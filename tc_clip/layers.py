@@ -1,10 +1,15 @@
 """What CLIP's two transformers are made of: attention, feed-forward, residual block."""
 
+import copy
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tc_clip.ops.kernels import feed_forward, linear
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Linear(nn.Linear):
@@ -109,3 +114,8 @@ def init_tower(blocks: nn.ModuleList, width: int) -> None:
         nn.init.normal_(block.mlp.c_proj.weight, std=out_std)
         for layer in (block.attn.out_proj, block.mlp.c_fc, block.mlp.c_proj):
             nn.init.zeros_(layer.bias)
+
+
+def share_weights(module: M) -> M:
+    """Return a copy of a module whose parameters and buffers are the same tensors."""
+    return copy.deepcopy(module, {id(x): x for x in (*module.parameters(), *module.buffers())})

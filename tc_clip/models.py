@@ -1,13 +1,14 @@
-"""Video models as compositions of a vision encoder, a text encoder and, where there are any, conditional prompts."""
+"""Video models as compositions of a vision encoder, a text encoder and prompts."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tc_clip.config import require_choice, vision_block_of
+from tc_clip.layers import share_weights
 from tc_clip.prompts import (
     LearnedPrompts,
     SharedText,
@@ -20,27 +21,31 @@ from tc_clip.text_encoder import TextEncoder
 from tc_clip.text_rows import TextRows
 from tc_clip.vision_encoder import VisionEncoder, VisionOutput
 
-# What `freeze` takes out of the training, by the start of a parameter's name.
+# Parameters that `freeze` excludes from training, by the start of their names.
 _FROZEN_BY = {"backbone": "", "image": "vision.", "text": "text."}
-LOGIT_SCALE_INIT = 2.659260036932778  # log(1 / 0.07), where CLIP's training started
+LOGIT_SCALE_INIT = 2.659260036932778  # log(1 / 0.07), as in CLIP's training
 
 
 class VideoClip(nn.Module):
-    """A CLIP that compares videos with class names.
+    """A CLIP that compares videos with class names (a `tc_clip.protocol.VideoTextModel`).
 
-    The class names are an input: training and evaluation set them the same way, and no weight depends on them.
+    The class names are an input: training and evaluation set them in the same way, and no weight depends on them.
 
     Args:
-        name: the model's name, as `create_model` takes it.
+        name: the model's name, as `create_model` accepts it.
         vision: video encoder.
         text: text encoder.
-        prompts: learned prompts, that look at the video or do not, or None for the text of the class names alone.
-        context_length: tokens that a prompt may have.
+        prompts: learned prompts, with or without attention to the video, or None for the text of the class names alone.
+        num_frames: frames of a video.
+        context_length: largest number of tokens of a prompt.
         prompt_init: words before a class name; empty for bare names without a full stop.
         split_camel_case: whether every capital of a class name starts a word.
         trainable: whether the model is meant to be trained.
-        templates: texts with `{}` for the class name, in place of `prompt_init`; the features of several are averaged.
+        templates: texts with `{}` for the class name, instead of `prompt_init`; the features of several are averaged.
+        info: what `info` returns.
     """
+
+    class_tokens: Tensor
 
     def __init__(
         self,
@@ -48,11 +53,13 @@ class VideoClip(nn.Module):
         vision: VisionEncoder,
         text: TextEncoder,
         prompts: VideoConditionalPrompts | LearnedPrompts | None,
+        num_frames: int,
         context_length: int,
         prompt_init: str,
         split_camel_case: bool,
         trainable: bool = True,
         templates: Sequence[str] = (),
+        info: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         if context_length > text.config.max_length:
@@ -64,6 +71,7 @@ class VideoClip(nn.Module):
         self.text = text
         self.prompts = prompts
         self.logit_scale = nn.Parameter(torch.tensor(LOGIT_SCALE_INIT))
+        self.num_frames = num_frames
         self.context_length = context_length
         self.prompt_init = prompt_init
         self.split_camel_case = split_camel_case
@@ -71,28 +79,56 @@ class VideoClip(nn.Module):
         self.templates = tuple(templates)
         self.class_names: tuple[str, ...] = ()
         self.register_buffer("class_tokens", torch.empty(0, 0, dtype=torch.long), persistent=False)
+        conditional = self.video_prompts
+        self.prompt_layers: tuple[int, ...] = () if conditional is None else conditional.config.prompt_layers
+        depths = text.config.depth, vision.config.depth
+        self.context_blocks = tuple(vision_block_of(number, *depths) for number in self.prompt_layers)
         self._text_rows: TextRows | None = None  # of `class_tokens`
-        self._info: dict = {}
-        self._shared_text = _Cache()
+        self._info = dict(info or {})
+        self._shared_text: _Cache[Tensor | SharedText] = _Cache()
         self._is_compiled = False
         self.requires_grad_(trainable)
 
+    @property
+    def input_size(self) -> int:
+        """Side of the frames, in pixels."""
+        return self.vision.config.image_size
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along a side of a frame."""
+        return self.vision.config.grid_size
+
+    @property
+    def num_blocks(self) -> int:
+        """Vision blocks."""
+        return self.vision.config.depth
+
+    @property
+    def video_prompts(self) -> VideoConditionalPrompts | None:
+        """The prompts, if they attend to the video, else None."""
+        return self.prompts if isinstance(self.prompts, VideoConditionalPrompts) else None
+
+    @property
+    def num_prompt_vectors(self) -> int:
+        """Learned vectors of a class prompt (`M`), at its positions 1..M."""
+        return 0 if self.prompts is None else self.prompts.num_vectors
+
     def set_class_names(self, names: Sequence[str], split_camel_case: bool | None = None) -> None:
-        """Choose the classes that `forward` scores.
+        """Set the classes that `forward` scores.
 
         Args:
             names: class names, in label order.
             split_camel_case: the rule for these names, or None for the model's own.
 
         Raises:
-            ValueError: where there is no name, or one that does not fit the text length.
+            ValueError: if there is no name, or a name does not fit the text length.
         """
         if isinstance(names, str) or not names:
             raise ValueError("set_class_names needs a list of at least one class name")
-        split = self.split_camel_case if split_camel_case is None else split_camel_case
-        prompts = [self._prompts_of(name, split) for name in names]
-        repeated = [name for name, texts in zip(names, prompts, strict=True) for _ in texts]
-        prompts = [text for texts in prompts for text in texts]
+        texts_of_names = [self.prompt_texts(name, split_camel_case) for name in names]
+        repeated = [name for name, texts in zip(names, texts_of_names, strict=True) for _ in texts]
+        prompts = [text for texts in texts_of_names for text in texts]
         tokens = tokenize_prompts(prompts, repeated, self.context_length)  # (C * templates, context_length)
         # Causal attention: nothing after the longest prompt's end token can change a feature.
         tokens = tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
@@ -101,14 +137,36 @@ class VideoClip(nn.Module):
         self._text_rows = TextRows.of(tokens)
         self._shared_text.clear()
 
-    def _prompts_of(self, name: str, split_camel_case: bool) -> list[str]:
-        """Return the texts of a class."""
+    def with_class_names(self, names: Sequence[str], split_camel_case: bool | None = None) -> "VideoClip":
+        """Return a model with the same weights (shared, not copied) that scores other classes.
+
+        Raises:
+            ValueError: as `set_class_names`.
+        """
+        other = share_weights(self)
+        other.set_class_names(names, split_camel_case)
+        return other
+
+    def prompt_texts(self, name: str, split_camel_case: bool | None = None) -> list[str]:
+        """Return the texts of a class: one, or one per template."""
+        split = self.split_camel_case if split_camel_case is None else split_camel_case
         if self.templates:
-            return [template.replace("{}", clean_class_name(name, split_camel_case)) for template in self.templates]
-        num_vectors = 0 if self.prompts is None else self.prompts.num_vectors
-        if self.prompt_init or num_vectors:
-            return [prompt_of(name, self.prompt_init, split_camel_case, num_vectors)]
-        return [clean_class_name(name, split_camel_case)]
+            return [template.replace("{}", clean_class_name(name, split)) for template in self.templates]
+        if self.prompt_init or self.num_prompt_vectors:
+            return [prompt_of(name, self.prompt_init, split, self.num_prompt_vectors)]
+        return [clean_class_name(name, split)]
+
+    @property
+    def text_rows(self) -> TextRows:
+        """The texts of all classes, as rows on the device of the model.
+
+        Raises:
+            ValueError: if the model has no class names.
+        """
+        if self._text_rows is None:
+            raise ValueError("the model has no class names yet: call set_class_names")
+        self._text_rows = self._text_rows.to(self.class_tokens.device)
+        return self._text_rows
 
     def forward(self, video: Tensor) -> Tensor:
         """Score videos (B, T, 3, H, W), normalised, against the class names: logits (B, C)."""
@@ -116,8 +174,16 @@ class VideoClip(nn.Module):
 
     def score(self, output: VisionOutput) -> Tensor:
         """Score encoded videos against the class names: logits (B, C)."""
-        text_features = F.normalize(self.encode_classes(output), dim=-1)  # (C, E) or (B, C, E)
-        video_features = output.video_features  # (B, E)
+        return self.compare(output.video_features, self.encode_classes(output))
+
+    def compare(self, video_features: Tensor, text_features: Tensor) -> Tensor:
+        """Compare features: scaled cosines (B, C).
+
+        Args:
+            video_features: (B, E), L2-normalised.
+            text_features: (C, E), or (B, C, E) if they depend on the video; not normalised.
+        """
+        text_features = F.normalize(text_features, dim=-1)
         if text_features.dim() == 2:
             cosine = video_features @ text_features.T
         else:
@@ -125,29 +191,61 @@ class VideoClip(nn.Module):
         return self.logit_scale.exp() * cosine  # (B, C)
 
     def encode_video(self, video: Tensor, with_traces: bool = False) -> VisionOutput:
-        """Encode videos (B, T, 3, H, W), normalised, with the context tokens that the prompts want."""
+        """Encode videos (B, T, 3, H, W), normalised, with the context tokens that the prompts attend to."""
         if self._is_compiled:
-            _let_vary(video, 0)
-        return self.vision(video, tuple(self._context_blocks()), with_traces)
+            _mark_dynamic(video, 0)
+        return self.vision(video, self.context_blocks, with_traces)
 
     def encode_classes(self, output: VisionOutput) -> Tensor:
-        """Return the class names' features, not normalised: (C, E), or (B, C, E) where prompts look at the video."""
-        shared = self._share_text()
-        if not self._looks_at_video:
+        """Return the features of the class names, not normalised: (C, E), or (B, C, E) if they depend on the video."""
+        return self.finish_text(self._cached_text(), self._contexts(output))
+
+    def encode_text(self, rows: TextRows) -> Tensor | SharedText:
+        """Encode class prompts as far as they do not depend on the video.
+
+        Returns:
+            Features (C, E), not normalised; or, with prompts that attend to the video, what `finish_text` completes.
+        """
+        if self.prompts is not None:
+            return self.prompts.share(self.text, rows)
+        x = self.text(rows, None, self.text.config.depth - 1)
+        features = self.text.finish(x, rows)  # (C * templates, E)
+        if len(self.templates) > 1:
+            features = F.normalize(features, dim=-1).unflatten(0, (-1, len(self.templates))).mean(dim=1)
+        return features  # (C, E)
+
+    def finish_text(self, shared: Tensor | SharedText, contexts: Sequence[Tensor]) -> Tensor:
+        """Complete class prompts for each video.
+
+        Args:
+            shared: what `encode_text` returned.
+            contexts: (B, K, E) for each of `context_blocks`.
+
+        Returns:
+            (B, C, E), not normalised; (C, E) if they do not depend on the video.
+        """
+        if isinstance(shared, Tensor):
             return shared
-        return self.prompts.condition(self.text, shared, self._contexts(output))
+        if self.video_prompts is None:
+            raise TypeError(f"{self.name} has no prompts that attend to the video")
+        return self.video_prompts.condition(self.text, shared, contexts)
 
     def prompt_attention(self, output: VisionOutput) -> list[Tensor]:
-        """Return how much each class looks at each context token through the prompts: a prompt layer (B, C, K)."""
-        if not self._looks_at_video:
+        """Return for each prompt layer the weight of each context token for each class: (B, C, K), sums 1 over K."""
+        shared = self._cached_text()
+        if self.video_prompts is None or isinstance(shared, Tensor):
             return []
-        return self.prompts.attention(self.text, self._share_text(), self._contexts(output))
+        return self.video_prompts.attention(self.text, shared, self._contexts(output))
+
+    def set_checkpointing(self, enabled: bool) -> None:
+        """Set whether training keeps less memory and computes the vision blocks again in the backward pass."""
+        self.vision.checkpointing = enabled
 
     def compile(self, **options: Any) -> None:
-        """Compile, in place, the two parts that take the time: the vision encoder and what videos share of the text.
+        """Compile in place the vision encoder and the text that videos share, which need most of the time.
 
-        Batches of any size and any class names run through the same compiled code (but for the size 1, which PyTorch
-        compiles for itself).
+        Batches of any size and any class names run through the same compiled code, except the size 1, which PyTorch
+        compiles separately.
 
         Args:
             options: of `torch.compile`.
@@ -157,15 +255,26 @@ class VideoClip(nn.Module):
         self.text.compile(fullgraph=True, **options)
 
     def prompt_parameter_names(self) -> frozenset[str]:
-        """Return the names of prompt vectors and prompt layers, which train at a higher rate."""
+        """Return the names of prompt vectors and prompt layers."""
         vision = "vision.prompt_vectors"
         return frozenset(name for name, _ in self.named_parameters() if name.startswith("prompts.") or name == vision)
 
+    def parameter_groups(self) -> dict[str, frozenset[str]]:
+        """Return the names of trained parameters that can train at a learning rate of their own."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        text = frozenset(name for name in trained if name.startswith("text."))
+        return {"prompt": self.prompt_parameter_names() & trained, "text": text}
+
+    def new_parameter_names(self) -> frozenset[str]:
+        """Return the names of parameters that CLIP does not have; a weight-space ensemble leaves them fine-tuned."""
+        bias = (name for name, _ in self.named_parameters() if name.endswith("local_global_bias"))
+        return self.prompt_parameter_names() | frozenset(bias)
+
     def freeze(self, part: str) -> None:
-        """Take a part of what CLIP brings out of the training: "image", "text" or "backbone" (all of it).
+        """Exclude parameters of CLIP from training: those of "image", of "text" or of "backbone" (all of them).
 
         Raises:
-            ValueError: where nothing is left to train.
+            ValueError: if nothing is left to train.
         """
         require_choice("freeze", part, tuple(_FROZEN_BY))
         new = self.new_parameter_names()
@@ -175,55 +284,27 @@ class VideoClip(nn.Module):
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise ValueError(f"freeze={part} leaves nothing to train: {self.name} has no parameters but CLIP's")
 
-    def new_parameter_names(self) -> frozenset[str]:
-        """Return the names of parameters that CLIP does not have; a weight-space ensemble leaves them fine-tuned."""
-        bias = (name for name, _ in self.named_parameters() if name.endswith("local_global_bias"))
-        return self.prompt_parameter_names() | frozenset(bias)
-
-    def info(self) -> dict:
+    def info(self) -> dict[str, Any]:
         """Return what is needed to build this model again, as plain values (name, options, sizes, weights' name)."""
         return dict(self._info)
 
-    @property
-    def _looks_at_video(self) -> bool:
-        return self.prompts is not None and self.prompts.looks_at_video
-
-    def _context_blocks(self) -> list[int]:
-        """Return the vision block (from 1) that each prompt layer looks at."""
-        if not self._looks_at_video:
-            return []
-        depths = self.text.config.depth, self.vision.config.depth
-        return [vision_block_of(number, *depths) for number in self.prompts.config.prompt_layers]
-
     def _contexts(self, output: VisionOutput) -> list[Tensor]:
-        """Return the context tokens that each prompt layer looks at, (B, K, E) each."""
-        return [output.context_tokens[block] for block in self._context_blocks()]
+        """Return the context tokens that each prompt layer attends to, (B, K, E) each."""
+        return [output.context_tokens[block] for block in self.context_blocks]
 
-    def _share_text(self) -> Tensor | SharedText:
-        """Return what no video changes of the text side, anew or from the cache."""
-        if not self.class_names:
-            raise ValueError("the model has no class names yet: call set_class_names")
-        return self._shared_text.get(self._encode_shared, self._cache_key())
-
-    def _encode_shared(self) -> Tensor | SharedText:
-        """Run what no video changes of the text side."""
-        rows = self._text_rows = self._text_rows.to(self.class_tokens.device)
+    def _cached_text(self) -> Tensor | SharedText:
+        """Return `encode_text` of the class names, computed or from the cache."""
+        rows = self.text_rows
         if self._is_compiled:
             for x in rows.tensors:
-                _let_vary(x, *range(x.dim()))
-        if self.prompts is not None:
-            return self.prompts.share(self.text, rows)
-        x = self.text(rows, None, self.text.config.depth - 1)
-        features = self.text.finish(x, rows)  # (C * templates, E)
-        if len(self.templates) > 1:
-            features = F.normalize(features, dim=-1).unflatten(0, (-1, len(self.templates))).mean(dim=1)
-        return features  # (C, E)
+                _mark_dynamic(x, *range(x.dim()))
+        return self._shared_text.get(lambda: self.encode_text(rows), self._cache_key())
 
     def _cache_key(self) -> tuple | None:
-        """Return what the shared text depends on, or None where it must be computed anew."""
+        """Return what the shared text depends on, or None if it must be computed every time."""
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
-        modules = (self.text,) if self.prompts is None else (self.text, self.prompts)
+        modules: Iterable[nn.Module] = (self.text,) if self.prompts is None else (self.text, self.prompts)
         weights = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         if any(tensor.is_inference() for tensor in weights):
             return None  # inference tensors do not count their changes
@@ -232,33 +313,36 @@ class VideoClip(nn.Module):
         return precision, *((id(tensor), tensor.data_ptr(), tensor._version) for tensor in weights)
 
 
-def _let_vary(x: Tensor, *dimensions: int) -> None:
-    """Tell the compiler that a tensor comes in other sizes."""
+def _mark_dynamic(x: Tensor, *dimensions: int) -> None:
+    """Let the compiler expect other sizes of a tensor."""
     import torch._dynamo  # takes a second to import
 
     for dimension in dimensions:
         torch._dynamo.maybe_mark_dynamic(x, dimension)
 
 
-class _Cache:
+T = TypeVar("T")
+
+
+class _Cache(Generic[T]):
     """One value and the key that it was computed for; a key of None is never kept. Not part of a copied model."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        self._key = self._value = None
+        self._entry: tuple[tuple, T] | None = None
 
-    def get(self, compute, key: tuple | None):
+    def get(self, compute: Callable[[], T], key: tuple | None) -> T:
         if key is None:
             self.clear()
             return compute()
-        if key != self._key:
-            self._value, self._key = compute(), key
-        return self._value
+        if self._entry is None or self._entry[0] != key:
+            self._entry = key, compute()
+        return self._entry[1]
 
-    def __deepcopy__(self, memo: dict) -> "_Cache":
+    def __deepcopy__(self, memo: dict) -> "_Cache[T]":
         return _Cache()
 
     def __getstate__(self) -> dict:
-        return {"_key": None, "_value": None}
+        return {"_entry": None}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import tc_clip
+from tc_clip.protocol import VideoModel
 from trainers.batches import BatchPlan
 from trainers.config.schema import require_keys
 from trainers.config.settings import Config, Settings, views_of
@@ -52,7 +53,7 @@ def read_lists(config: Config, parts: tuple[str, ...]) -> dict[str, list[VideoLi
     return lists
 
 
-def build_model(config: Config, videos: VideoList) -> tc_clip.VideoClip:
+def build_model(config: Config, videos: VideoList) -> VideoModel:
     """Create the model from its start weights, equal wherever `seed` is, for a list's classes."""
     trainer = config["trainer"]
     torch.manual_seed(config["seed"])
@@ -69,15 +70,14 @@ def build_model(config: Config, videos: VideoList) -> tc_clip.VideoClip:
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"trainer={trainer['name']}: {error}") from error
-    image_size = model.info()["sizes"]["vision"]["image_size"]
-    if image_size != config["input_size"]:
-        raise ConfigError(f"input_size={config['input_size']}: leave out trainer.options.image_size={image_size}")
+    if model.input_size != config["input_size"]:
+        raise ConfigError(f"input_size={config['input_size']}: leave out trainer.options.image_size={model.input_size}")
     return model
 
 
-def speed_up(config: Config, model: tc_clip.VideoClip) -> None:
+def speed_up(config: Config, model: VideoModel) -> None:
     """Apply what changes the cost of the model and not its results."""
-    model.vision.checkpointing = config["trainer"]["checkpointing"]
+    model.set_checkpointing(config["trainer"]["checkpointing"])
     if config["trainer"]["compile"]:
         model.compile()
 
@@ -165,10 +165,10 @@ def build_mixing(config: Config, num_classes: int) -> Mixing:
     )
 
 
-def build_optimizer(config: Config, model: tc_clip.VideoClip) -> torch.optim.Optimizer:
+def build_optimizer(config: Config, model: VideoModel) -> torch.optim.Optimizer:
     """Return the optimizer, its groups at their peak rates."""
     optimizer, trainer = config["optimizer"], config["trainer"]
-    text = [name for name, value in model.named_parameters() if name.startswith("text.") and value.requires_grad]
+    groups = model.parameter_groups()
     return build_adamw(
         model,
         lr=config["lr"],
@@ -176,8 +176,8 @@ def build_optimizer(config: Config, model: tc_clip.VideoClip) -> torch.optim.Opt
         eps=optimizer["eps"],
         weight_decay=optimizer["weight_decay"],
         factors={
-            "prompt": (model.prompt_parameter_names(), trainer["prompt_lr_factor"]),
-            "text": (text, trainer["text_lr_factor"]),
+            "prompt": (groups.get("prompt", ()), trainer["prompt_lr_factor"]),
+            "text": (groups.get("text", ()), trainer["text_lr_factor"]),
         },
     )
 

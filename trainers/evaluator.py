@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tc_clip.protocol import VideoModel
 from trainers.distributed.interrupts import Interrupts
 from trainers.distributed.processes import Ranks
 from trainers.errors import RunInterrupted
@@ -55,7 +56,7 @@ class Evaluation:
         }
 
 
-def score_views(model: nn.Module, videos: Tensor, precision: Precision, views_at_once: int) -> Tensor:
+def score_views(model: VideoModel, videos: Tensor, precision: Precision, views_at_once: int) -> Tensor:
     """Return the views' softmax scores, summed.
 
     Args:
@@ -77,7 +78,7 @@ def score_views(model: nn.Module, videos: Tensor, precision: Precision, views_at
 
 @torch.no_grad()
 def score_videos(
-    model: nn.Module, loader: EvalLoader, precision: Precision, views_at_once: int
+    model: VideoModel, loader: EvalLoader, precision: Precision, views_at_once: int
 ) -> Iterator[tuple[VideoBatch, Tensor]]:
     """Yield this rank's batches with their scores `(B, C)`; scores of invalid videos mean nothing."""
     model.eval()
@@ -86,7 +87,7 @@ def score_videos(
 
 
 def evaluate(
-    model: nn.Module,
+    model: VideoModel,
     loader: EvalLoader,
     *,
     num_classes: int,

@@ -3,11 +3,12 @@
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
-from torch import nn
+
+from tc_clip.protocol import TorchModule
 
 
 def build_adamw(
-    model: nn.Module,
+    model: TorchModule,
     *,
     lr: float,
     betas: Sequence[float] = (0.9, 0.98),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import tc_clip
 from tc_clip.ops.memory import keep_freed_memory, release_freed_memory
+from tc_clip.protocol import VideoModel
 from trainers import build
 from trainers.checkpoint import BEST, DamagedCheckpointError, verify_checksum
 from trainers.config.secrets import hide_in_config
@@ -45,7 +46,7 @@ class Job:
     ranks: Ranks
     precision: Precision
     lists: dict[str, list[VideoList]]
-    model: tc_clip.VideoClip
+    model: VideoModel
     interrupts: Interrupts = field(default_factory=Interrupts)
     log: RunLog | None = None
     lock: OutputLock | None = None
@@ -121,7 +122,7 @@ def _prepare(config: Config, settings: Settings, ranks: Ranks) -> Job:
     return Job(config, settings, ranks, precision, lists, model)
 
 
-def _load_weights(model: tc_clip.VideoClip, path: Path) -> None:
+def _load_weights(model: VideoModel, path: Path) -> None:
     """Load weights from a checkpoint of ours, whose checksum is checked, or a published one."""
     checkpoint = tc_clip.read_checkpoint(path)
     try:

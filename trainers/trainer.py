@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tc_clip.protocol import VideoModel
 from trainers.batches import BatchPlan, Update
 from trainers.distributed.processes import Ranks
 from trainers.errors import TrainingError
@@ -94,7 +95,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: VideoModel,
         *,
         optimizer: torch.optim.Optimizer,
         schedule: WarmupCosine,

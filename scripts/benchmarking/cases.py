@@ -115,7 +115,7 @@ def set_mode(case: Case, model: torch.nn.Module) -> None:
     if model.training != (case.mode == "training"):  # a change of mode empties caches
         model.train(case.mode == "training")
     if case.model != "plain":
-        model.vision.checkpointing = case.variant == "checkpointing"
+        model.set_checkpointing(case.variant == "checkpointing")
 
 
 def class_names(num_classes: int) -> list[str]:

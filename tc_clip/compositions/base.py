@@ -52,11 +52,22 @@ class Composition:
     attention: Callable[[Mapping[str, Any]], VisionAttention] = lambda options: VisionAttention()
     trainable: bool = True
 
-    def build(self, vision: VisionConfig, text: TextConfig, options: Mapping[str, Any]) -> VideoClip:
+    def build(
+        self,
+        vision: VisionConfig,
+        text: TextConfig,
+        options: Mapping[str, Any],
+        info: Mapping[str, Any] | None = None,
+    ) -> VideoClip:
         """Build the model with random weights.
 
+        Args:
+            vision, text: sizes.
+            options: a value for every option.
+            info: what the model's `info` returns.
+
         Raises:
-            ValueError: where values do not fit, together or each by itself.
+            ValueError: if a value is invalid, or values do not fit each other.
         """
         has = options.get
         templates = templates_of(has("templates"))
@@ -86,11 +97,13 @@ class Composition:
             vision=encoder,
             text=TextEncoder(text),
             prompts=prompts,
+            num_frames=options["num_frames"],
             context_length=options["context_length"],
             prompt_init=options["prompt_init"],
             split_camel_case=options["split_camel_case"],
             trainable=self.trainable,
             templates=templates,
+            info=info,
         )
         if has("freeze") is not None:
             model.freeze(options["freeze"])

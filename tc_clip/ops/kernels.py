@@ -12,6 +12,8 @@ from torch.autograd.function import once_differentiable
 QUICK_GELU_SLOPE = 1.702
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
+# Without AVX-512, oneDNN has no bf16 products at all.
+_HAS_ONEDNN_BF16 = _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def onednn_is_faster(x: Tensor) -> bool:
@@ -131,7 +133,8 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
     """Return `activation(x @ weight.T + bias)`; "swish" is oneDNN's name of silu."""
-    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and _HAS_ONEDNN:
+    has_onednn = {torch.float32: _HAS_ONEDNN, torch.bfloat16: _HAS_ONEDNN_BF16}.get(x.dtype, False)
+    if has_onednn and x.device.type == "cpu":
         # oneDNN takes a hundred times longer over rows that do not follow one another.
         return torch.ops.mkldnn._linear_pointwise(_dense(x), _dense(weight), bias, activation, [], "")
     y = F.linear(x, weight, bias)

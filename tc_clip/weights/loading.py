@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tc_clip.config import ACTIVATION_NAMES, CLIP_HEAD_WIDTH, TextConfig, VisionConfig, require_choice
 from tc_clip.models import VideoClip
+from tc_clip.protocol import VideoModel
 from tc_clip.weights.files import KNOWN_CLIP_WEIGHTS, WeightsError, fetch_clip_weights, read_checkpoint, read_tensors
 from tc_clip.weights.layouts import from_clip, from_hugging_face, from_published, to_clip
 from tc_clip.weights.layouts import to_published as to_published  # also looked for here
@@ -208,7 +209,7 @@ def load_clip_weights(model: VideoClip, weights: ClipWeights) -> LoadReport:
     return report
 
 
-def load_weights(model: VideoClip, checkpoint: str | Path | Mapping[str, Any]) -> LoadReport:
+def load_weights(model: VideoModel, checkpoint: str | Path | Mapping[str, Any]) -> LoadReport:
     """Load fine-tuned weights into a model: all of them, or an error.
 
     Args:
@@ -222,6 +223,9 @@ def load_weights(model: VideoClip, checkpoint: str | Path | Mapping[str, Any]) -
     if not isinstance(checkpoint, Mapping):
         where = str(checkpoint)
         checkpoint = read_checkpoint(checkpoint)
+    if not isinstance(model, VideoClip):  # its own names and nothing to adapt
+        _load_strictly(model, checkpoint.get("model", checkpoint), where, absent=frozenset())
+        return LoadReport("ours")
     tensors, report = _checkpoint_tensors(checkpoint, where)
     info = checkpoint.get("model_info")
     if isinstance(info, Mapping) and info.get("token_embedding") not in (None, model.info()["token_embedding"]):
@@ -295,7 +299,7 @@ def _checkpoint_tensors(checkpoint: Mapping[str, Any], where: str) -> tuple[dict
     raise WeightsError(f"{where}: weights of no layout known here {_examples(tensors)}")
 
 
-def _load_strictly(model: VideoClip, tensors: Mapping[str, Tensor], where: str, absent: frozenset[str]) -> None:
+def _load_strictly(model: VideoModel, tensors: Mapping[str, Tensor], where: str, absent: frozenset[str]) -> None:
     """Load what must fit exactly, but for the names that are expected to be absent."""
     own = model.state_dict()
     missing = [name for name in own if name not in tensors and name not in absent]

@@ -92,7 +92,7 @@ def test_the_loader_reads_class_names_as_the_model_does(repository: Path, tiny_c
     for split in (False, True):
         model.split_camel_case = split
         facts = {"templates": exporting.class_templates(model), "split_camel_case": split, "context_length": 77}
-        expected = tc_clip.tokenize([text for name in names for text in model._prompts_of(name, split)])
+        expected = tc_clip.tokenize([text for name in names for text in model.prompt_texts(name, split)])
         assert np.array_equal(tokenizer(names, facts), expected.numpy())
 
 

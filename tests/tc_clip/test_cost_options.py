@@ -43,7 +43,7 @@ def gradients(model, videos) -> tuple[torch.Tensor, list[torch.Tensor]]:
 def test_checkpointing_changes_nothing(name):
     model = build(name).double()
     logits, expected = gradients(model, video(3, torch.float64))
-    model.vision.checkpointing = True
+    model.set_checkpointing(True)
     again, found = gradients(model, video(3, torch.float64))
     assert torch.equal(logits, again)
     for a, b in zip(found, expected, strict=True):
@@ -55,7 +55,7 @@ def test_checkpointing_keeps_less():
     model = build("tc_clip")
     kept = {}
     for checkpointing in (False, True):
-        model.vision.checkpointing = checkpointing
+        model.set_checkpointing(checkpointing)
         storages: dict[int, int] = {}
 
         def note(x: torch.Tensor, storages=storages) -> torch.Tensor:

@@ -79,8 +79,8 @@ def main(argv: list[str] | None = None) -> int:
         facts = {
             "model": model.info()["name"],
             "classes": list(model.class_names),
-            "num_frames": model.info()["options"]["num_frames"],
-            "input_size": model.vision.config.image_size,
+            "num_frames": model.num_frames,
+            "input_size": model.input_size,
             "context_length": model.context_length,
             "templates": exporting.class_templates(model),
             "split_camel_case": model.split_camel_case,
@@ -159,11 +159,10 @@ def _videos(model, arguments: list[str] | None):
     """Return videos to check with, uint8 (n, T, 3, S, S): the user's, or smooth patterns that move."""
     import torch
 
-    from trainers.inference.predict import input_size, num_frames
     from video_datasets import TestTransform, decode
     from video_datasets.sampling import test_indices
 
-    T, side = num_frames(model), input_size(model)
+    T, side = model.num_frames, model.input_size
     if arguments:
         transform = TestTransform(side)
         paths = find_videos(arguments)[:CHECKED_VIDEOS]

@@ -65,10 +65,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check(models: list, args: argparse.Namespace) -> None:
-    depth = min(model.vision.config.depth for model in models)
+    depth = min(model.num_blocks for model in models)
     if any(number > depth for number in args.blocks):
         raise ConfigError(f"--blocks {max(args.blocks)}: the model has blocks 1 to {depth}")
-    views = {(model.vision.config.image_size, model.info()["options"]["num_frames"]) for model in models}
+    views = {(model.input_size, model.num_frames) for model in models}
     if len(views) > 1:
         raise ConfigError("the two models read different frames: their input sizes or numbers of frames differ")
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from tc_clip.protocol import TorchModule
 from trainers.distributed.interrupts import Interrupts
 from trainers.distributed.monitor import Monitor
 from trainers.distributed.rendezvous import fresh_store
@@ -85,7 +86,7 @@ class Ranks:
             dist.broadcast_object_list(values, src=0, device=self.device)
         return values[0]
 
-    def broadcast_model(self, model: nn.Module) -> None:
+    def broadcast_model(self, model: TorchModule) -> None:
         """Give every rank the parameters and buffers of rank 0."""
         if self.world_size == 1:
             return

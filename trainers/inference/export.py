@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tc_clip
+from tc_clip.layers import share_weights
 from tc_clip.prompts import SharedText
 from tc_clip.text_encoder import SharedLastBlock
 from tc_clip.text_rows import TextRows
 from tc_clip.vision_encoder import VisionOutput
 from trainers.errors import ConfigError
-from trainers.inference.predict import input_size, num_frames
 from video_datasets.transforms import normalize
 
 FORMATS = {"pt2": ".pt2", "aoti": ".aoti.pt2", "onnx": ".onnx"}
@@ -68,12 +68,11 @@ def make_programs(model: tc_clip.VideoClip, names: Sequence[str] = PROGRAMS) -> 
     if dtype == torch.float64:
         # onnxruntime has no convolution in float64. A patch is seen once: its convolution is a matrix product.
         model.vision.patch_embedding = _PatchProduct(model.vision.patch_embedding)
-    side, T = input_size(model), num_frames(model)
+    side, T = model.input_size, model.num_frames
     generator = torch.Generator().manual_seed(0)
     video = torch.randint(0, 256, (2, T, 3, side, side), dtype=torch.uint8, generator=generator)
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
-    blocks = model._context_blocks()
-    contexts = tuple(f"context_{place}" for place in range(len(blocks)))
+    contexts = tuple(f"context_{index}" for index in range(len(model.context_blocks)))
     programs = []
     if "classifier" in names:
         programs.append(Program("classifier", Classifier(model), {"video": video}, {"video": {0: batch}}, ("logits",)))
@@ -96,17 +95,13 @@ def make_programs(model: tc_clip.VideoClip, names: Sequence[str] = PROGRAMS) -> 
 
 def class_tokens(model: tc_clip.VideoClip, names: Sequence[str]) -> Tensor:
     """Return the tokens of class prompts as the program `text` takes them: int64 (C * templates, context_length)."""
-    other = copy.copy(model)  # shares the weights; its own class tokens
-    other._buffers = dict(model._buffers)
-    other._shared_text = copy.deepcopy(model._shared_text)
-    other.set_class_names(names)
-    tokens = other.class_tokens
+    tokens = model.with_class_names(names).class_tokens
     return F.pad(tokens, (0, model.context_length - tokens.shape[1]))
 
 
 def class_templates(model: tc_clip.VideoClip) -> list[str]:
     """Return the texts of a class, with `{}` where its name stands."""
-    return model._prompts_of("{}", split_camel_case=False)
+    return model.prompt_texts("{}", split_camel_case=False)
 
 
 class VideoTower(nn.Module):
@@ -115,7 +110,7 @@ class VideoTower(nn.Module):
     def __init__(self, model: tc_clip.VideoClip):
         super().__init__()
         self.vision = model.vision
-        self.blocks = model._context_blocks()
+        self.blocks = model.context_blocks
         self.dtype = model.logit_scale.dtype
 
     def forward(self, video: Tensor) -> Outputs:
@@ -128,39 +123,16 @@ class TextTower(nn.Module):
 
     def __init__(self, model: tc_clip.VideoClip):
         super().__init__()
-        self.text = model.text
-        self.prompts = model.prompts
-        self.logit_scale = model.logit_scale
-        self.num_templates = max(1, len(model.templates))
-
-    @property
-    def looks_at_video(self) -> bool:
-        """Whether the text depends on the video."""
-        return self.prompts is not None and self.prompts.looks_at_video
+        self.model = share_weights(model)
+        del self.model.vision  # weights that the program does not need
 
     def forward(self, tokens: Tensor, features: Tensor, *contexts: Tensor) -> Outputs:
-        num_vectors = 0 if self.prompts is None else self.prompts.num_vectors
-        rows = TextRows.padded(tokens, 1 + num_vectors)  # the start token, and the prompt vectors
-        return (self.score(self.share(rows), features, contexts),)
-
-    def share(self, rows: TextRows) -> SharedText | Tensor:
-        """Compute what no video changes."""
-        if self.prompts is not None:
-            return self.prompts.share(self.text, rows)
-        x = self.text.run(self.text.embed(rows), rows, 0, self.text.config.depth - 1)
-        features = self.text.finish(x, rows)  # (C * templates, E)
-        if self.num_templates > 1:
-            features = F.normalize(features, dim=-1).unflatten(0, (-1, self.num_templates)).mean(dim=1)
-        return features  # (C, E)
+        rows = TextRows.padded(tokens, 1 + self.model.num_prompt_vectors)  # the start token, and the prompt vectors
+        return (self.score(self.model.encode_text(rows), features, contexts),)
 
     def score(self, shared: SharedText | Tensor, features: Tensor, contexts: Sequence[Tensor]) -> Tensor:
         """Finish the text for each video and compare: (B, C)."""
-        if not self.looks_at_video:
-            cosine = features @ F.normalize(shared, dim=-1).T
-        else:
-            text_features = F.normalize(self.prompts.condition(self.text, shared, contexts), dim=-1)  # (B, C, E)
-            cosine = (text_features @ features.unsqueeze(-1)).squeeze(-1)
-        return self.logit_scale.exp() * cosine
+        return self.model.compare(features, self.model.finish_text(shared, contexts))
 
 
 class Classifier(nn.Module):
@@ -171,36 +143,34 @@ class Classifier(nn.Module):
         self.video = VideoTower(model)
         self.text = TextTower(model)
         with torch.no_grad():
-            shared = self.text.share(TextRows.of(model.class_tokens.cpu()).to(model.class_tokens.device))
+            shared = model.encode_text(model.text_rows)
         if isinstance(shared, Tensor):
             self.kind, parts = "features", (shared,)
         elif shared.last_block is not None:  # of the rows only the prompts' are still needed
-            self.kind, parts = "last", (shared.x[: 1 + model.prompts.num_vectors], *shared.last_block)
+            self.kind, parts = "last", (shared.x[: 1 + model.num_prompt_vectors], *shared.last_block)
         else:
             self.kind, parts = "tokens", (shared.x, *shared.rows.tensors)
             self.layout = shared.rows.num_shared, shared.rows.starts
-        self._leave_out_what_is_done(model)
+        self._leave_out_what_is_done()
         self.num_parts = len(parts)
-        for place, part in enumerate(parts):
-            self.register_buffer(f"shared_{place}", part.detach().clone(), persistent=True)
+        for index, part in enumerate(parts):
+            self.register_buffer(f"shared_{index}", part.detach().clone(), persistent=True)
 
-    def _leave_out_what_is_done(self, model: tc_clip.VideoClip) -> None:
+    def _leave_out_what_is_done(self) -> None:
         """Keep of the text encoder what each video still needs: most of it would only be weight in the file."""
-        self.text = copy.copy(self.text)
-        self.text._modules = dict(self.text._modules)
-        self.text.text = text = copy.deepcopy(model.text)
+        text = self.text.model.text
         text.token_embedding = torch.empty(0)
         text.positional_embedding = nn.Parameter(torch.empty(0), requires_grad=False)
         depth = text.config.depth
         first = {"features": depth, "last": depth - 1}.get(self.kind)
         if first is None:
-            first = model.prompts.config.prompt_layers[0] - 1
-        for place in range(first):
-            text.blocks[place] = nn.Identity()
+            first = self.text.model.prompt_layers[0] - 1
+        for block in range(first):
+            text.blocks[block] = nn.Identity()
 
     def forward(self, video: Tensor) -> Outputs:
         features, *contexts = self.video(video)
-        parts = [getattr(self, f"shared_{place}") for place in range(self.num_parts)]
+        parts = [getattr(self, f"shared_{index}") for index in range(self.num_parts)]
         if self.kind == "features":
             shared = parts[0]
         elif self.kind == "last":

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import tc_clip
 from tc_clip.ops.memory import keep_freed_memory
+from tc_clip.protocol import VideoModel
 from trainers.distributed.processes import pick_device
 from trainers.errors import ConfigError
 from trainers.evaluator import score_views
@@ -106,17 +107,7 @@ def load_model(
     return model.to(device).eval()
 
 
-def input_size(model: tc_clip.VideoClip) -> int:
-    """Return the side of the frames that a model reads, in pixels."""
-    return model.vision.config.image_size
-
-
-def num_frames(model: tc_clip.VideoClip) -> int:
-    """Return how many frames of a video the model was made for."""
-    return model.info()["options"]["num_frames"]
-
-
-def inference_precision(model: torch.nn.Module, name: str = "auto") -> Precision:
+def inference_precision(model: VideoModel, name: str = "auto") -> Precision:
     """Return the number formats of inference: auto is bf16 where the device computes in it, CPUs included."""
     device = next(model.parameters()).device
     if name == "auto" and device.type == "cpu":
@@ -125,13 +116,13 @@ def inference_precision(model: torch.nn.Module, name: str = "auto") -> Precision
     return pick_precision(name, device)
 
 
-def predict(model: tc_clip.VideoClip, paths: Sequence[str | Path], **options) -> list[VideoPrediction]:
+def predict(model: VideoModel, paths: Sequence[str | Path], **options) -> list[VideoPrediction]:
     """Return a prediction for every video, in order; the options are those of `iter_predictions`."""
     return list(iter_predictions(model, paths, **options))
 
 
 def iter_predictions(
-    model: tc_clip.VideoClip,
+    model: VideoModel,
     paths: Sequence[str | Path],
     *,
     top: int = 5,
@@ -163,8 +154,8 @@ def iter_predictions(
         num_workers = 0 if len(paths) == 1 else min(MAX_WORKERS, len(paths), torch.get_num_threads() or 1)
     formats = inference_precision(model, precision)
     reader = _Reader(
-        transform=TestTransform(input_size(model), num_crops),
-        num_frames=num_frames(model),
+        transform=TestTransform(model.input_size, num_crops),
+        num_frames=model.num_frames,
         num_clips=num_clips,
         decoder=decoder,
         batch_size=min(batch_size, len(paths)),
@@ -190,7 +181,7 @@ def iter_predictions(
 
 
 def predict_timeline(
-    model: tc_clip.VideoClip,
+    model: VideoModel,
     path: str | Path,
     window_s: float,
     stride_s: float,
@@ -207,8 +198,8 @@ def predict_timeline(
         VideoReadError: where not even the first window can be read.
     """
     formats = inference_precision(model, precision)
-    transform = TestTransform(input_size(model), num_crops)
-    windows = read_windows(str(path), window_s, stride_s, num_frames(model), transform)
+    transform = TestTransform(model.input_size, num_crops)
+    windows = read_windows(str(path), window_s, stride_s, model.num_frames, transform)
     model.eval()
     spans, scores, error = [], [], None
     waiting: list = []

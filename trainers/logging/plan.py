@@ -1,15 +1,15 @@
 """The run plan: what is about to happen, in numbers, before it happens."""
 
 import torch
-from torch import nn
 
+from tc_clip.protocol import TorchModule
 from trainers.batches import BatchPlan
 from trainers.distributed.processes import Ranks
 from trainers.precision import Precision
 from trainers.video_lists import VideoList
 
 
-def count_parameters(model: nn.Module) -> tuple[int, int]:
+def count_parameters(model: TorchModule) -> tuple[int, int]:
     """Return the number of trained parameters and of all."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)

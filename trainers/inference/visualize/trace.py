@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import tc_clip
-from tc_clip.config import vision_block_of
-from trainers.inference.predict import inference_precision, input_size, num_frames
+from tc_clip.protocol import VideoTextModel
+from trainers.inference.predict import inference_precision
 from video_datasets.decoding import decode
 from video_datasets.sampling import test_indices
 from video_datasets.transforms import TestTransform, normalize
@@ -100,7 +99,7 @@ class Insight:
         return next((block for block in reversed(self.blocks) if block.tokens is not None), None)
 
 
-def look(model: tc_clip.VideoClip, path: str | Path, precision: str = "auto", decoder: str = "auto") -> Insight:
+def look(model: VideoTextModel, path: str | Path, precision: str = "auto", decoder: str = "auto") -> Insight:
     """Run a model on one view of a video and note what it decides.
 
     Args:
@@ -115,10 +114,10 @@ def look(model: tc_clip.VideoClip, path: str | Path, precision: str = "auto", de
     numbers: list[np.ndarray] = []
 
     def choose(num_video_frames: int) -> np.ndarray:
-        numbers.append(test_indices(num_video_frames, num_frames(model))[0])
+        numbers.append(test_indices(num_video_frames, model.num_frames)[0])
         return numbers[-1]
 
-    pixels = TestTransform(input_size(model))(decode(str(path), choose, decoder))  # (1, T, 3, S, S)
+    pixels = TestTransform(model.input_size)(decode(str(path), choose, decoder))  # (1, T, 3, S, S)
     model.to(formats.device, formats.dtype).eval()
     with torch.no_grad(), formats.autocast():
         output = model.encode_video(normalize(pixels.to(formats.device), formats.dtype), with_traces=True)
@@ -131,11 +130,13 @@ def look(model: tc_clip.VideoClip, path: str | Path, precision: str = "auto", de
         scores=scores.float().cpu().numpy(),
         frames=pixels[0].permute(0, 2, 3, 1).numpy(),
         frame_numbers=numbers[-1],
-        grid_size=model.vision.config.grid_size,
+        grid_size=model.grid_size,
         blocks=tuple(_block(number, trace) for number, trace in enumerate(output.traces, start=1)),
         prompts=tuple(
-            PromptInsight(block, _vision_block(model, block), weights)
-            for block, weights in zip(_prompt_layers(model), prompts, strict=True)
+            PromptInsight(text_block, vision_block, weights)
+            for text_block, vision_block, weights in zip(
+                model.prompt_layers, model.context_blocks, prompts, strict=True
+            )
         ),
     )
 
@@ -147,13 +148,3 @@ def _block(number: int, trace) -> BlockInsight:
     groups = trace.token_groups()[0].unflatten(-1, attention.shape)  # (K, T, P)
     tokens = torch.where(groups.any(dim=0), groups.int().argmax(dim=0), NO_TOKEN)
     return BlockInsight(number, attention, tokens.cpu().numpy(), groups.shape[0])
-
-
-def _prompt_layers(model: tc_clip.VideoClip) -> tuple[int, ...]:
-    """Return the text blocks, from 1, before which prompts look at the video."""
-    prompts = model.prompts
-    return prompts.config.prompt_layers if prompts is not None and prompts.looks_at_video else ()
-
-
-def _vision_block(model: tc_clip.VideoClip, text_block: int) -> int:
-    return vision_block_of(text_block, model.text.config.depth, model.vision.config.depth)
