@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from tests.documents import CONFIGS, NEEDED, REPOSITORY, prose_of
+from tests.documents import CONFIGS, NEEDED, REPOSITORY, compose_config, prose_of
 from trainers.config.schema import PROTOCOLS
 
 
@@ -44,12 +43,12 @@ def all_keys() -> dict[str, Any]:
     """Return every key of every configuration, with its default; of data sets under `dataset.<name>`."""
     keys: dict[str, Any] = {}
     choices = [(path.stem, "tc_clip") for path in sorted((CONFIGS / "data").glob("*.yaml"))]
-    choices += [(choices[0][0], path.stem) for path in sorted((CONFIGS / "trainer").glob("*.yaml"))]
+    choices += [("zero_shot_shapes", path.stem) for path in sorted((CONFIGS / "trainer").glob("*.yaml"))]
     for data, trainer in choices:
         protocol = next(name for name in PROTOCOLS if data.startswith(f"{name}_"))
-        overrides = [f"data={data}", f"trainer={trainer}", "output=x", *NEEDED.get(protocol, [])]
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            config = OmegaConf.to_container(compose(protocol, overrides=overrides))
+        # The overrides are those of tests/test_configs.py, so that each configuration is composed once for both.
+        overrides = ["output=runs/test", *NEEDED.get(protocol, []), f"data={data}", f"trainer={trainer}"]
+        config = OmegaConf.to_container(compose_config(protocol, *overrides))
         for key, value in leaves(config):
             key = re.sub(r"^dataset\.\w+\.", "dataset.<name>.", key)
             keys.setdefault(re.sub(r"^label_files\.\w+", "label_files.<set>", key), value)
@@ -108,8 +107,7 @@ def test_recipe_table_holds_the_values() -> None:
     published = {}
     for protocol in protocols:
         data = "few_shot_ssv2" if protocol == "few_shot" else f"{protocol}_k400"
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            published[protocol] = compose(protocol, overrides=[f"data={data}", "output=x", *NEEDED.get(protocol, [])])
+        published[protocol] = compose_config(protocol, "output=runs/test", *NEEDED.get(protocol, []), f"data={data}")
     rows = 0
     for line in lines[lines.index(head) + 1 :]:
         cells = [cell.strip(" `") for cell in line.strip("|").split("|")]

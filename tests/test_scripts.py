@@ -1,4 +1,4 @@
-"""The scripts of the paper's table rows: what they would run composes, and covers every row."""
+"""The scripts of the paper's table rows: their commands compose, and cover every row."""
 
 import re
 import shlex
@@ -6,11 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
+from tests.documents import REPOSITORY, compose_config
 from trainers.config.settings import read_settings, resolve
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path for kind in ("train", "eval") for path in (REPOSITORY / "scripts" / kind).glob("*.sh"))
 TRAINED = {"zero_shot": 2, "fully_supervised": 1, "few_shot": 12 + 8 + 12, "base2novel": 12 + 9 + 9}
 
@@ -46,8 +45,7 @@ def test_commands_compose(by_script: dict[Path, list[list[str]]], script: Path) 
         if shape in seen:
             continue
         seen.add(shape)
-        with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-            settings = read_settings(resolve(compose(protocol, overrides=overrides)))
+        settings = read_settings(resolve(compose_config(protocol, *overrides)))
         assert settings.trainer == "tc_clip"
         assert (settings.eval == "test") == (script.parent.name == "eval")
         assert (settings.resume is not None) == (script.parent.name == "eval" or "pretrained" in script.stem)
