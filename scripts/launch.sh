@@ -1,13 +1,18 @@
 # Sourced by scripts/train/*.sh and scripts/eval/*.sh.
 #
-#   --dry-run as the first argument of a script prints its commands and runs none of them
-#   GPUS       processes, one a GPU (4, as published)
+#   --dry-run as the first argument of a script prints its commands and does not run them
+#   GPUS       number of processes, one per GPU (4, as published)
 #   RUNS       folder of the runs (runs)
-#   DATA       data sets, where a script has several (as in DATA="hmdb51 ucf101")
-#   SHOTS      training videos a class in few-shot (2 4 8 16)
+#   DATA       data sets, if a script has several (as in DATA="hmdb51 ucf101")
+#   SHOTS      training videos per class in few-shot (2 4 8 16)
 #   BASES      training lists in base-to-novel (1 2 3)
 #   CHECKPOINT weights to start from in the (P) rows (the zero-shot run's best.pth)
-# All further arguments go to every command: bash scripts/train/zero_shot.sh num_workers=16
+# All other arguments are added to every command: bash scripts/train/zero_shot.sh num_workers=16
+if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
+    # The comments at the top of the script and of this file.
+    for file in "$0" "${BASH_SOURCE[0]}"; do sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "$file"; done
+    exit
+fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 GPUS="${GPUS:-4}"
 RUNS="${RUNS:-runs}"

@@ -3,18 +3,26 @@
 #
 #   bash scripts/quickstart.sh [key=value ...]
 #
-# Arguments go to main.py (seed=1, epochs=4, output=runs/other). A second start reuses what is there: the environment, the
-# data set, and the run, which goes on where it was stopped.
+# It creates .venv and installs about 5 GB of packages into it, creates the "shapes" data set in data/shapes, and trains
+# into runs/quickstart. Arguments are passed to main.py (seed=1, epochs=4, output=runs/other). A second start reuses what
+# exists: the environment, the data set, and the run, which resumes where it stopped.
+# PYTHON names the interpreter that creates .venv: PYTHON=python3.12 bash scripts/quickstart.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
+case "${1:-}" in
+-h | --help)
+    usage scripts/quickstart.sh
+    exit
+    ;;
+esac
 
 output=runs/quickstart
 for argument in "$@"; do
     case "$argument" in output=*) output="${argument#output=}" ;; esac
 done
 
-# _between LOW VALUE HIGH: the value, or the limit that it is past.
+# _between LOW VALUE HIGH: the value, limited to the range.
 _between() {
     echo "$(($2 < $1 ? $1 : $2 > $3 ? $3 : $2))"
 }
@@ -26,11 +34,11 @@ machine="$(python -c 'import os, torch
 affinity = getattr(os, "sched_getaffinity", None)
 print(torch.cuda.device_count(), len(affinity(0)) if affinity else os.cpu_count() or 1)')"
 read -r gpus cores <<<"$machine"
-total_batch_size=8 # many small updates: what a model needs that starts from random weights and has minutes
+total_batch_size=8 # many small updates, which a model that starts from random weights needs
 if [[ "$gpus" -gt 0 ]]; then
     echo "training on $gpus GPU(s)"
     processes="$gpus"
-    # A power of two that gives every GPU a micro-batch of each update, as far as 8 videos go.
+    # A power of two: every GPU gets a micro-batch of each update, as long as there are at most 8 GPUs.
     batch_size="$total_batch_size"
     while [[ "$batch_size" -gt 1 && "$((batch_size * gpus))" -gt "$total_batch_size" ]]; do
         batch_size="$((batch_size / 2))"
@@ -41,7 +49,7 @@ else
     echo "training on the CPU, $cores core(s)"
     processes=1
     batch_size="$total_batch_size"
-    # Reading a video costs a third of training on it: a core in three or four reads.
+    # Reading a video takes a third of the time of training on it: one core in three or four reads.
     num_workers="$(_between 1 "$((cores / 3))" 4)"
     threads="$(_between 1 "$((cores - num_workers))" 8)"
 fi
@@ -53,13 +61,19 @@ torchrun --standalone --nproc_per_node="$processes" main.py -cn zero_shot data=z
     batch_size="$batch_size" total_batch_size="$total_batch_size" test_batch_size=32 num_workers="$num_workers" \
     logging.print_every=96 "$@"
 python scripts/plot_run.py "$output"
-# What the model sees in a video of a class that it was not trained on.
-python scripts/visualize.py data/shapes/videos/red_square_moving_sideways_065.mp4 --checkpoint "$output/best.pth" \
+# What the model attends to in a video of a class that it was not trained on.
+video=data/shapes/videos/red_square_moving_sideways_065.mp4
+python scripts/visualize.py "$video" --checkpoint "$output/best.pth" \
     --class data/shapes/labels/held_out.csv --show 1 --output "$output/pictures"
 echo
 echo "weights          $output/best.pth"
 echo "results          $output/results.json, predictions of every video beside it (predictions_*.csv)"
 echo "pictures         $output/curves.png, $output/confusion_*.png; the videos: data/shapes/overview.png"
-echo "what it sees     $output/pictures/red_square_moving_sideways_065.png, .mp4, .html (frame slider and token picker)"
+echo "attention        $output/pictures/red_square_moving_sideways_065.png, .mp4, .html (frame slider and token picker)"
 echo "report           $output/report.html"
-echo "logs             $output/log.txt, metrics.jsonl; tensorboard --logdir $output"
+echo "logs             $output/log.txt, $output/metrics.jsonl; tensorboard --logdir $output"
+echo
+echo "next, in this folder:"
+echo "    source .venv/bin/activate"
+echo "    tc-clip predict $video --checkpoint $output/best.pth --classes data/shapes/labels/all.csv"
+echo "This model knows the 48 classes of the shapes data set and nothing else. For videos of your own see README.md."

@@ -1,8 +1,16 @@
 #!/usr/bin/env bash
-# Environment, lint and the whole test suite. Arguments go to pytest: bash scripts/test.sh tests/datasets -k sampling
+# Environment, lint, types and the whole test suite.
+#
+#   bash scripts/test.sh [arguments of pytest]      for example: bash scripts/test.sh tests/video_datasets -k sampling
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
+case "${1:-}" in
+-h | --help)
+    usage scripts/test.sh
+    exit
+    ;;
+esac
 
 prepare_environment requirements-dev.txt
 ruff check .

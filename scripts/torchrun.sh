@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# torchrun with the exit status of the run, and with its signals. Arguments are torchrun's:
+# torchrun that passes on the signals to the run and returns the run's exit status. Arguments are torchrun's:
 #
 #   bash scripts/torchrun.sh --nproc_per_node=4 --max_restarts=3 main.py -cn zero_shot data=zero_shot_k400 output=runs/first
 #
-# Exit status: 0 done; 75 stopped by a signal and saved, start it again and it goes on; anything else is torchrun's.
+# Exit status: 0 done; 75 stopped by a signal and saved, start it again to resume; anything else is torchrun's.
 #
-# SIGTERM, SIGUSR1 and Ctrl-C go to the training processes, which finish their update and save; torchrun itself would take
-# them for a reason to kill everything 30 s later, would restart processes that leave with a status of their own, and has
-# exit status 1 for all of it.
+# SIGTERM, SIGUSR1 and Ctrl-C go to the training processes, which finish their update and save. torchrun alone would kill
+# all processes 30 s after such a signal, would restart processes that end with status 75, and would return status 1.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -19,8 +18,8 @@ command -v "${TORCHRUN:-torchrun}" >/dev/null || { echo "torchrun.sh: torchrun i
 stopped=
 trap 'stopped=1' TERM INT USR1
 
-# A session of its own: what a terminal or a scheduler sends to this script's group reaches torchrun through this script
-# alone. Ignored signals stay ignored in what is started; the training processes set their own handlers later.
+# setsid: signals that a terminal or a scheduler sends to this script's process group reach torchrun only through this
+# script. Child processes inherit the ignored signal; the training processes set their own handlers later.
 (trap '' USR1; exec setsid "${TORCHRUN:-torchrun}" "$@") &
 launcher=$!
 
@@ -29,7 +28,7 @@ until [[ -n "$stopped" ]] || ! kill -0 "$launcher" 2>/dev/null; do
     status=$?
 done
 while [[ -n "$stopped" ]] && kill -0 "$launcher" 2>/dev/null; do
-    # Again and again: a process that is just starting does not listen yet.
+    # Repeatedly, because a process that is just starting has no handler yet.
     mapfile -t workers < <(pgrep -P "$launcher")
     [[ ${#workers[@]} -eq 0 ]] || kill -USR1 "${workers[@]}" 2>/dev/null
     sleep 2

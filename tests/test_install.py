@@ -193,3 +193,41 @@ def test_hugging_face_datasets_is_another_package() -> None:
 
     assert datasets.Dataset.from_dict({"a": [1]})[0] == {"a": 1}
     assert video_datasets.decode.__module__.startswith("video_datasets.")
+
+
+@pytest.fixture
+def scripts(repository: Path, tmp_path: Path) -> Path:
+    """Return a copy of the scripts in a folder without an environment."""
+    return shutil.copytree(repository / "scripts", tmp_path / "checkout" / "scripts")
+
+
+@pytest.mark.parametrize("name", ["quickstart.sh", "test.sh"])
+def test_help_of_scripts_installs_nothing(scripts: Path, name: str) -> None:
+    command = ["bash", str(scripts / name), "--help"]
+    done = subprocess.run(command, env={"PATH": "/usr/bin:/bin", "PYTHON": "/nowhere"}, capture_output=True, text=True)
+    assert done.returncode == 0 and f"bash scripts/{name} [" in done.stdout
+    assert [path.name for path in scripts.parent.iterdir()] == ["scripts"]
+
+
+@pytest.mark.parametrize(("version", "is_accepted"), [("10", False), ("11", True), ("13", True), ("14", False)])
+def test_versions_of_python_that_are_accepted(
+    scripts: Path, repository: Path, tmp_path: Path, version: str, is_accepted: bool
+) -> None:
+    python = tmp_path / "python"
+    patched = f"import sys; sys.version_info = (3, {version}, 0); exec(sys.argv[1])"
+    python.write_text(
+        f'#!/bin/bash\n[[ "$1" != --version ]] || exec echo Python 3.{version}.0\n'
+        f'[[ "$1" != -m ]] || exit 3\nexec {sys.executable} -c \'{patched}\' "$2"\n'
+    )
+    python.chmod(0o755)
+    code = "source scripts/environment.sh; prepare_environment requirements.txt"
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(python)}
+    done = subprocess.run(
+        ["bash", "-c", code], cwd=scripts.parent, env=environment, capture_output=True, text=True, check=False
+    )
+    # An accepted interpreter is asked for a virtual environment, which this one cannot create.
+    message = "-m venv' failed" if is_accepted else f"is Python 3.{version}.0; Python 3.11, 3.12 or 3.13 is needed"
+    assert done.returncode == 1 and message in done.stderr
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    specifiers = pytest.importorskip("packaging.specifiers")
+    assert specifiers.SpecifierSet(project["requires-python"]).contains(f"3.{version}.0") == is_accepted

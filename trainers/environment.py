@@ -11,10 +11,11 @@ import torch
 
 from trainers.config.secrets import hide_secrets
 
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "hydra-core", "omegaconf", "av", "decord", "safetensors")
+PACKAGES = ("tc-clip", "torch", "torchvision", "timm", "numpy", "hydra-core", "omegaconf", "av", "decord")
+PACKAGES += ("safetensors",)
 
 
-def environment(repository: Path, device: torch.device, world_size: int) -> dict[str, Any]:
+def environment(repository: Path | None, device: torch.device, world_size: int) -> dict[str, Any]:
     """Return command, commit, versions and machine, as `environment.json` holds them."""
     return {
         "command": [hide_secrets(argument) for argument in sys.argv],
@@ -40,8 +41,10 @@ def package_versions() -> dict[str, str | None]:
     return versions
 
 
-def _git_state(repository: Path) -> dict[str, str | bool] | None:
+def _git_state(repository: Path | None) -> dict[str, str | bool] | None:
     """Return the commit and whether files differ from it, or None outside a checkout or without git."""
+    if repository is None:
+        return None
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(repository), *arguments]

@@ -1,5 +1,6 @@
 """Reductions of a single process, and how processes agree on an error, with the network played by a list."""
 
+import warnings
 from dataclasses import dataclass, field
 
 import pytest
@@ -59,7 +60,43 @@ def test_more_processes_than_gpus_is_an_error_with_the_numbers(monkeypatch: pyte
         pick_device("auto", 0)
     assert pick_device("cpu", 0) == torch.device("cpu")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert pick_device("auto", 1) == torch.device("cuda", 1)
+
+
+OLD_DRIVER = """CUDA initialization: The NVIDIA driver on your system is too old (found version 12040). Please update
+your GPU driver by downloading and installing a new version from the URL: ... (Triggered internally at ...)"""
+
+
+@pytest.mark.parametrize(
+    ("warning", "message"),
+    [
+        (
+            OLD_DRIVER,
+            r"driver is too old: .* is made for CUDA 13\.0, the driver runs CUDA 12\.4 at most; install a build",
+        ),
+        (
+            "CUDA initialization: unknown error",
+            r"2 GPUs are here, but CUDA cannot use them: unknown error \(this build",
+        ),
+        ("", "cannot use them: no reason is given"),
+    ],
+)
+def test_gpus_that_cuda_cannot_use(monkeypatch: pytest.MonkeyPatch, warning: str, message: str) -> None:
+    def is_available() -> bool:
+        if warning:
+            warnings.warn(warning, stacklevel=1)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    for device in ("auto", "cuda"):
+        with warnings.catch_warnings(), pytest.raises(ConfigError, match=message) as raised:
+            warnings.simplefilter("error")
+            pick_device(device, 0)
+        assert "\n" not in str(raised.value) and "device=cpu" in str(raised.value)
+    assert pick_device("cpu", 0) == torch.device("cpu")
 
 
 def test_no_gpu_where_one_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

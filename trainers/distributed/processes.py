@@ -6,6 +6,8 @@ an update's micro-batches, none among them, which DDP's bucket hooks do not allo
 
 import contextlib
 import os
+import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -225,7 +227,30 @@ def pick_device(device: str, local_rank: int) -> torch.device:
             f"{num_processes} processes on a machine with {num_gpus} GPUs: start at most as many processes as GPUs "
             "(torchrun --nproc_per_node), or set device=cpu"
         )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        is_usable = torch.cuda.is_available()
+    if not is_usable:
+        raise ConfigError(_unusable_gpus(num_gpus, " ".join(str(warning.message) for warning in caught)))
     return torch.device("cuda", local_rank)
+
+
+def _unusable_gpus(num_gpus: int, reason: str) -> str:
+    """Return one line on GPUs that the driver counts and CUDA cannot use.
+
+    Args:
+        reason: PyTorch's warning; it holds the driver's CUDA version, as 12040 for 12.4, if that is too old.
+    """
+    build = f"this build of PyTorch ({torch.__version__}) is made for CUDA {torch.version.cuda}"
+    if found := re.search(r"driver .* too old \(found version (\d+)\)", reason):
+        major, minor = divmod(int(found[1]), 1000)
+        driver = f"{major}.{minor // 10}"
+        return (
+            f"the NVIDIA driver is too old: {build}, the driver runs CUDA {driver} at most; install a build of PyTorch "
+            f'for CUDA {driver} or older (INSTALL.md, "Other builds of PyTorch"), update the driver, or set device=cpu'
+        )
+    cause = " ".join(reason.split()).removeprefix("CUDA initialization: ") or "no reason is given"
+    return f"{num_gpus} GPUs are here, but CUDA cannot use them: {cause} ({build}); set device=cpu to do without"
 
 
 def _buckets(parameters: Iterable[nn.Parameter]) -> Iterable[list[nn.Parameter]]:
