@@ -1,12 +1,12 @@
-"""Measure what the models cost, side by side in one run, as markdown tables and JSON.
+"""Measure speed and memory of the models in one run, as Markdown tables and JSON.
 
-The yardsticks: `plain` is the readable implementation in tests/plain, which runs the text encoder over the full
-context length for every video and materialises attention; `frames` is the frame-wise vifi_clip; the machine's best
-matmul rate, and the bare video decoder. Equality with `plain` is checked in float64 before anything is timed. Rounds
-are interleaved, so a noisy moment hits every case alike.
+The references: `plain` is the readable implementation, which runs the text encoder over the full context length for
+every video and materialises attention; `frames` is the frame-wise vifi_clip; the machine's best matmul rate, and the
+bare video decoder. Equality with `plain` is checked in float64 before anything is timed. Rounds are interleaved, so a
+disturbance affects all cases alike.
 
-Without options everything that docs/benchmarks.md shows is measured: on a CPU in some 25 minutes and 21 GB
-of memory, on a GPU in at most 8 minutes.
+Without options it measures everything that docs/benchmarks.md shows: on a CPU in about 25 minutes with 21 GB of
+memory, on a GPU in at most 8 minutes.
 """
 
 import argparse
@@ -19,20 +19,13 @@ from pathlib import Path
 import torch
 from benchmarking.cases import PRECISIONS, SIZES, VARIANTS, Case, check_equality
 from benchmarking.loading import measure_loading
-from benchmarking.measuring import (
-    machine,
-    matmul_rate,
-    measure,
-    peak_memory,
-    say,
-    yardstick_share,
-)
-from benchmarking.report import Results, figures_table, targets_table
+from benchmarking.measuring import baseline_ratio, log, machine, matmul_rate, measure, peak_memory
+from benchmarking.report import Results, replace_section, report
 
 import tc_clip
 from tc_clip.ops.memory import keep_freed_memory
 
-PARTS = ("matmul", "yardstick", "inference", "training", "growth", "memory", "loading")
+PARTS = ("matmul", "baseline", "inference", "training", "growth", "memory", "loading")
 
 
 def cases_of(parts: list[str], device: str, num_frames: int = 16, size: str = "ViT-B/16") -> list[Case]:
@@ -65,55 +58,25 @@ def cases_of(parts: list[str], device: str, num_frames: int = 16, size: str = "V
     return cases
 
 
-def report(results: Results, num_frames: int, arguments: str, minutes: float, own_cases: bool) -> str:
-    """Write everything that was measured, and on what, as markdown."""
-    lines = [
-        ", ".join(f"{key} {value}" for key, value in machine().items()) + ".",
-        f"`{' '.join(('python scripts/benchmark.py', arguments)).strip()}`" + f", {minutes:.1f} minutes.",
-        f"{num_frames} frames, {results.device}; equal to plain in float64 within {results.equality:.0e}.",
-    ]
-    if results.rates:
-        rates = [f"{precision} {2 * rate / 1e3:.3g} TFLOP/s" for precision, rate in results.rates.items()]
-        lines.append("Best matmul rate: " + ", ".join(rates) + ".")
-    if results.loading is not None:
-        lines.append(
-            f"Reading, one core, {results.loading.video}: bare decoder {results.loading.decoder_ms:.0f} ms, training "
-            f"item {results.loading.item_ms:.0f} ms, from the cache {results.loading.cached_item_ms:.0f} ms."
-        )
-    blocks = ["\n".join(lines), figures_table(results)] + ([] if own_cases else [targets_table(results)])
-    return "\n\n".join(blocks) + "\n"
-
-
-def replace_section(document: str, device: str, text: str) -> str:
-    """Put a text between a document's marks of a device.
-
-    Raises:
-        SystemExit: where the document has no such marks.
-    """
-    first, last = f"<!-- {device}: begin -->", f"<!-- {device}: end -->"
-    if first not in document or last not in document:
-        raise SystemExit(f"the document has no section between {first} and {last}")
-    head, rest = document.split(first, 1)
-    return f"{head}{first}\n{text}{last}{rest.split(last, 1)[1]}"
-
-
 def main(arguments: list[str] | None = None) -> Results:
     """Run the benchmark from command-line arguments."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="what to measure")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--rounds", type=int, help="timed rounds, the median counts; default 3 on CPUs, 5 on GPUs")
-    parser.add_argument("--frames", type=int, default=16, help="frames a video")
+    parser.add_argument(
+        "--rounds", type=int, help="timed rounds, of which the median is reported; default 3 on CPUs, 5 on GPUs"
+    )
+    parser.add_argument("--frames", type=int, default=16, help="frames per video")
     parser.add_argument("--size", default="ViT-B/16", choices=list(SIZES), help="tiny is for tests")
-    parser.add_argument("--video", type=Path, help="video to read; default: one made for it")
-    parser.add_argument("--update", type=Path, help="document whose section of this device the figures replace")
+    parser.add_argument("--video", type=Path, help="video to read; default: a generated one")
+    parser.add_argument("--update", type=Path, help="document in which the figures replace the section of this device")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    own = parser.add_argument_group("cases of your own, in place of the parts' (each option takes several values)")
+    own = parser.add_argument_group("your own cases instead of those of the parts (each option takes several values)")
     own.add_argument("--models", nargs="+", help="plain, frames, models by name, or all: every model that trains")
     own.add_argument("--modes", nargs="+", default=["inference"], choices=["inference", "training"])
     own.add_argument("--precisions", nargs="+", default=["fp32"], choices=list(PRECISIONS))
     own.add_argument("--variants", nargs="+", default=[""], choices=list(VARIANTS))
-    own.add_argument("--batches", nargs="+", type=int, default=[1], help="videos a step")
+    own.add_argument("--batches", nargs="+", type=int, default=[1], help="videos per step")
     own.add_argument("--classes", nargs="+", type=int, default=[400], help="numbers of class names")
     options = parser.parse_args(arguments)
     start = time.perf_counter()
@@ -121,10 +84,10 @@ def main(arguments: list[str] | None = None) -> Results:
     if device == "cpu":
         keep_freed_memory()  # as every run does
     equality = check_equality(device)
-    say(f"equality with the plain implementation, float64, logits and gradients: largest difference {equality:.1e}")
+    log(f"equality with the plain implementation, float64, logits and gradients: largest difference {equality:.1e}")
     cases = cases_of(parts, device, options.frames, options.size)
     if options.models:
-        every = [name for name in tc_clip.model_names() if name != "vanilla_clip"]  # which costs what vifi_clip does
+        every = [name for name in tc_clip.model_names() if name != "vanilla_clip"]  # costs the same as vifi_clip
         models = [model for name in options.models for model in (every if name == "all" else [name])]
         cases = [
             Case(model, mode, precision, batch, options.frames, classes, device, options.size, variant)
@@ -137,37 +100,38 @@ def main(arguments: list[str] | None = None) -> Results:
         ]
     precisions = sorted({case.precision for case in cases})
     rates = {p: matmul_rate(device, p) for p in precisions} if "matmul" in parts else {}
-    memory = {}
-    for case in cases if "memory" in parts else ():  # first, while this process has taken none itself
+    memory: dict[Case, float] = {}
+    for case in cases if "memory" in parts else ():  # first, while this process uses little itself
         if case.mode == "training" and case.variant != "graph":
-            say(f"memory of {case.title}")
+            log(f"memory of {case.title}")
             memory[case] = peak_memory(case)
     rounds = options.rounds or (3 if device == "cpu" else 5)
-    yardstick = None
-    if "yardstick" in parts and not options.models:
+    ratio = None
+    if "baseline" in parts and not options.models:
         precision, batch = ("fp32", 1) if device == "cpu" else ("bf16", 16)
         case = Case("plain", "inference", precision, batch, options.frames, 20, device, options.size)
-        yardstick = yardstick_share(case, rounds)
-    # One mode after the other: the models of both at once, with their optimizers, are more than 24 GB.
+        ratio = baseline_ratio(case, rounds)
+    # One mode after the other: the models of both modes together, with their optimizers, take more than 24 GB.
     modes = dict.fromkeys(case.mode for case in cases)
     measurements = [m for mode in modes for m in measure([case for case in cases if case.mode == mode], rounds)]
     for m in measurements:
         m.peak_memory_mib = memory.get(m.case, float("nan"))
     loading = measure_loading(options.video) if "loading" in parts else None
-    results = Results(device, equality, rates, measurements, loading, yardstick)
+    results = Results(device, equality, rates, measurements, loading, ratio)
     minutes = (time.perf_counter() - start) / 60
-    text = report(results, options.frames, " ".join(arguments or sys.argv[1:]), minutes, bool(options.models))
+    words = sys.argv[1:] if arguments is None else arguments
+    text = report(results, " ".join(["python scripts/benchmark.py", *words]), options.frames, minutes)
     print(text)
     if options.update:
         options.update.write_text(replace_section(options.update.read_text(), device, text))
     if options.json:
         content = {
             "machine": machine(),
-            "command": arguments or sys.argv[1:],
+            "command": words,
             "minutes": minutes,
             "equality": equality,
-            "giga_multiply_adds_a_second": rates,
-            "yardstick": yardstick,
+            "giga_multiply_adds_per_second": rates,
+            "baseline_ratio": ratio,
             "measurements": [asdict(m) for m in measurements],
             "loading": None if loading is None else asdict(loading),
         }

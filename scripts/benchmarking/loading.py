@@ -1,4 +1,4 @@
-"""What reading videos costs: the bare decoder, items with augmentation, items of later epochs from the cache."""
+"""Measure reading videos: the bare decoder, items with augmentation, and items from the cache of decoded frames."""
 
 import statistics
 import tempfile
@@ -11,6 +11,7 @@ import torch
 
 from video_datasets.annotations import VideoRecord
 from video_datasets.decoding import decode
+from video_datasets.frame_cache import FrameCache
 from video_datasets.sampling import train_indices
 from video_datasets.transforms import TrainTransform
 from video_datasets.video_dataset import ItemKey, VideoDataset
@@ -21,23 +22,18 @@ NUM_FRAMES = 16
 
 @dataclass
 class LoadingReport:
-    """Milliseconds of one core a video, medians: decoding alone, a training item, and one from a filled cache."""
+    """Medians in milliseconds per video on one core: decoding alone, a training item, and one from a filled cache."""
 
     video: str
     decoder_ms: float
     item_ms: float
     cached_item_ms: float
 
-    @property
-    def share(self) -> float:
-        """Return the loader's speed relative to the bare decoder's."""
-        return self.decoder_ms / self.item_ms
-
 
 def measure_loading(video: Path | None, rounds: int = 9) -> LoadingReport:
-    """Measure the reading of a video on one core; without one, of ten seconds of 340x256 H.264 made for it."""
+    """Measure reading a video on one core; without one, a generated one: ten seconds of H.264, 340x256."""
     num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a worker
+    torch.set_num_threads(1)  # as in a worker process
     try:
         with tempfile.TemporaryDirectory() as folder:
             if video is None:
@@ -45,7 +41,8 @@ def measure_loading(video: Path | None, rounds: int = 9) -> LoadingReport:
             files = open_video_files(video.parent)
             records = [VideoRecord(video.name, 0)]
             plain = VideoDataset(records, files, TrainTransform(224), NUM_FRAMES)
-            cached = VideoDataset(records, files, TrainTransform(224), NUM_FRAMES, cache=_cache(Path(folder) / "cache"))
+            cache = FrameCache(Path(folder) / "cache", max_bytes=1 << 30)
+            cached = VideoDataset(records, files, TrainTransform(224), NUM_FRAMES, cache=cache)
             cached.load(ItemKey(0))
             times: dict[str, list[float]] = {"decoder": [], "item": [], "cached": []}
             for number in range(rounds):
@@ -68,7 +65,7 @@ def measure_loading(video: Path | None, rounds: int = 9) -> LoadingReport:
 
 
 def make_video(path: Path, num_frames: int = 300) -> Path:
-    """Write ten seconds of moving, textured picture as H.264 with few keyframes, 340x256."""
+    """Write ten seconds of a moving texture as H.264 with few keyframes, 340x256."""
     import av
 
     rng = np.random.default_rng(0)
@@ -83,9 +80,3 @@ def make_video(path: Path, num_frames: int = 300) -> Path:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
     return path
-
-
-def _cache(folder: Path):
-    from video_datasets.frame_cache import FrameCache
-
-    return FrameCache(folder, max_bytes=1 << 30)

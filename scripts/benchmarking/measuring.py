@@ -1,71 +1,77 @@
-"""Seconds, multiply-adds and memory of cases, rounds interleaved; and the machine's own limits."""
+"""Measure seconds, multiply-adds and memory of cases in interleaved rounds, and the limits of the machine."""
 
-import functools
+import math
 import multiprocessing
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from benchmarking.cases import PRECISIONS, Case, build, set_mode, step_of, video_of
+from benchmarking.cases import PRECISIONS, Case, PlainModel, build, set_mode, step_of, video_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from tc_clip.ops.memory import keep_freed_memory, release_freed_memory
 from trainers.optim import build_adamw
 
-CPU_MOMENT_S, GPU_MOMENT_S = 5.0, 0.3  # that the repeats of a round fill
-TWICE_BELOW_S = 20.0  # steps on CPUs that take less are timed twice at least
+CPU_ROUND_S, GPU_ROUND_S = 5.0, 0.3  # least duration of the repeats in a round
+MATMUL_SIZES = ((3168, 768, 3072), (3168, 3072, 768), (4096, 4096, 4096))  # rows, inner size, columns
+REPEAT_BELOW_S = 20.0  # on CPUs, shorter steps are timed at least twice
+
+
+Shape = Sequence[int]
 
 
 @dataclass
 class Measurement:
-    """Medians and counts of a case; seconds and multiply-adds are a video's. NaN where not measured."""
+    """Medians and counts of a case; seconds and multiply-adds are per video. NaN if not measured."""
 
     case: Case
-    seconds_a_video: float
+    seconds_per_video: float
     giga_multiply_adds: float
     peak_memory_mib: float
     seconds_of_rounds: list[float]
     num_parameters: int | None = None  # all but the token embedding
 
     @property
-    def videos_a_second(self) -> float:
-        """Return the throughput."""
-        return 1 / self.seconds_a_video
+    def videos_per_second(self) -> float:
+        """The throughput."""
+        return 1 / self.seconds_per_video
 
 
 def measure(cases: list[Case], rounds: int) -> list[Measurement]:
-    """Time the cases, rounds interleaved, so that a noisy moment hits every case alike."""
+    """Time the cases in interleaved rounds, so that a disturbance affects all cases alike."""
     bench = _Bench()
-    operations, sizes = {}, {}
+    operations: dict[Case, float] = {}
+    sizes: dict[Case, int] = {}
     times: dict[Case, list[float]] = {case: [] for case in cases}
     for case in cases:
-        say(f"warm-up: {case.title}")
+        log(f"warm-up: {case.title}")
         start = time.perf_counter()
         model, step = bench.prepare(case)
         operations[case] = _counted(case, step)
         sizes[case] = sum(parameter.numel() for parameter in model.parameters())
         del model, step
         bench.make_room(case)
-        say(f"  {time.perf_counter() - start:.1f} s")
+        log(f"  {time.perf_counter() - start:.1f} s")
     for number in range(rounds):
         for case in cases:
             model, step = bench.prepare(case)
             set_mode(case, model)
-            # As in a run, the steps before are of the same case: they fill the caches that a change of mode or
-            # precision emptied, and take the memory that the case before gave back to the system. On CPUs a second
-            # step of training still takes some, and is up to a tenth slower than those after it.
+            # Untimed steps of the same case, as in a run: they fill the caches that a change of mode or precision
+            # emptied, and allocate the memory that the previous case released. On CPUs the second training step still
+            # allocates memory and is up to a tenth slower than later ones.
             for _ in range(2 if case.device == "cpu" and case.mode == "training" else 1):
                 step()
             seconds = _timed(step, case.device) / case.batch
             times[case].append(seconds)
             del model, step
             bench.make_room(case)
-            say(f"round {number + 1}/{rounds}: {case.title}: {seconds:.4f} s a video")
+            log(f"round {number + 1}/{rounds}: {case.title}: {seconds:.4f} s/video")
     return [
         Measurement(
             case,
@@ -80,57 +86,58 @@ def measure(cases: list[Case], rounds: int) -> list[Measurement]:
 
 
 class _Bench:
-    """Models and steps of cases. On CPUs one that trains stands alone: that of `plain` takes most of the memory."""
+    """Models and steps of cases. On CPUs only one trained model exists at a time: `plain` takes most of the memory."""
 
-    def __init__(self):
-        self._models: dict[tuple, tuple[torch.nn.Module, torch.optim.Optimizer | None]] = {}
+    def __init__(self) -> None:
+        self._models: dict[tuple[str, int, str], tuple[torch.nn.Module, torch.optim.Optimizer | None]] = {}
         self._steps: dict[Case, Callable[[], torch.Tensor]] = {}
 
     def prepare(self, case: Case) -> tuple[torch.nn.Module, Callable[[], torch.Tensor]]:
-        """Return the model and the step of a case; cases that differ in nothing that changes a model share it."""
+        """Return the model and the step of a case; cases with the same model share it."""
         if case not in self._steps:
             key = self._key(case)
             if key not in self._models:
                 model = build(case)
-                # Its state is twice the model's size.
+                # The state of the optimizer is twice the size of the model.
                 self._models[key] = model, build_adamw(model, lr=1e-7) if case.mode == "training" else None
             self._steps[case] = step_of(case, *self._models[key])
         return self._models[self._key(case)][0], self._steps[case]
 
     def make_room(self, case: Case) -> None:
-        """Drop a model that trained on a CPU, unless it took a compilation."""
+        """Drop a model that trained on a CPU, unless it was compiled."""
         if case.device == "cpu":
             if case.mode == "training" and not self._compiles(case):
                 self._models.clear()
                 self._steps.clear()
             release_freed_memory()
 
-    def _key(self, case: Case) -> tuple:
+    def _key(self, case: Case) -> tuple[str, int, str]:
         return case.model, case.num_classes, case.variant if self._compiles(case) else ""
 
     def _compiles(self, case: Case) -> bool:
         return case.variant in ("compiled", "graph")
 
 
-def _counted(case: Case, step) -> float:
-    """Run a first step and return the multiply-adds of a video, in 1e9; a compiled step is not counted."""
+def _counted(case: Case, step: Callable[[], torch.Tensor]) -> float:
+    """Run a first step and return the multiply-adds per video, in 1e9; NaN for a compiled step."""
     if case.variant in ("compiled", "graph"):
         step()
         return float("nan")
     if case.mode == "inference" and case.model != "plain":
-        step()  # fills the cache of what all videos share
+        step()  # fills the cache of the text features that all videos share
     with FlopCounterMode(display=False, custom_mapping=_flop_formulas()) as counter:
         step()
     return counter.get_total_flops() / 2 / case.batch / 1e9
 
 
-def yardstick_share(case: Case, rounds: int) -> float:
+def baseline_ratio(case: Case, rounds: int) -> float:
     """Return the time of the plain implementation's vision side relative to a materialised frame-wise one.
 
     Args:
-        case: of the model `plain` in inference.
+        case: inference of the model `plain`.
     """
     model, video = build(case).eval(), video_of(case)
+    assert isinstance(model, PlainModel)
     dtype = PRECISIONS[case.precision]
     times: dict[bool, list[float]] = {False: [], True: []}
 
@@ -146,46 +153,46 @@ def yardstick_share(case: Case, rounds: int) -> float:
             step(frame_wise)
             if number:  # the first is a warm-up
                 seconds.append(time.perf_counter() - start)
-    share = statistics.median(times[False]) / statistics.median(times[True])
-    say(f"vision side of plain: {share:.2f} x a frame-wise one")
-    return share
+    ratio = statistics.median(times[False]) / statistics.median(times[True])
+    log(f"vision side of plain: {ratio:.2f} times the time of a frame-wise one")
+    return ratio
 
 
-def _timed(step, device: str) -> float:
-    """Return the seconds of a step: the mean over as many as fill a moment."""
+def _timed(step: Callable[[], torch.Tensor], device: str) -> float:
+    """Return the seconds of a step: the mean over as many as fill a round."""
     start = time.perf_counter()
     step()
     once = time.perf_counter() - start
     if device == "cpu":
-        repeats = int(CPU_MOMENT_S / once)
+        repeats = int(CPU_ROUND_S / once)
         if repeats < 2:
-            if once >= TWICE_BELOW_S:
+            if once >= REPEAT_BELOW_S:
                 return once
             step()
             return (time.perf_counter() - start) / 2
     else:
-        repeats = max(3, int(GPU_MOMENT_S / once))
+        repeats = max(3, int(GPU_ROUND_S / once))
     start = time.perf_counter()
     for _ in range(repeats):
         step()
     return (time.perf_counter() - start) / repeats
 
 
-def _flop_formulas() -> dict:
-    """Return formulas of the operators that torch's counter does not know."""
+def _flop_formulas() -> dict[Any, Callable[..., int]]:
+    """Return the formulas of operators that torch's counter does not know."""
 
-    def linear(x, weight, *_, out_shape=None, **__) -> int:
-        return 2 * functools.reduce(lambda a, b: a * b, x) * weight[0]
+    def linear(x: Shape, weight: Shape, *_: object, **__: object) -> int:
+        return 2 * math.prod(x) * weight[0]
 
-    def attention(query, key, *_, out_shape=None, **__) -> int:
+    def attention(query: Shape, key: Shape, *_: object, **__: object) -> int:
         batch, heads, length, width = query
         return 4 * batch * heads * length * key[2] * width
 
-    def attention_backward(_, query, key, *__, out_shape=None, **___) -> int:
+    def attention_backward(_: Shape, query: Shape, key: Shape, *__: object, **___: object) -> int:
         return attention(query, key) * 5 // 2
 
-    def convolution(x, weight, *_, out_shape=None, **__) -> int:
-        return 2 * x[0] * x[2] * x[3] * functools.reduce(lambda a, b: a * b, weight)  # of one place each
+    def convolution(x: Shape, weight: Shape, *_: object, **__: object) -> int:
+        return 2 * x[0] * x[2] * x[3] * math.prod(weight)  # of size 1 x 1
 
     ops = torch.ops
     return {
@@ -197,7 +204,7 @@ def _flop_formulas() -> dict:
 
 
 def peak_memory(case: Case) -> float:
-    """Return the memory in MiB that forward and backward take beyond model and input, in a process of its own."""
+    """Return the memory in MiB that forward and backward pass take beyond model and input, in a separate process."""
     if case.device == "cuda":
         return _peak_memory(case)
     with multiprocessing.get_context("spawn").Pool(1, keep_freed_memory) as pool:
@@ -212,26 +219,26 @@ def _peak_memory(case: Case) -> float:
         torch.cuda.reset_peak_memory_stats()
         step()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # lets the kernel's record of the peak start anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's record of the peak
     before = _resident_mib("VmRSS")
     step()
     return _resident_mib("VmHWM") - before
 
 
 def _resident_mib(field: str) -> float:
-    """Return this process's resident memory, now (VmRSS) or at most (VmHWM), in MiB."""
+    """Return the resident memory of this process in MiB, now (VmRSS) or at its peak (VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) / 2**10
 
 
 def matmul_rate(device: str, precision: str, seconds: float = 1.0) -> float:
-    """Return the best rate of a matrix product that was found on the machine, in 1e9 multiply-adds a second.
+    """Return the highest measured rate of a matrix product, in 1e9 multiply-adds per second.
 
-    Sizes of the model's own layers and larger ones; in float32 on CPUs both PyTorch's product and oneDNN's.
+    Sizes are those of the model's layers and larger ones; on CPUs both PyTorch's product and oneDNN's are tried.
     """
     dtype = PRECISIONS[precision] or torch.float32
     best = 0.0
-    for rows, inner, columns in ((3168, 768, 3072), (3168, 3072, 768), (4096, 4096, 4096)):
+    for rows, inner, columns in MATMUL_SIZES:
         scale = 8 if device == "cuda" else 1
         x = torch.randn(rows * scale, inner, device=device, dtype=dtype)
         weight = torch.randn(columns, inner, device=device, dtype=dtype)
@@ -254,7 +261,7 @@ def matmul_rate(device: str, precision: str, seconds: float = 1.0) -> float:
 
 
 def machine() -> dict[str, str]:
-    """Say what the figures were measured on."""
+    """Return date, versions and hardware of a measurement."""
     facts = {
         "date": time.strftime("%Y-%m-%d"),
         "torch": torch.__version__,
@@ -273,6 +280,6 @@ def _cpu_name() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
-def say(line: str) -> None:
-    """Tell progress, apart from the result."""
+def log(line: str) -> None:
+    """Print progress to standard error."""
     print(line, file=sys.stderr, flush=True)

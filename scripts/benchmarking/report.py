@@ -1,12 +1,15 @@
-"""The benchmark's figures as tables in markdown, with what was to be reached beside them."""
+"""The figures of a benchmark as Markdown, and as a section of a document."""
 
 import math
 from dataclasses import dataclass
 
 from benchmarking.loading import LoadingReport
-from benchmarking.measuring import Measurement
+from benchmarking.measuring import Measurement, machine
 
-NOT_MEASURED = "not yet measured"
+MIXED_PRECISION_NOTE = (
+    "`/ plain fp32` compares a row with `plain` in fp32: for a row in bf16 it is the gain of the precision times the "
+    "gain of the method. `/ plain same` and `/ frames` compare rows of the same precision."
+)
 
 
 @dataclass
@@ -16,8 +19,8 @@ class Results:
     Attributes:
         device: cpu or cuda.
         equality: largest difference from the plain implementation in float64.
-        rates: precision -> best matmul rate, 1e9 multiply-adds a second.
-        yardstick: time of plain's vision side relative to a materialised frame-wise one.
+        rates: precision -> best rate of a matrix product, 1e9 multiply-adds per second.
+        baseline_ratio: time of `plain`'s vision side relative to a materialised frame-wise one.
     """
 
     device: str
@@ -25,10 +28,12 @@ class Results:
     rates: dict[str, float]
     measurements: list[Measurement]
     loading: LoadingReport | None = None
-    yardstick: float | None = None
+    baseline_ratio: float | None = None
 
-    def find(self, model: str, mode: str, precision: str, variant: str = "", classes: int | None = None):
-        """Return the measurement of a case, or None; of several numbers of classes the first."""
+    def find(
+        self, model: str, mode: str, precision: str, variant: str = "", classes: int | None = None
+    ) -> Measurement | None:
+        """Return the first measurement of these values, or None; `classes=None` is any number of classes."""
         for m in self.measurements:
             case = m.case
             if (case.model, case.mode, case.precision, case.variant) == (model, mode, precision, variant):
@@ -37,8 +42,39 @@ class Results:
         return None
 
 
+def report(results: Results, command: str, num_frames: int, minutes: float) -> str:
+    """Return what was measured, on which machine and by which command, as Markdown."""
+    lines = [
+        ", ".join(f"{key} {value}" for key, value in machine().items()) + ".",
+        f"`{command}`, {minutes:.1f} minutes.",
+        f"{num_frames} frames, {results.device}; equal to plain in float64 within {results.equality:.0e}.",
+    ]
+    if results.rates:
+        rates = [f"{precision} {2 * rate / 1e3:.3g} TFLOP/s" for precision, rate in results.rates.items()]
+        lines.append("Best matmul rate: " + ", ".join(rates) + ".")
+    if results.baseline_ratio is not None:
+        lines.append(
+            f"Baseline sanity check: the vision side of plain takes {results.baseline_ratio:.2f} times as long as a "
+            "materialised frame-wise one."
+        )
+    few = results.find("tc_clip", "inference", "bf16", classes=100)
+    many = results.find("tc_clip", "inference", "bf16", classes=1600)
+    if few is not None and many is not None:
+        ratio = many.seconds_per_video / few.seconds_per_video
+        lines.append(f"Inference with 1600 classes takes {ratio:.2f} times as long as with 100 (bf16).")
+    if results.loading is not None:
+        lines.append(
+            f"Reading, one core, {results.loading.video}: bare decoder {results.loading.decoder_ms:.0f} ms, training "
+            f"item {results.loading.item_ms:.0f} ms, from the cache {results.loading.cached_item_ms:.0f} ms."
+        )
+    blocks = ["\n".join(lines)]
+    if results.measurements:
+        blocks += [figures_table(results), MIXED_PRECISION_NOTE]
+    return "\n\n".join(blocks) + "\n"
+
+
 def figures_table(results: Results) -> str:
-    """Write every measured case with its ratios to the yardsticks."""
+    """Return every measured case with its ratios to `plain` and `frames`."""
     rows = [
         "| model | mode | classes | precision | s/video | videos/s | speed / plain fp32 | / plain same | / frames "
         "| GMAC/video | MFU | peak MiB | / plain | parameters |",
@@ -50,127 +86,51 @@ def figures_table(results: Results) -> str:
         plain = results.find("plain", case.mode, case.precision, classes=case.num_classes)
         frames = results.find("frames", case.mode, case.precision, classes=case.num_classes)
         frames = results.find("frames", case.mode, case.precision, case.variant, case.num_classes) or frames
-        memory_of_plain = plain or plain32
-        name = case.model + (f" ({case.variant})" if case.variant else "")
         cells = [
-            name,
+            case.model + (f" ({case.variant})" if case.variant else ""),
             case.mode,
             str(case.num_classes),
             case.precision,
-            f"{m.seconds_a_video:.4g}",
-            f"{m.videos_a_second:.3g}",
+            f"{m.seconds_per_video:.4g}",
+            f"{m.videos_per_second:.3g}",
             _speedup(m, plain32),
             _speedup(m, plain),
             _speedup(m, frames),
             _number(m.giga_multiply_adds, ".1f"),
             _number(mfu(results, m), ".0%"),
             _number(m.peak_memory_mib, ".0f"),
-            _number(memory_share(m, memory_of_plain), ".2f"),
+            _number(memory_share(m, plain or plain32), ".2f"),
             "" if m.num_parameters is None else f"{m.num_parameters / 1e6:.1f} M",
         ]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
 
-def targets_table(results: Results) -> str:
-    """Write what was to be reached, what was measured, and whether it was reached."""
-    rows = ["| | to reach | measured | |", "|---|---|---|---|"]
-    for name, goal, value, reached, form in _targets(results):
-        measured = NOT_MEASURED if value is None or math.isnan(value) else form.format(value)
-        verdict = "" if measured == NOT_MEASURED else "reached" if reached(value) else "not reached"
-        rows.append(f"| {name} | {goal} | {measured} | {verdict} |")
-    return "\n".join(rows)
-
-
 def mfu(results: Results, m: Measurement) -> float:
-    """Return the share of the machine's best matmul rate that a case's own multiply-adds take."""
-    rate = results.rates.get(m.case.precision, float("nan"))
-    return m.giga_multiply_adds / m.seconds_a_video / rate
+    """Return the share of the machine's best matmul rate that a case's own multiply-adds reach."""
+    return m.giga_multiply_adds / m.seconds_per_video / results.rates.get(m.case.precision, float("nan"))
 
 
 def memory_share(m: Measurement, plain: Measurement | None) -> float:
-    """Return the peak memory relative to that of `plain`, NaN where either was not measured."""
+    """Return the peak memory relative to that of `plain`, NaN if either was not measured."""
     return float("nan") if plain is None else m.peak_memory_mib / plain.peak_memory_mib
 
 
-def _targets(results: Results):
-    """Yield (name, what to reach, value or None, rule, format)."""
+def replace_section(document: str, device: str, text: str) -> str:
+    """Replace the text between a document's marks of a device.
 
-    def ratio(ours: tuple, other: tuple) -> float | None:
-        a, b = results.find(*ours), results.find(*other)
-        return None if a is None or b is None else b.seconds_a_video / a.seconds_a_video
-
-    def at_least(goal: float):
-        return lambda value: value >= goal
-
-    def at_most(goal: float):
-        return lambda value: value <= goal
-
-    cpu = results.device == "cpu"
-    name = "honesty of the yardstick: vision side of `plain` against a materialised frame-wise one"
-    yield name, "<= 1.5 x", results.yardstick, at_most(1.5), "{:.2f} x"
-    if cpu:
-        for mode, (fp32, bf16) in {"inference": (2.5, 7.0), "training": (1.6, 3.5)}.items():
-            plain = ("plain", mode, "fp32")
-            value = ratio(("tc_clip", mode, "fp32"), plain)
-            yield f"{mode}, fp32 against fp32 plain", f">= {fp32} x", value, at_least(fp32), "{:.2f} x"
-            value = ratio(("tc_clip", mode, "bf16"), plain)
-            yield f"{mode}, bf16 against fp32 plain", f">= {bf16} x", value, at_least(bf16), "{:.2f} x"
-        precisions = ("fp32", "bf16")
-    else:
-        for mode, goal in {"inference": 3.5, "training": 3.0}.items():
-            value = ratio(_best(results, mode), ("plain", mode, "bf16"))
-            yield f"{mode}, bf16 against bf16 plain", f">= {goal} x", value, at_least(goal), "{:.2f} x"
-        precisions = ("bf16",)
-    for mode, goal in {"inference": 0.9, "training": 0.85}.items():
-        for precision in precisions:
-            variant = "" if cpu else _best(results, mode)[3]
-            value = ratio(("tc_clip", mode, precision, variant), ("frames", mode, precision, variant))
-            yield f"{mode} against `frames`, {precision}", f">= {goal}", value, at_least(goal), "{:.2f}"
-    precision = "fp32" if cpu else "bf16"
-    plain = results.find("plain", "training", precision)
-    goal = 0.6 if cpu else 1 / 3
-    ours = results.find("tc_clip", "training", precision)
-    value = None if ours is None else memory_share(ours, plain)
-    yield f"peak memory of training against plain, {precision}", f"<= {goal:.2f}", value, at_most(goal), "{:.2f}"
-    checkpointed = results.find("tc_clip", "training", precision, "checkpointing")
-    value = None if checkpointed is None else memory_share(checkpointed, plain)
-    yield f"the same with gradient checkpointing, {precision}", "<= 0.33", value, at_most(0.334), "{:.2f}"
-    value = ratio(("tc_clip", "training", precision), ("tc_clip", "training", precision, "checkpointing"))
-    yield "its time", "<= 1.35 x", value, at_most(1.35), "{:.2f} x"
-    for mode, goal in {"inference": 0.6 if cpu else 0.45, "training": None if cpu else 0.4}.items():
-        for precision in precisions:
-            m = results.find(*("tc_clip", mode, precision))
-            if goal is not None:
-                # A compiled variant does the multiply-adds that the plain call was counted with.
-                best = m if cpu else results.find(*_best(results, mode))
-                rate = results.rates.get(precision, float("nan"))
-                value = None if m is None else m.giga_multiply_adds / best.seconds_a_video / rate
-                yield f"MFU, {mode}, {precision}", f">= {goal:.0%}", value, at_least(goal), "{:.0%}"
-    precision = "bf16"
-    few = results.find("tc_clip", "inference", precision, classes=100)
-    many = results.find("tc_clip", "inference", precision, classes=1600)
-    value = None if few is None or many is None else many.seconds_a_video / few.seconds_a_video
-    yield "inference, 1600 against 100 classes, bf16", "<= 1.5 x", value, at_most(1.5), "{:.2f} x"
-    if not cpu:
-        for mode, goal in {"inference": 450, "training": 130}.items():
-            best = results.find(*_best(results, mode))
-            value = None if best is None else best.videos_a_second
-            yield f"{mode}, videos a second", f">= {goal}", value, at_least(goal), "{:.0f}"
-    share = None if results.loading is None else results.loading.share
-    yield "loader with augmentation against the bare decoder", ">= 0.85", share, at_least(0.85), "{:.2f}"
-
-
-def _best(results: Results, mode: str) -> tuple[str, str, str, str]:
-    """Return the key of the fastest variant on a GPU."""
-    found = [results.find("tc_clip", mode, "bf16", variant) for variant in ("", "compiled", "graph")]
-    found = [m for m in found if m is not None]
-    best = min(found, key=lambda m: m.seconds_a_video, default=None)
-    return "tc_clip", mode, "bf16", "" if best is None else best.case.variant
+    Raises:
+        SystemExit: if the document has no such marks.
+    """
+    first, last = f"<!-- {device}: begin -->", f"<!-- {device}: end -->"
+    if first not in document or last not in document:
+        raise SystemExit(f"the document has no section between {first} and {last}")
+    head, rest = document.split(first, 1)
+    return f"{head}{first}\n{text}{last}{rest.split(last, 1)[1]}"
 
 
 def _speedup(m: Measurement, other: Measurement | None) -> str:
-    return "" if other is None else f"{other.seconds_a_video / m.seconds_a_video:.2f}"
+    return "" if other is None else f"{other.seconds_per_video / m.seconds_per_video:.2f}"
 
 
 def _number(value: float, form: str) -> str:
