@@ -13,7 +13,7 @@ from tc_clip.protocol import VideoModel
 from trainers.distributed.interrupts import Interrupts
 from trainers.distributed.processes import Ranks
 from trainers.errors import RunInterrupted
-from trainers.metrics import AccuracyCounts
+from trainers.metrics import Metric, create_metrics
 from trainers.precision import Precision
 from video_datasets.batches import VideoBatch
 from video_datasets.loaders import BadVideoError, EvalLoader
@@ -36,21 +36,20 @@ class Prediction:
 class Evaluation:
     """Result of one pass over a list of videos, the same on every rank.
 
-    Unreadable videos are counted apart and are not in `counts`. `predictions` is in the list's order.
+    `metrics` has the values of all metrics by name, in percent. Unreadable videos are counted apart and are in no
+    metric. `predictions` has all others, in the list's order.
     """
 
-    counts: AccuracyCounts
-    unreadable: list[tuple[str, str]] = field(default_factory=list)  # (path, reason)
+    metrics: dict[str, float | None]
     predictions: list[Prediction] = field(default_factory=list)
+    unreadable: list[tuple[str, str]] = field(default_factory=list)  # (path, reason)
     seconds: float = 0.0
 
     def values(self) -> dict[str, float | int | None]:
-        """Return what is worth logging."""
+        """Return the numbers to log."""
         return {
-            "top1": self.counts.top1,
-            "top5": self.counts.top5,
-            "mean_class": self.counts.mean_class,
-            "videos": self.counts.num_videos,
+            **self.metrics,
+            "videos": len(self.predictions),
             "unreadable": len(self.unreadable),
             "seconds": self.seconds,
         }
@@ -111,7 +110,7 @@ def evaluate(
         RuntimeError: where the ranks together did not see every video exactly once.
     """
     start = time.perf_counter()
-    counts = AccuracyCounts(num_classes)
+    metrics = create_metrics(num_classes)
     predictions: list[Prediction] = []
     unreadable: list[tuple[int, str, str]] = []
     error = None
@@ -120,7 +119,7 @@ def evaluate(
             if interrupts is not None and interrupts.requested is not None:
                 ranks.spread_stop(interrupts.requested)
                 break
-            predictions += _answers(batch, scores, counts)
+            predictions += _predictions(batch, scores, metrics)
             unreadable += [(video.index, video.path, video.reason) for video in batch.bad_videos]
     except Exception as problem:
         error = problem
@@ -130,7 +129,8 @@ def evaluate(
         reason = next((reason for reason in ranks.gather(interrupts.requested) if reason is not None), None)
         if reason is not None:
             raise RunInterrupted(reason)
-    counts.table = ranks.sum(counts.table)
+    for metric in metrics:
+        metric.sums = ranks.sum(metric.sums)
     gathered = ranks.gather((predictions, unreadable))
     predictions = sorted((item for part, _ in gathered for item in part), key=lambda item: item.index)
     unreadable = sorted(item for _, part in gathered for item in part)
@@ -144,14 +144,17 @@ def evaluate(
             f"{max_bad_share:g} allows: repair them or take them off the list, or raise it)"
         )
     seconds = time.perf_counter() - start
-    return Evaluation(counts, [(path, reason) for _, path, reason in unreadable], predictions, seconds)
+    values = {name: value for metric in metrics for name, value in metric.values()}
+    return Evaluation(values, predictions, [(path, reason) for _, path, reason in unreadable], seconds)
 
 
-def _answers(batch: VideoBatch, scores: Tensor, counts: AccuracyCounts) -> list[Prediction]:
-    """Count a batch's readable videos and return what the model answers to them."""
-    top = (scores / batch.videos.shape[1]).topk(min(NUM_TOP, scores.shape[1]), dim=-1)
-    classes, values = top.indices.cpu(), top.values.cpu()
-    counts.add(classes[batch.valid], batch.labels[batch.valid])
+def _predictions(batch: VideoBatch, scores: Tensor, metrics: Sequence[Metric]) -> list[Prediction]:
+    """Add a batch's readable videos to the metrics and return the predictions."""
+    scores = scores / batch.videos.shape[1]
+    top = scores.topk(min(NUM_TOP, scores.shape[1]), dim=-1)
+    scores, classes, values = scores.cpu(), top.indices.cpu(), top.values.cpu()
+    for metric in metrics:
+        metric.add(scores[batch.valid], classes[batch.valid], batch.labels[batch.valid])
     return [
         Prediction(
             int(batch.indices[row]), int(batch.labels[row]), tuple(classes[row].tolist()), tuple(values[row].tolist())

@@ -27,7 +27,7 @@ from trainers.evaluator import Evaluation, evaluate
 from trainers.files import make_writable
 from trainers.logging.plan import count_parameters, device_lines, format_plan, list_line, millions, training_lines
 from trainers.logging.run_log import RunLog, quiet_libraries
-from trainers.metrics import percent
+from trainers.metrics import format_metrics, metric_titles
 from trainers.paths import REPOSITORY
 from trainers.precision import Precision
 from trainers.reporting.tables import ResultRow, results_dict, results_table, summarise
@@ -274,7 +274,7 @@ def _evaluate_list(job: Job, part: str, videos: VideoList, weights: str, wise_ft
         raise
     row = _row(job, part, videos, weights, wise_ft, evaluation.values())
     job.log.metrics("test", 0, {"list": videos.name, "part": part, "weights": row.label, **evaluation.values()})
-    job.log.info(f"{videos.name} ({part}, {row.label}): top-1 {row.top1:.2f} %, top-5 {percent(row.top5)} %")
+    job.log.info(f"{videos.name} ({part}, {row.label}): {format_metrics(row.metrics)}")
     _write_files(job, part, videos, wise_ft, evaluation)
     return row
 
@@ -296,8 +296,9 @@ def _row(
 ) -> ResultRow:
     """Return the result of an evaluation as a row of the table."""
     num_clip, num_crop = views_of(job.config, part)
-    numbers = {name: values[name] for name in ("videos", "unreadable", "top1", "top5")}
-    numbers["mean_class"] = values.get("mean_class")  # the best of a run that began before there was one
+    numbers = {name: values[name] for name in ("videos", "unreadable")}
+    # A checkpoint of an older version can lack metrics that were added later.
+    numbers["metrics"] = {name: values.get(name) for name in metric_titles()}
     numbers |= {"chance": videos.chance, "files": list_facts(videos)}
     if job.settings.predictions:
         numbers["predictions"] = f"predictions_{file_stem(part, videos, wise_ft)}.csv"

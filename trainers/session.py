@@ -18,7 +18,7 @@ from trainers.evaluator import Evaluation
 from trainers.logging.loading_advice import cores_of_a_process, loading_advice
 from trainers.logging.plan import duration
 from trainers.logging.run_log import peak_memory_gib
-from trainers.metrics import percent
+from trainers.metrics import format_metrics
 from trainers.trainer import EpochReport, Trainer, UpdateReport
 
 ESTIMATE_AFTER = 5  # updates until the time of one is believed; the first ones also start workers and kernels
@@ -53,6 +53,7 @@ class TrainingRun:
         config: stored in checkpoints, and compared.
         interrupts: asks for a stop.
         print_every: updates between lines of the log.
+        best_metric: name of the metric whose highest value is the best validation.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class TrainingRun:
         config: dict[str, Any],
         print_every: int,
         interrupts: Interrupts,
+        best_metric: str = "top1",
     ) -> None:
         self.trainer = trainer
         self.validate = validate
@@ -89,6 +91,7 @@ class TrainingRun:
         self.config = config
         self.print_every = print_every
         self.interrupts = interrupts
+        self.best_metric = best_metric
         self.position = Position()
         self.failed_save: str | None = None  # why `last.pth` is not of the present position, where it is not
         self._damaged: list[Path] = []
@@ -272,16 +275,16 @@ class TrainingRun:
             log.info(f"stopped ({stop}) in the validation of epoch {epoch + 1}, {self._kept()}")
             raise
         self._validation_seconds = time.perf_counter() - start
-        top1, top5 = evaluation.counts.top1, percent(evaluation.counts.top5)
         log.metrics("val", self.step, {"epoch": epoch + 1, **evaluation.values()})
         self.note_validation(evaluation, self.step)
         best = {"epoch": epoch + 1, **evaluation.values()}
-        is_best = self.position.best is None or top1 > self.position.best["top1"]
+        previous = (self.position.best or {}).get(self.best_metric)
+        is_best = previous is None or best[self.best_metric] > previous
         log.info(
-            f"epoch {epoch + 1}/{self.epochs} validation: top-1 {top1:.2f} %, top-5 {top5} % of "
-            f"{evaluation.counts.num_videos:,} videos, {duration(evaluation.seconds)}"
+            f"epoch {epoch + 1}/{self.epochs} validation: {format_metrics(evaluation.metrics)} of "
+            f"{len(evaluation.predictions):,} videos, {duration(evaluation.seconds)}"
             + (f", {len(evaluation.unreadable)} unreadable" if evaluation.unreadable else "")
-            + (", the best so far" if is_best else f" (best: {self.position.best['top1']:.2f} %)")
+            + (", the best so far" if is_best else f" (best: {previous:.2f} %)")
         )
         self.position.epoch, self.position.micro_batch = epoch + 1, 0
         if is_best:

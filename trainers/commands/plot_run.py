@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from trainers.metrics import metric_titles
 from trainers.reporting.confusion import draw_confusion, read_confusion
 
 
@@ -29,8 +30,8 @@ def draw_curves(metrics: dict[str, list[dict]], path: Path) -> None:
     steps = [line["step"] for line in updates]
     loss.plot(steps, [line["loss"] for line in updates], linewidth=1)
     loss.set(title="training loss", xlabel="micro-batches", ylabel="cross entropy, soft targets")
-    for name, title in (("top1", "top-1"), ("top5", "top-5")):
-        values = [line[name] for line in validations]
+    for name, title in metric_titles().items():
+        values = [line.get(name) for line in validations]
         if None in values:
             continue  # no top-5 with five classes or fewer
         accuracy.plot([line["step"] for line in validations], values, marker="o", markersize=3, label=title)

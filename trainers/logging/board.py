@@ -1,5 +1,7 @@
 """What TensorBoard shows of a validation beside its numbers: accuracy by class, and videos with what was answered."""
 
+from collections import Counter
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,12 +18,9 @@ SHOWN_FRAMES = 4
 
 def class_shares(evaluation: Evaluation, videos: VideoList) -> dict[str, float]:
     """Return the accuracy, in percent, of every class that has videos."""
-    counts = evaluation.counts.table
-    return {
-        name: 100 * int(counts[1, label]) / int(counts[0, label])
-        for label, name in enumerate(videos.class_names)
-        if counts[0, label]
-    }
+    seen = Counter(item.label for item in evaluation.predictions)
+    right = Counter(item.label for item in evaluation.predictions if item.classes[0] == item.label)
+    return {name: 100 * right[label] / seen[label] for label, name in enumerate(videos.class_names) if seen[label]}
 
 
 def answered_videos(evaluation: Evaluation, videos: VideoList) -> list[tuple[Tensor, str]]:

@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from trainers.inference.visualize.html import data_url
+from trainers.metrics import metric_titles
 from trainers.reporting.charts import bar_chart, confusion_chart, escape, line_chart
 from trainers.reporting.published_numbers import PUBLISHED
 from trainers.reporting.read_results import Answer, Answers, RunFolder, read_run
@@ -138,13 +139,17 @@ def _headline(run: RunFolder) -> str:
             rows.append(
                 f"<tr><td>{escape(row.get('name'))} <span class=faint>{escape(row.get('part'))}</span></td>"
                 f"<td>{escape(weights)}</td><td>{row.get('num_clip')} × {row.get('num_crop')}</td>"
-                f'<td class="n">{row.get("videos", 0):,}{unread}</td><td class="n big">{_percent(row.get("top1"))}</td>'
-                f'<td class="n">{_percent(row.get("top5"))}</td><td class="n">{_percent(row.get("chance"))}</td>'
-                f"<td>{published}</td></tr>"
+                f'<td class="n">{row.get("videos", 0):,}{unread}</td>'
+                + "".join(
+                    f'<td class="n{" big" if name == "top1" else ""}">{_percent(row.get(name))}</td>'
+                    for name in (*metric_titles(), "chance")
+                )
+                + f"<td>{published}</td></tr>"
             )
+    numbers = ("videos", *(f"{title} %" for title in metric_titles().values()), "chance %")
     head = "".join(
-        f'<th class="{"n" if name in ("videos", "top-1 %", "top-5 %", "chance %") else ""}">{name}</th>'
-        for name in ("list", "weights", "views", "videos", "top-1 %", "top-5 %", "chance %", "published, top-1 %")
+        f'<th class="{"n" if name in numbers else ""}">{name}</th>'
+        for name in ("list", "weights", "views", *numbers, "published, top-1 %")
     )
     table = f"<h2>Results</h2><div class=card><table><tr>{head}</tr>{''.join(rows)}</table>"
     lines = [_summary_line(item) for document in run.results.values() for item in document.get("summary") or []]
@@ -237,7 +242,7 @@ def _curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         ("training loss", line_chart({"loss": line(train, "loss")}, "micro-batches", "cross entropy")),
         (
             "validation",
-            line_chart({"top-1": line(val, "top1"), "top-5": line(val, "top5")}, "micro-batches", "accuracy, %"),
+            line_chart({title: line(val, name) for name, title in metric_titles().items()}, "micro-batches", "%"),
         ),
         ("learning rates", line_chart({name: line(train, name) for name in rates}, "micro-batches", "rate")),
         ("throughput", line_chart({"videos": line(train, "videos_per_second")}, "micro-batches", "videos a second")),

@@ -11,6 +11,7 @@ import tc_clip
 from tc_clip.weights.convert import write_safetensors
 from trainers.errors import ConfigError
 from trainers.files import atomic_path
+from trainers.metrics import metric_titles, percent
 
 LICENCE = "Apache-2.0"
 METHOD = (
@@ -87,12 +88,14 @@ def model_card(
         lines += ["The checkpoint does not say."]
     lines += ["", "## Results", ""]
     if results:
-        lines += ["| list | weights | views | videos | top-1 % | top-5 % | chance % |", "|---|---|---|---|---|---|---|"]
+        titles = metric_titles()
+        header = ["list", "weights", "views", "videos", *(f"{title} %" for title in titles.values()), "chance %"]
+        lines += [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
         for row in results:
             wise_ft = "" if row.get("wise_ft") is None else f", wise_ft {row['wise_ft']}"
             lines.append(
                 f"| {row['name']} ({row['part']}) | {row['weights']}{wise_ft} | {row['num_clip']} x {row['num_crop']} "
-                f"| {row['videos']} | {row['top1']:.2f} | {row['top5']:.2f} | {row['chance']:.2f} |"
+                f"| {row['videos']} | {' | '.join(percent(row.get(name)) for name in titles)} | {row['chance']:.2f} |"
             )
     else:
         lines += ["None were found beside the checkpoint."]

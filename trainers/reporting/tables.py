@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from trainers.metrics import harmonic_mean, mean_and_std, percent
+from trainers.metrics import harmonic_mean, mean_and_std, metric_titles, percent
 
 
 @dataclass(frozen=True)
 class ResultRow:
-    """Accuracy of some weights on one list of videos, in percent.
+    """Result of some weights on one list of videos.
 
-    `part` says what the list is to the protocol (val or test); `weights` what was tested, as "best.pth". With five
-    classes or fewer there is no top-5.
+    `part` is the use of the list in the protocol (val or test); `weights` names what was tested, as "best.pth".
+    `metrics` has the values of all metrics by name, in percent, None for one without a meaning for these classes.
     """
 
     part: str
@@ -24,9 +24,7 @@ class ResultRow:
     num_crop: int
     videos: int
     unreadable: int
-    top1: float
-    top5: float | None
-    mean_class: float | None
+    metrics: dict[str, float | None]
     chance: float
     predictions: str | None = None  # file beside `results.json`
     files: dict[str, Any] = field(default_factory=dict)  # list and class names, with their hashes
@@ -35,6 +33,20 @@ class ResultRow:
     def label(self) -> str:
         """The weights in words."""
         return self.weights if self.wise_ft is None else f"{self.weights}, wise_ft={self.wise_ft:g}"
+
+    @property
+    def top1(self) -> float:
+        """Top-1 accuracy, which the protocols' summaries compare."""
+        value = self.metrics["top1"]
+        assert value is not None  # top-1 has a meaning for every list
+        return value
+
+    def fields(self) -> dict[str, Any]:
+        """Return the row as `results.json` has it: the metrics between the other fields."""
+        fields: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            fields |= value if name == "metrics" else {name: value}
+        return fields
 
 
 def summarise(rows: Sequence[ResultRow], protocol: str) -> list[dict[str, Any]]:
@@ -45,26 +57,26 @@ def summarise(rows: Sequence[ResultRow], protocol: str) -> list[dict[str, Any]]:
         for group in dict.fromkeys(row.group for row in tests):
             members = [row for row in tests if row.group == group]
             if len(members) > 1:
-                top1, std1 = mean_and_std([row.top1 for row in members])
-                known = [row.top5 for row in members if row.top5 is not None]
-                top5, std5 = mean_and_std(known) if len(known) == len(members) else (None, None)
-                summary.append(
-                    {"kind": "mean", "name": group, "weights": label, "splits": len(members)}
-                    | {"top1": top1, "top1_std": std1, "top5": top5, "top5_std": std5}
-                )
+                mean: dict[str, Any] = {"kind": "mean", "name": group, "weights": label, "splits": len(members)}
+                for name in metric_titles():
+                    known = [value for row in members if (value := row.metrics[name]) is not None]
+                    average = mean_and_std(known) if len(known) == len(members) else (None, None)
+                    mean[name], mean[f"{name}_std"] = average
+                summary.append(mean)
         base = [row for row in rows if row.label == label and row.part == "val"]
         if protocol == "base2novel" and base and tests:
-            novel, _ = mean_and_std([row.top1 for row in tests])
+            seen, novel = base[-1].top1, mean_and_std([row.top1 for row in tests])[0]
             summary.append(
-                {"kind": "base2novel", "weights": label, "base": base[-1].top1, "novel": novel}
-                | {"harmonic_mean": harmonic_mean(base[-1].top1, novel)}
+                {"kind": "base2novel", "weights": label, "base": seen, "novel": novel}
+                | {"harmonic_mean": harmonic_mean(seen, novel)}
             )
     return summary
 
 
 def results_table(rows: Sequence[ResultRow], summary: Sequence[dict[str, Any]]) -> str:
     """Return the table as text."""
-    lines = [("list", "weights", "views", "videos", "top-1", "top-5", "by class", "chance")]
+    titles = metric_titles()
+    lines = [("list", "weights", "views", "videos", *titles.values(), "chance")]
     for row in rows:
         unreadable = f" (+{row.unreadable} unreadable)" if row.unreadable else ""
         lines.append(
@@ -73,17 +85,14 @@ def results_table(rows: Sequence[ResultRow], summary: Sequence[dict[str, Any]]) 
                 row.label,
                 f"{row.num_clip} x {row.num_crop}",
                 f"{row.videos:,}{unreadable}",
-                f"{row.top1:.2f}",
-                percent(row.top5),
-                percent(row.mean_class),
+                *(percent(row.metrics[name]) for name in titles),
                 f"{row.chance:.2f}",
             )
         )
     for item in summary:
         if item["kind"] == "mean":
-            top1 = f"{item['top1']:.2f} +- {item['top1_std']:.2f}"
-            top5 = "-" if item["top5"] is None else f"{item['top5']:.2f} +- {item['top5_std']:.2f}"
-            lines.append((f"{item['name']}, mean of {item['splits']}", item["weights"], "", "", top1, top5, "", ""))
+            means = ["-" if item[name] is None else f"{item[name]:.2f} +- {item[f'{name}_std']:.2f}" for name in titles]
+            lines.append((f"{item['name']}, mean of {item['splits']}", item["weights"], "", "", *means, ""))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = []
     for line in lines:
@@ -105,4 +114,4 @@ def results_table(rows: Sequence[ResultRow], summary: Sequence[dict[str, Any]]) 
 
 def results_dict(rows: Sequence[ResultRow], summary: Sequence[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
     """Return the content of `results.json`."""
-    return {**facts, "results": [asdict(row) for row in rows], "summary": list(summary)}
+    return {**facts, "results": [row.fields() for row in rows], "summary": list(summary)}
