@@ -186,6 +186,18 @@ def check_script(words: list[str], configs: Path) -> None:
             raise AssertionError(f"{words[0]} does not accept {words[1:]}") from left
 
 
+def check_tool(words: list[str], configs: Path) -> None:
+    """Check `tc-clip NAME ...` as the script of that command."""
+    from trainers.commands.main import COMMANDS as TOOLS
+
+    if words in ([], ["--help"]):
+        return
+    name = " ".join(words[: 2 if words[0] == "data" else 1])
+    assert name in TOOLS, f"tc-clip has no command {name}"
+    script = f"scripts/{TOOLS[name].module.replace('.', '/')}.py"
+    check_script([script, *words[len(name.split()) :]], configs)
+
+
 def check_code(words: list[str], configs: Path) -> None:
     assert len(words) == 1
     check_python(words[0], "python -c")
@@ -215,6 +227,8 @@ def check_tensorboard(words: list[str], configs: Path) -> None:
 CHECKS: dict[tuple[str, ...], Callable[[list[str], Path], None]] = {
     ("torchrun",): check_torchrun,
     ("python", "main.py"): check_main,
+    ("tc-clip-train",): check_main,
+    ("tc-clip",): check_tool,
     ("python", "-c"): check_code,
     ("python", "-m", "pip", "install"): check_pip,
     ("python", "-m", "pytest"): check_pytest,
@@ -242,6 +256,8 @@ CHECKS: dict[tuple[str, ...], Callable[[list[str], Path], None]] = {
         "python main.py -cn zero_shot data=zero_shot_shapes",
         "torchrun --nproc=2 main.py -cn zero_shot data=zero_shot_shapes",
         "python -c 'import tc_clip; tc_clip.nothing'",
+        "tc-clip data nothing",
+        "tc-clip predict video.mp4 --checkpoints best.pth",
         "python main.py --help | head",
     ],
 )
@@ -312,8 +328,15 @@ def check_python(text: str, position: str) -> None:
             check_call(node, names, position)
 
 
+def dotted_name(node: ast.AST) -> str:
+    """Return `a.b.c` for such an expression, and an empty string for any other."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted_name(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
 def check_call(node: ast.Call, names: dict[str, Any], position: str) -> None:
-    path = ast.unparse(node.func).split(".")
+    path = dotted_name(node.func).split(".")
     if path[0] not in names:
         return
     target = names[path[0]]
@@ -333,10 +356,9 @@ def check_call(node: ast.Call, names: dict[str, Any], position: str) -> None:
                 assert ast.literal_eval(keyword.value) == options[keyword.arg], f"{position}: default of {keyword.arg}"
 
 
-def test_readme_shows_every_option_of_the_model() -> None:
-    (block,) = (b for b in BLOCKS if b.position.startswith("README.md") and b.language in PYTHON)
-    missing = [name for name in tc_clip.model_options("tc_clip") if not re.search(rf"\b{name}=", block.text)]
-    assert missing == []
+def test_every_option_of_the_model_is_documented() -> None:
+    text = "".join(block.text for block in BLOCKS if block.position.startswith("docs/usage.md"))
+    assert [name for name in tc_clip.model_options("tc_clip") if not re.search(rf"\b{name}=", text)] == []
 
 
 def anchors_of(document: Path) -> set[str]:
@@ -398,9 +420,8 @@ def test_facts_of_the_shapes() -> None:
         ),
         "README.md": (
             f"{num_classes} classes such as",
-            f"top-1, {num_base} trained classes | top-1, {num_classes - num_base} held-out classes",
-            f"(chance {100 / num_base:.1f} %)",
-            f"(chance {100 / (num_classes - num_base):.1f} %)",
+            f"top-1, {num_base} trained classes (chance {100 / num_base:.1f} %)",
+            f"top-1, {num_classes - num_base} held-out classes (chance {100 / (num_classes - num_base):.1f} %)",
         ),
     }
     for name, wanted in sentences.items():
