@@ -85,12 +85,12 @@ def test(python: str, versions: str, folder: Path, tests: list[str], borrow: Pat
         borrow_packages(command, borrow)
     constraints = folder / "constraints.txt"
     constraints.write_text("".join(f"{line}\n" for line in lower_bounds()) if versions == "oldest" else "")
-    install = [command, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
-    install += ["--constraint", constraints, f"{copy_of_sources(folder)}[test]"]
+    install = [str(command), "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
+    install += ["--constraint", str(constraints), f"{copy_of_sources(folder)}[test]"]
     if subprocess.run(install, env=environment, check=False).returncode:
         return Result(python, versions, "failed", "installing failed", time.monotonic() - started)
     shown = ", ".join(f"{name} {version}" for name, version in versions_of(command))
-    pytest = [command, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    pytest = [str(command), "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     failed = subprocess.run(pytest, cwd=REPOSITORY, env=environment, check=False).returncode
     return Result(python, versions, "failed" if failed else "passed", shown, time.monotonic() - started)
 

@@ -11,8 +11,10 @@ import torch
 
 from trainers.config.secrets import hide_secrets
 
-PACKAGES = ("tc-clip", "torch", "torchvision", "timm", "numpy", "hydra-core", "omegaconf", "av", "decord")
-PACKAGES += ("safetensors",)
+PACKAGES = (
+    *("tc-clip", "torch", "torchvision", "timm", "numpy"),
+    *("hydra-core", "omegaconf", "av", "decord", "safetensors"),
+)
 
 
 def environment(repository: Path | None, device: torch.device, world_size: int) -> dict[str, Any]:
