@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -204,7 +205,16 @@ def check_code(words: list[str], configs: Path) -> None:
 
 
 def check_pip(words: list[str], configs: Path) -> None:
-    assert words[0] == "-r" and (REPOSITORY / words[1]).is_file() and len(words) == 2
+    if words[0] in ("-r", "-c"):
+        assert (REPOSITORY / words[1]).is_file()
+        words = words[2:]
+    if words[:1] == ["-e"]:
+        words = words[1:]
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    sources = [".", *(f".[{extra}]" for extra in project["optional-dependencies"])]
+    tested = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").split()
+    for word in words:
+        assert word in sources or word in tested or word.startswith(("--index-url", "ADDRESS/")), f"pip install {word}"
 
 
 def check_pytest(words: list[str], configs: Path) -> None:
@@ -258,6 +268,8 @@ CHECKS: dict[tuple[str, ...], Callable[[list[str], Path], None]] = {
         "python -c 'import tc_clip; tc_clip.nothing'",
         "tc-clip data nothing",
         "tc-clip predict video.mp4 --checkpoints best.pth",
+        "python -m pip install -e .[nothing]",
+        "python -m pip install torch==1.0",
         "python main.py --help | head",
     ],
 )
