@@ -27,7 +27,7 @@ ALLOWED = {
     "main.py": {"trainers"},
 }
 READS_CONFIGURATION = {
-    "trainers/config/settings.py",
+    "trainers/config/resolve.py",
     "trainers/config/command_line.py",
     "trainers/config/compose.py",
     "trainers/commands/train.py",

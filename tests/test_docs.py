@@ -37,8 +37,8 @@ from tests.documents import (
     prose_of,
     statements,
 )
-from trainers.config.schema import PROTOCOLS
-from trainers.config.settings import read_settings, resolve
+from trainers.config.resolve import resolve
+from trainers.config.settings import PROTOCOLS, Settings
 from trainers.errors import ConfigError
 
 REQUIRED = {"README.md", "INSTALL.md", "DATASETS.md", "CONFIG.md", "TRAIN_EVAL.md"}
@@ -88,7 +88,7 @@ def written_configs() -> dict[str, str]:
     return files
 
 
-def composed(configs: Path, protocol: str, *overrides: str) -> dict[str, Any]:
+def composed(configs: Path, protocol: str, *overrides: str) -> Settings:
     return resolve(compose_config(protocol, *overrides, folder=configs))
 
 
@@ -137,18 +137,17 @@ def check_main(arguments: list[str], configs: Path) -> None:
             rest.append(word)
     assert protocol in PROTOCOLS, f"-cn {protocol}"
     assert has_output(rest), "output= is missing"
-    config = composed(configs, protocol, *rest)
-    settings = read_settings(config)
-    model, options = config["trainer"]["name"], config["trainer"]["options"]
+    settings = composed(configs, protocol, *rest)
+    model, options = settings.trainer.name, settings.trainer.options
     assert model in tc_clip.model_names()
     sizes = {"image_size", "patch_size", "vision_width", "vision_depth", "text_width", "text_depth", "embed_dim"}
     known = tc_clip.model_options(model).keys() | sizes | {"head_width"}
     assert options.keys() <= known, f"unknown options {sorted(options.keys() - known)}"
-    weights = config["trainer"]["clip_weights"]
+    weights = settings.trainer.clip_weights
     assert weights is None or weights in tc_clip.KNOWN_CLIP_WEIGHTS or weights.startswith(USERS_FILES)
     assert settings.eval is not None or model != "vanilla_clip", "vanilla_clip is not trained"
-    for entry in (config["data"]["train"], config["data"]["val"], *config["data"]["test"]):
-        assert entry["dataset"] in config["dataset"]
+    for entry in (settings.data.train, settings.data.val, *settings.data.test):
+        assert entry["dataset"] in settings.dataset
         names = entry["class_names"]
         assert names.startswith(USERS_FILES) or (REPOSITORY / names).is_file(), f"no class names at {names}"
 
@@ -303,11 +302,11 @@ def test_local_paths_are_read(configs: Path, tmp_path: Path, monkeypatch: pytest
     shutil.copytree(configs, folder)
     text = written_configs()["configs/local.yaml"]
     (folder / "local.yaml").write_text(text, encoding="utf-8")
-    config = composed(folder, "zero_shot", "data=zero_shot_k400", "output=runs/x")
+    settings = composed(folder, "zero_shot", "data=zero_shot_k400", "output=runs/x")
     wanted = yaml.safe_load(text)
-    assert config["data_root"] == wanted["data_root"] and config["dataset"]["k400"]["lists"] == wanted["lists_root"]
-    assert config["dataset"]["ucf101"]["root"] == wanted["dataset"]["ucf101"]["root"]
-    assert config["dataset"]["k400"]["root"] == f"{wanted['data_root']}/k400"
+    assert settings.data_root == wanted["data_root"] and settings.dataset["k400"]["lists"] == wanted["lists_root"]
+    assert settings.dataset["ucf101"]["root"] == wanted["dataset"]["ucf101"]["root"]
+    assert settings.dataset["k400"]["root"] == f"{wanted['data_root']}/k400"
     ignored = (REPOSITORY / ".gitignore").read_text().split()
     assert "configs/local.yaml" in ignored, "git must not see this machine's paths"
 

@@ -9,7 +9,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from tests.documents import CONFIGS, NEEDED, REPOSITORY, compose_config, prose_of
-from trainers.config.schema import PROTOCOLS
+from trainers.config.settings import PROTOCOLS
 
 
 def leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,11 +2,14 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 
-from trainers.config.settings import Config, names_of, resolve
+from trainers.config.lists import label_choice_of
+from trainers.config.resolve import resolve
+from trainers.config.settings import Settings
 from trainers.errors import ConfigError
 
 HMDB51 = ["data=few_shot_hmdb51", "shot=2", "output=unused"]
@@ -20,31 +23,31 @@ def configs(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return shutil.copytree(repository / "configs", tmp_path / "configs", ignore=ignore)
 
 
-def composed(configs: Path, *overrides: str, protocol: str = "few_shot") -> Config:
+def composed(configs: Path, *overrides: str, protocol: str = "few_shot") -> Settings:
     with initialize_config_dir(str(configs), version_base="1.3"):
         return resolve(compose(protocol, overrides=list(overrides)))
 
 
 def test_paths_come_from_local_and_the_command_line_wins(configs: Path) -> None:
     before = composed(configs, *HMDB51)
-    assert before["dataset"]["hmdb51"]["root"] == "data/hmdb51"
+    assert before.dataset["hmdb51"]["root"] == "data/hmdb51"
     (configs / "local.yaml").write_text(
         "data_root: /big\nlists_root: /lists\ndataset: {hmdb51: {root: /fast/hmdb51.tar}, ssv2: {root: /elsewhere}}\n"
         "num_workers: 3\n"
     )
     local = composed(configs, *HMDB51)
-    assert local["dataset"]["hmdb51"]["root"] == "/fast/hmdb51.tar"
-    assert local["dataset"]["hmdb51"]["lists"] == "/lists" and local["num_workers"] == 3
-    assert composed(configs, "data=few_shot_ucf101", *HMDB51[1:])["dataset"]["ucf101"]["root"] == "/big/ucf101"
+    assert local.dataset["hmdb51"]["root"] == "/fast/hmdb51.tar"
+    assert local.dataset["hmdb51"]["lists"] == "/lists" and local.num_workers == 3
+    assert composed(configs, "data=few_shot_ucf101", *HMDB51[1:]).dataset["ucf101"]["root"] == "/big/ucf101"
     command = composed(configs, *HMDB51, "dataset.hmdb51.root=/mine", "num_workers=5", "lists_root=/other")
-    assert command["dataset"]["hmdb51"]["root"] == "/mine" and command["num_workers"] == 5
-    assert command["dataset"]["hmdb51"]["lists"] == "/other"
+    assert command.dataset["hmdb51"]["root"] == "/mine" and command.num_workers == 5
+    assert command.dataset["hmdb51"]["lists"] == "/other"
 
 
 def test_local_reaches_configurations_built_on_others(configs: Path) -> None:
     (configs / "local.yaml").write_text("dataset: {hmdb51: {root: /fast/hmdb51}}\n")
     data = ["data=few_shot_hmdb51_llm", "shot=2", "output=unused"]
-    assert composed(configs, *data)["dataset"]["hmdb51"]["root"] == "/fast/hmdb51"
+    assert composed(configs, *data).dataset["hmdb51"]["root"] == "/fast/hmdb51"
 
 
 def test_git_ignores_the_local_file(repository: Path) -> None:
@@ -63,7 +66,7 @@ def test_git_ignores_the_local_file(repository: Path) -> None:
         ("few_shot", ["data=few_shot_shapes", "labels=llm"], "no class names for shapes .*few_shot_ucf101_llm"),
         ("zero_shot", ["data=zero_shot_k400", "shot=4"], "shot=4 goes with -cn few_shot; -cn zero_shot has none"),
         ("few_shot", ["data=few_shot_ssv2", "base=1"], "base=1 goes with -cn base2novel; -cn few_shot has none"),
-        ("base2novel", ["data=base2novel_ssv2", "base=4"], "base=4: must be one of null, 1, 2, 3"),
+        ("base2novel", ["data=base2novel_ssv2", "base=4"], "base=4: must be one of 1, 2, 3 or null"),
     ],
 )
 def test_wrong_combinations_name_the_right_ones(
@@ -77,7 +80,7 @@ def test_wrong_combinations_name_the_right_ones(
 def test_the_choice_of_names_is_known(repository: Path) -> None:
     """What results say: the choice, or nothing where a file of one's own takes its place."""
     found = [
-        names_of(composed(repository / "configs", *HMDB51, *more))
+        label_choice_of(composed(repository / "configs", *HMDB51, *more))
         for more in ([], ["labels=llm"], ["labels=froster"], ["labels_root=x"], ["dataset.hmdb51.class_names=x.csv"])
     ]
     assert found == ["names", "llm", "froster", "names", None]
@@ -106,8 +109,9 @@ def test_llm_differs_in_names_alone(repository: Path, name: str) -> None:
     )
     options = {"few_shot": ["shot=4"], "base2novel": ["base=2"]}.get(protocol, [])
 
-    def config(data: str, *more: str) -> Config:
-        return composed(repository / "configs", f"data={data}", "output=unused", *options, *more, protocol=protocol)
+    def config(data: str, *more: str) -> dict[str, Any]:
+        settings = composed(repository / "configs", f"data={data}", "output=unused", *options, *more, protocol=protocol)
+        return settings.to_dict()
 
     def names(entry: dict) -> list[str]:
         data = entry["data"]

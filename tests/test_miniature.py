@@ -26,7 +26,7 @@ from trainers.commands.data.transcode import Options as TranscodeOptions
 from trainers.commands.data.transcode import transcode
 from trainers.commands.data.verify import ListToVerify, is_safe, verify
 from trainers.commands.data.verify import Options as VerifyOptions
-from trainers.config.settings import resolve
+from trainers.config.resolve import resolve
 from trainers.run import run
 
 DATASETS = ("hmdb51", "k400", "k600", "ssv2", "ucf101")

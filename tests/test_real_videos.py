@@ -8,7 +8,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from trainers.config.settings import resolve
+from trainers.config.resolve import resolve
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("all_cores")]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.documents import REPOSITORY, compose_config
-from trainers.config.settings import read_settings, resolve
+from trainers.config.resolve import resolve
 
 SCRIPTS = sorted(path for kind in ("train", "eval") for path in (REPOSITORY / "scripts" / kind).glob("*.sh"))
 TRAINED = {"zero_shot": 2, "fully_supervised": 1, "few_shot": 12 + 8 + 12, "base2novel": 12 + 9 + 9}
@@ -45,8 +45,8 @@ def test_commands_compose(by_script: dict[Path, list[list[str]]], script: Path) 
         if shape in seen:
             continue
         seen.add(shape)
-        settings = read_settings(resolve(compose_config(protocol, *overrides)))
-        assert settings.trainer == "tc_clip"
+        settings = resolve(compose_config(protocol, *overrides))
+        assert settings.trainer.name == "tc_clip"
         assert (settings.eval == "test") == (script.parent.name == "eval")
         assert (settings.resume is not None) == (script.parent.name == "eval" or "pretrained" in script.stem)
 

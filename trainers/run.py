@@ -15,8 +15,9 @@ from tc_clip.ops.memory import keep_freed_memory, release_freed_memory
 from tc_clip.protocol import VideoModel
 from trainers import build
 from trainers.checkpoint import BEST, DamagedCheckpointError, verify_checksum
+from trainers.config.resolve import to_yaml
 from trainers.config.secrets import hide_in_config
-from trainers.config.settings import Config, Settings, read_settings, to_yaml, views_of
+from trainers.config.settings import Part, Settings
 from trainers.continuing import fixed_facts
 from trainers.distributed.interrupts import Interrupts
 from trainers.distributed.output_lock import OutputLock
@@ -41,11 +42,10 @@ from trainers.video_lists import VideoList
 class Job:
     """What a run works with, once everything is read and built."""
 
-    config: Config
     settings: Settings
     ranks: Ranks
     precision: Precision
-    lists: dict[str, list[VideoList]]
+    lists: dict[Part, list[VideoList]]
     model: VideoModel
     interrupts: Interrupts = field(default_factory=Interrupts)
     log: RunLog | None = None
@@ -53,19 +53,18 @@ class Job:
     told: set[str] = field(default_factory=set)  # unreadable test videos that the log has named
 
 
-def run(config: Config) -> list[ResultRow]:
-    """Run what a checked configuration (`config.settings.resolve`) describes; return the rows of the result table.
+def run(settings: Settings) -> list[ResultRow]:
+    """Run what checked settings (`config.resolve.resolve`) describe; return the rows of the result table.
 
     Raises:
         one of `trainers.errors.user_error_types()`: where the user can mend what is wrong.
     """
-    settings = read_settings(config)
     with Interrupts(speak=int(os.environ.get("RANK", 0)) == 0) as interrupts:
         ranks = start_distributed(settings.device, settings.distributed_timeout, interrupts)
         if ranks.device.type == "cpu":
             keep_freed_memory()
         try:
-            rows = _run(config, settings, ranks, interrupts)
+            rows = _run(settings, ranks, interrupts)
         except (ErrorOnAnotherRank, RunInterrupted):
             raise
         except Exception as error:
@@ -77,11 +76,11 @@ def run(config: Config) -> list[ResultRow]:
         return rows
 
 
-def _run(config: Config, settings: Settings, ranks: Ranks, interrupts: Interrupts) -> list[ResultRow]:
+def _run(settings: Settings, ranks: Ranks, interrupts: Interrupts) -> list[ResultRow]:
     quiet_libraries(ranks.is_main)
     job, error = None, None
     try:
-        job = _prepare(config, settings, ranks)
+        job = _prepare(settings, ranks)
         job.interrupts = interrupts
     except Exception as problem:
         error = problem
@@ -99,27 +98,27 @@ def _run(config: Config, settings: Settings, ranks: Ranks, interrupts: Interrupt
             job.lock.release()
 
 
-def _prepare(config: Config, settings: Settings, ranks: Ranks) -> Job:
+def _prepare(settings: Settings, ranks: Ranks) -> Job:
     """Read the lists, create the model, load weights: everything that can go wrong before the first video is read."""
-    precision = build.build_precision(config, ranks.device)
+    precision = build.build_precision(settings, ranks.device)
     if ranks.is_main:
-        make_writable(settings.output)
-    lists = build.read_lists(config, _parts(settings))
+        make_writable(settings.folder)
+    lists = build.read_lists(settings, _parts(settings))
     if settings.dry_run:
         _look_for_videos(lists)
-    model = build.build_model(config, next(iter(lists.values()))[0])
+    model = build.build_model(settings, next(iter(lists.values()))[0])
     if settings.eval is None and not model.trainable:
-        raise ConfigError(f"trainer={settings.trainer} is not trained: give eval=val or eval=test")
-    if settings.eval is not None and settings.random_weights and settings.resume is None:
+        raise ConfigError(f"trainer={settings.trainer.name} is not trained: give eval=val or eval=test")
+    if settings.eval is not None and settings.starts_from_random_weights and settings.resume is None:
         raise ConfigError(f"eval={settings.eval}: this model's weights are random; give resume=<checkpoint>")
-    if settings.eval is not None and settings.wise_ft_alone and settings.resume is None:
+    if settings.eval is not None and isinstance(settings.wise_ft, int | float) and settings.resume is None:
         raise ConfigError(f"wise_ft={settings.wise_ft}: needs fine-tuned weights; give resume=<checkpoint>")
     if settings.resume is not None:
         _load_weights(model, Path(settings.resume))
     model.to(ranks.device, precision.dtype)
     ranks.broadcast_model(model)
-    build.speed_up(config, model)
-    return Job(config, settings, ranks, precision, lists, model)
+    build.speed_up(settings, model)
+    return Job(settings, ranks, precision, lists, model)
 
 
 def _load_weights(model: VideoModel, path: Path) -> None:
@@ -138,15 +137,15 @@ def _load_weights(model: VideoModel, path: Path) -> None:
         raise tc_clip.WeightsError(message) from error
 
 
-def _parts(settings: Settings) -> tuple[str, ...]:
+def _parts(settings: Settings) -> tuple[Part, ...]:
     """Return the parts of the data that the run needs; the first one's classes are the model's first."""
     if settings.eval is None:
-        return ("train", "val", "test") if settings.final_test else ("train", "val")
+        return ("train", "val", "test") if settings.final_test.enabled else ("train", "val")
     # The harmonic mean needs the base classes too.
     return ("val", "test") if settings.eval == "test" and settings.protocol == "base2novel" else (settings.eval,)
 
 
-def _look_for_videos(lists: dict[str, list[VideoList]]) -> None:
+def _look_for_videos(lists: dict[Part, list[VideoList]]) -> None:
     for videos in (videos for part in lists.values() for videos in part):
         missing = videos.missing()
         if missing:
@@ -160,31 +159,31 @@ def _train(job: Job) -> list[ResultRow]:
     settings, ranks = job.settings, job.ranks
     _lock_output(job)
     train, val = job.lists["train"][0], job.lists["val"][0]
-    plan = build.build_batch_plan(job.config, len(train.records))
-    optimizer = build.build_optimizer(job.config, job.model)
+    plan = build.build_batch_plan(settings, len(train.records))
+    optimizer = build.build_optimizer(settings, job.model)
     rates = {"world_size": ranks.world_size, "epochs": settings.epochs, "warmup_epochs": settings.warmup_epochs}
     lines = training_lines(plan, optimizer, lr_min=settings.lr_min, **rates)  # before the schedule sets the rates
     trainer = Trainer(
         job.model,
         optimizer=optimizer,
-        schedule=build.build_schedule(job.config, optimizer, plan),
-        loader=build.build_train_loader(job.config, train, ranks),
+        schedule=build.build_schedule(settings, optimizer, plan),
+        loader=build.build_train_loader(settings, train, ranks),
         plan=plan,
-        mixing=build.build_mixing(job.config, len(train.class_names)),
+        mixing=build.build_mixing(settings, len(train.class_names)),
         precision=job.precision,
         ranks=ranks,
         log=RunLog(None, is_main=False),
         video_name=lambda index: train.records[index].path,
-        max_bad_videos=build.max_bad_videos(job.config, len(train.records)),
-        **build.trainer_options(job.config),
+        max_bad_videos=build.max_bad_videos(settings, len(train.records)),
+        **build.trainer_options(settings),
     )
-    val_loader = build.build_eval_loader(job.config, val, "val", ranks, keep_workers=True)
+    val_loader = build.build_eval_loader(settings, val, "val", ranks, keep_workers=True)
     session = TrainingRun(
         trainer,
         partial(_validate, job, val_loader),
         note_best=partial(_write_files, job, "val", val, None),
         note_validation=partial(_show_validation, job, val),
-        output=settings.output,
+        output=settings.folder,
         epochs=settings.epochs,
         save_freq=settings.save_freq,
         keep_every=settings.keep_every,
@@ -192,8 +191,9 @@ def _train(job: Job) -> list[ResultRow]:
         save_minutes=settings.save_minutes,
         keep=settings.keep,
         fixed_facts=fixed_facts(train.records, train.class_names, job.model.info()["token_embedding"]),
-        config=hide_in_config(job.config),
-        print_every=settings.print_every,
+        config=hide_in_config(settings.to_dict()),
+        print_every=settings.logging.print_every,
+        num_workers=settings.num_workers,
         interrupts=job.interrupts,
     )
     said = session.load_last() if settings.auto_resume else None
@@ -218,7 +218,7 @@ def _lock_output(job: Job) -> None:
     error = None
     try:
         if job.ranks.is_main and not job.settings.dry_run:
-            job.lock = OutputLock(job.settings.output)
+            job.lock = OutputLock(job.settings.folder)
     except ConfigError as problem:
         error = problem
     job.ranks.raise_together(error)
@@ -234,13 +234,14 @@ def _evaluate_only(job: Job) -> list[ResultRow]:
         return []
     name = "start weights" if settings.resume is None else Path(settings.resume).name
     parts = list(job.lists)
-    with_ensemble = settings.wise_ft is not None and settings.resume is not None
-    rows = []
-    if not (with_ensemble and settings.wise_ft_alone):
+    with_ensemble = settings.ensemble_weight is not None and settings.resume is not None
+    ensemble_alone = with_ensemble and settings.wise_ft != "auto"  # a number: the user wants nothing else
+    rows: list[ResultRow] = []
+    if not ensemble_alone:
         rows += [row for part in parts for row in _evaluate_part(job, part, name, None)]
-    if with_ensemble and (settings.wise_ft_alone or settings.eval == "test"):
+    if ensemble_alone or (with_ensemble and settings.eval == "test"):
         _mix_with_start(job)
-        rows += [row for part in parts for row in _evaluate_part(job, part, name, settings.wise_ft)]
+        rows += [row for part in parts for row in _evaluate_part(job, part, name, settings.ensemble_weight)]
     _tell_results(job, rows)
     return rows
 
@@ -250,22 +251,22 @@ def _final_rows(job: Job, best: dict[str, Any]) -> list[ResultRow]:
     settings = job.settings
     weights = f"{BEST}, epoch {best['epoch']}"
     rows = [_row(job, "val", job.lists["val"][0], weights, None, best)]
-    if settings.final_test:
+    if settings.final_test.enabled:
         _load_best(job)
         rows += _evaluate_part(job, "test", weights, None)
-        if settings.wise_ft is not None:
+        if settings.ensemble_weight is not None:
             _mix_with_start(job)
-            rows += _evaluate_part(job, "test", weights, settings.wise_ft)
+            rows += _evaluate_part(job, "test", weights, settings.ensemble_weight)
     return rows
 
 
-def _evaluate_part(job: Job, part: str, weights: str, wise_ft: float | None) -> list[ResultRow]:
+def _evaluate_part(job: Job, part: Part, weights: str, wise_ft: float | None) -> list[ResultRow]:
     return [_evaluate_list(job, part, videos, weights, wise_ft) for videos in job.lists[part]]
 
 
-def _evaluate_list(job: Job, part: str, videos: VideoList, weights: str, wise_ft: float | None) -> ResultRow:
+def _evaluate_list(job: Job, part: Part, videos: VideoList, weights: str, wise_ft: float | None) -> ResultRow:
     """Evaluate the model on a list, with the list's own classes, and write what it answered."""
-    loader = build.build_eval_loader(job.config, videos, part, job.ranks)
+    loader = build.build_eval_loader(job.settings, videos, part, job.ranks)
     try:
         evaluation = _evaluate(job, loader, videos)
     except RunInterrupted as stop:
@@ -279,12 +280,12 @@ def _evaluate_list(job: Job, part: str, videos: VideoList, weights: str, wise_ft
     return row
 
 
-def _write_files(job: Job, part: str, videos: VideoList, wise_ft: float | None, evaluation: Evaluation) -> None:
+def _write_files(job: Job, part: Part, videos: VideoList, wise_ft: float | None, evaluation: Evaluation) -> None:
     settings = job.settings
-    if job.ranks.is_main and settings.predictions:
+    if job.ranks.is_main and settings.logging.predictions:
         stem = file_stem(part, videos, wise_ft)
         try:
-            write_evaluation(settings.output, stem, evaluation, videos, pictures=settings.pictures)
+            write_evaluation(settings.folder, stem, evaluation, videos, pictures=settings.logging.pictures)
         except OSError as error:
             job.log.warning(
                 f"predictions_{stem}.csv and what follows from it cannot be written ({error}); the run goes on"
@@ -292,15 +293,15 @@ def _write_files(job: Job, part: str, videos: VideoList, wise_ft: float | None, 
 
 
 def _row(
-    job: Job, part: str, videos: VideoList, weights: str, wise_ft: float | None, values: dict[str, float | int]
+    job: Job, part: Part, videos: VideoList, weights: str, wise_ft: float | None, values: dict[str, float | int]
 ) -> ResultRow:
     """Return the result of an evaluation as a row of the table."""
-    num_clip, num_crop = views_of(job.config, part)
+    num_clip, num_crop = job.settings.views_of(part)
     numbers = {name: values[name] for name in ("videos", "unreadable")}
     # A checkpoint of an older version can lack metrics that were added later.
     numbers["metrics"] = {name: values.get(name) for name in metric_titles()}
     numbers |= {"chance": videos.chance, "files": list_facts(videos)}
-    if job.settings.predictions:
+    if job.settings.logging.predictions:
         numbers["predictions"] = f"predictions_{file_stem(part, videos, wise_ft)}.csv"
     return ResultRow(part, videos.name, videos.group, weights, wise_ft, num_clip, num_crop, **numbers)
 
@@ -332,7 +333,7 @@ def _evaluate(job: Job, loader: Any, videos: VideoList) -> Evaluation:
         precision=job.precision,
         ranks=job.ranks,
         views_at_once=job.settings.test_batch_size,
-        max_bad_share=job.config["data"]["max_bad_share"],
+        max_bad_share=job.settings.data.max_bad_share,
         interrupts=job.interrupts,
     )
     for path, reason in evaluation.unreadable:
@@ -347,7 +348,7 @@ def _load_best(job: Job) -> None:
     error = None
     try:
         if job.ranks.is_main:
-            _load_weights(job.model, job.settings.output / BEST)
+            _load_weights(job.model, job.settings.folder / BEST)
     except Exception as problem:
         error = problem
     job.ranks.raise_together(error)
@@ -356,10 +357,10 @@ def _load_best(job: Job) -> None:
 
 def _mix_with_start(job: Job) -> None:
     """Replace the model's weights by the ensemble of the start weights and its own (WiSE-FT)."""
-    base = build.build_model(job.config, job.lists[next(iter(job.lists))][0]).state_dict()
+    base = build.build_model(job.settings, job.lists[next(iter(job.lists))][0]).state_dict()
     tuned: dict[str, Tensor] = job.model.state_dict()
     base = {name: value.to(tuned[name]) for name, value in base.items()}
-    mixed = tc_clip.interpolate_weights(base, tuned, job.settings.wise_ft, job.model.new_parameter_names())
+    mixed = tc_clip.interpolate_weights(base, tuned, job.settings.ensemble_weight, job.model.new_parameter_names())
     job.model.load_state_dict(mixed)
 
 
@@ -367,31 +368,31 @@ def _open_log(job: Job, purge_step: int | None, purge_validation: bool = False) 
     """Open the log and note configuration and environment."""
     job.log = build.build_log(job.settings, job.ranks, purge_step, purge_validation)
     prefix = "" if job.settings.eval is None else f"eval_{job.settings.eval}_"
-    job.log.save_text(f"{prefix}config.yaml", to_yaml(hide_in_config(job.config)))
+    job.log.save_text(f"{prefix}config.yaml", to_yaml(hide_in_config(job.settings.to_dict())))
     facts = environment(REPOSITORY, job.ranks.device, job.ranks.world_size)
     job.log.save_text(f"{prefix}environment.json", json.dumps(facts, indent=2) + "\n")
     return job.log
 
 
 def _say_plan(job: Job, training: list[tuple[str, str]], continued_at: Any) -> None:
-    settings, config = job.settings, job.config
+    settings = job.settings
     trained, total = count_parameters(job.model)
     lines = device_lines(job.ranks, job.precision)
     for part, lists in job.lists.items():
         for videos in lists:
-            views = "" if part == "train" else ", {} x {} views".format(*views_of(config, part))
+            views = "" if part == "train" else ", {} x {} views".format(*settings.views_of(part))
             lines.append(list_line(part, videos, views))
     lines += training
     lines.append(("parameters", f"{millions(total)}, trained {millions(trained if settings.eval is None else 0)}"))
-    start = "random weights" if settings.random_weights else str(job.model.info()["clip_weights"])
+    start = "random weights" if settings.starts_from_random_weights else str(job.model.info()["clip_weights"])
     if continued_at is not None:
         start = f"goes on at epoch {continued_at.epoch + 1}, micro-batch {continued_at.micro_batch}"
     elif settings.resume is not None:
         start = f"weights of {settings.resume}"
-    lines += [("start", start), ("output", str(settings.output))]
-    if settings.wise_ft_note is not None:
-        lines.append(("note", settings.wise_ft_note))
-    job.log.info(format_plan(f"{settings.protocol}: {settings.trainer} on {settings.data}", lines))
+    lines += [("start", start), ("output", str(settings.folder))]
+    if settings.wise_ft == "auto" and settings.starts_from_random_weights:
+        lines.append(("note", "the weight ensemble (wise_ft) is off: this model starts from random weights"))
+    job.log.info(format_plan(f"{settings.protocol}: {settings.trainer.name} on {settings.data.name}", lines))
 
 
 def _tell_results(job: Job, rows: Sequence[ResultRow]) -> None:
@@ -400,15 +401,15 @@ def _tell_results(job: Job, rows: Sequence[ResultRow]) -> None:
     summary = summarise(rows, settings.protocol)
     job.log.info("\n" + results_table(rows, summary))
     if settings.eval is None:
-        checkpoint = settings.output / BEST
+        checkpoint = settings.folder / BEST
     else:
         checkpoint = None if settings.resume is None else Path(settings.resume)
     # Hashes of large files: one process of a run writes.
-    facts = run_facts(job.config, settings, checkpoint) if job.ranks.is_main else {}
+    facts = run_facts(settings, checkpoint) if job.ranks.is_main else {}
     name = "results.json" if settings.eval is None else f"results_eval_{settings.eval}.json"
     job.log.save_text(name, json.dumps(hide_in_config(results_dict(rows, summary, facts)), indent=2) + "\n")
-    job.log.info(f"\nresults: {settings.output / name}")
-    if job.ranks.is_main and settings.report:
+    job.log.info(f"\nresults: {settings.folder / name}")
+    if job.ranks.is_main and settings.logging.report:
         _write_report(job)
 
 
@@ -417,6 +418,6 @@ def _write_report(job: Job) -> None:
     from trainers.reporting.html import write_report
 
     try:
-        job.log.info(f"report: {write_report(job.settings.output)}")
+        job.log.info(f"report: {write_report(job.settings.folder)}")
     except ConfigError as error:
         job.log.warning(f"no report: {error}")

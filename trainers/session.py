@@ -54,6 +54,7 @@ class TrainingRun:
         interrupts: asks for a stop.
         print_every: updates between lines of the log.
         best_metric: name of the metric whose highest value is the best validation.
+        num_workers: processes that read training videos, on each rank.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class TrainingRun:
         fixed_facts: dict[str, Any],
         config: dict[str, Any],
         print_every: int,
+        num_workers: int,
         interrupts: Interrupts,
         best_metric: str = "top1",
     ) -> None:
@@ -90,6 +92,7 @@ class TrainingRun:
         self.fixed_facts = fixed_facts
         self.config = config
         self.print_every = print_every
+        self.num_workers = num_workers
         self.interrupts = interrupts
         self.best_metric = best_metric
         self.position = Position()
@@ -259,7 +262,7 @@ class TrainingRun:
             + (f", {report.num_skipped} updates skipped (loss not finite)" if report.num_skipped else "")
         )
         speed = values["wait_share"], values["videos_per_second"]
-        advice = loading_advice(*speed, self.config["num_workers"], cores_of_a_process())
+        advice = loading_advice(*speed, self.num_workers, cores_of_a_process())
         # Every epoch's line has the share; the advice comes again only where it has become much worse.
         if advice is not None and values["wait_share"] >= self._told_wait_share + 0.1:
             log.warning(advice)

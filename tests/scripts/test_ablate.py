@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from trainers.build import build_model
 from trainers.commands import ablate
 from trainers.commands.ablate import AblationError, Run
-from trainers.config.schema import PROTOCOLS
-from trainers.config.settings import read_settings, resolve
+from trainers.config.resolve import resolve
+from trainers.config.settings import PROTOCOLS
 
 LISTS = sorted((ablate.CONFIGS / "ablations").glob("*.yaml"))
 LIST = """
@@ -51,9 +51,9 @@ def test_every_run_of_every_list_is_valid(path: Path, tmp_path: Path) -> None:
     videos = SimpleNamespace(class_names=["a red square", "a blue ring"], split_camel_case=False)
     with initialize_config_dir(str(ablate.CONFIGS), version_base="1.3"):
         for run in ablate.plan(ablation, tmp_path, [1], None, []):
-            config = resolve(compose(run.command[1], overrides=list(run.command[2:])))
-            assert read_settings(config).output == run.folder
-            assert build_model(config, videos).name == config["trainer"]["name"]
+            settings = resolve(compose(run.command[1], overrides=list(run.command[2:])))
+            assert settings.folder == run.folder
+            assert build_model(settings, videos).name == settings.trainer.name
     for values in ablation.shapes.values():
         ablate.Settings(**values)
 

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from trainers import build
 from trainers.commands.data.listing import DataError
 from trainers.commands.data.new_dataset import Options, main, make_dataset, new_dataset
-from trainers.config.settings import resolve
+from trainers.config.resolve import resolve
 from video_datasets.annotations import read_annotations, read_class_names
 
 SIZES = {"blue_tit": 12, "great tit, male": 5, "coal tit": 20, "crested tit": 3, "marsh tit": 9}
@@ -69,9 +69,9 @@ def test_configurations_compose_and_their_lists_are_read(
     options = {"few_shot": ["shot=2"], "base2novel": ["base=3"]}.get(protocol, [])
     with initialize_config_dir(str(configs), version_base="1.3"):
         composed = compose(protocol, overrides=[f"data={protocol}_birds", "output=unused", *options])
-    config = resolve(composed)
-    assert config["data"]["name"] == f"{protocol}_birds"
-    lists = build.read_lists(config, ("train", "val", "test"))
+    settings = resolve(composed)
+    assert settings.data.name == f"{protocol}_birds"
+    lists = build.read_lists(settings, ("train", "val", "test"))
     (train,), (val,), (test,) = lists.values()
     assert train.missing() == val.missing() == test.missing() == []
     assert not train.flip and not train.split_camel_case

@@ -13,7 +13,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from trainers.config.settings import Config, resolve
+from trainers.config.resolve import resolve
+from trainers.config.settings import Settings
 
 NUM_TRAIN, NUM_VAL, NUM_CLASSES = 11, 7, 3
 TINY = {
@@ -48,7 +49,7 @@ TINY_TC = {
     "trainer.options.prompt_layers": [2],
 }
 
-Compose = Callable[..., Config]
+Compose = Callable[..., Settings]
 
 
 def write_video(path: Path, seed: int, num_frames: int = 9, width: int = 48, height: int = 40) -> None:
@@ -111,7 +112,7 @@ def compose_tiny(repository: Path, tiny_root: Path) -> Compose:
 
     def compose_options(
         *, output: Path, protocol: str = "few_shot", trainer: str = "vifi_clip_tiny", **options: object
-    ) -> Config:
+    ) -> Settings:
         options = {key.replace("__", "."): value for key, value in options.items()}
         arguments = overrides(tiny_root, output, protocol, trainer, options)
         with initialize_config_dir(str(repository / "configs"), version_base="1.3"):
@@ -124,7 +125,7 @@ def compose_tiny(repository: Path, tiny_root: Path) -> Compose:
 def compose_run(compose_tiny: Compose, tmp_path: Path) -> Compose:
     """Return the same with an output folder of the test's own."""
 
-    def compose_options(**options: object) -> Config:
+    def compose_options(**options: object) -> Settings:
         return compose_tiny(**{"output": tmp_path / "run", **options})
 
     return compose_options
@@ -167,7 +168,7 @@ import torch
 torch.set_num_threads(1)
 from hydra import compose, initialize_config_dir
 from trainers.run import run
-from trainers.config.settings import resolve
+from trainers.config.resolve import resolve
 {before}
 with initialize_config_dir({repository!r} + "/configs", version_base="1.3"):
     cfg = compose({protocol!r}, overrides={arguments!r})

@@ -262,7 +262,7 @@ VALUES: list[tuple[dict, str]] = [
         r"^total_batch_size=7 is not a multiple of batch_size=2; use 6 or 8, or another batch_size$",
     ),
     ({"input_size": 33}, r"33 is not a multiple of patch_size 8"),
-    ({"shot": None}, r"^few_shot needs the number of training videos a class: give shot=2, 4, 8 or 16$"),
+    ({"shot": None}, r"^few_shot needs the number of training videos per class: give shot=2, 4, 8 or 16$"),
     ({"wise_ft": 0.5}, r"^wise_ft=0\.5: this model starts from random weights"),
     ({"trainer__options__vision_depth": 2, "+trainer__options__dept": 2}, r"dept"),
     (

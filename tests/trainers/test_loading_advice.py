@@ -37,7 +37,7 @@ def test_advice_comes_once_and_again_where_it_gets_worse():
         position=SimpleNamespace(epoch=0),
         step=0,
         epochs=5,
-        config={"num_workers": 1},
+        num_workers=1,
         _told_wait_share=-1.0,
     )
     for share in (0.01, 0.3, 0.35, 0.2, 0.5):

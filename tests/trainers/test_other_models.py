@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import tc_clip
 from trainers import build
+from trainers.config.settings import Settings
 from trainers.inference.predict import predict
 
 
@@ -50,9 +51,9 @@ class LetterModel(nn.Module):
         self.checkpointing = enabled
 
 
-def build_letters(config: dict, videos: object) -> tc_clip.VideoModel:
+def build_letters(settings: Settings, videos: object) -> tc_clip.VideoModel:
     """Stand in for `build.build_model`."""
-    torch.manual_seed(config["seed"])
+    torch.manual_seed(settings.seed)
     model = LetterModel()
     model.set_class_names(videos.class_names)
     return model

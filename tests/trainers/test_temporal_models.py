@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainers.config.schema import PROTOCOLS
+from trainers.config.settings import PROTOCOLS
 from trainers.run import run
 from trainers.session import TrainingRun
 

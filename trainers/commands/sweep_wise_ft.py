@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from trainers.config.settings import Settings
 from trainers.paths import CONFIGS
 
 DEFAULT_WEIGHTS = [round(0.1 * step, 1) for step in range(11)]
@@ -30,16 +31,16 @@ def sweep(
     from trainers.config.compose import compose_config
     from trainers.run import run
 
-    output = Path(compose_config(protocol, overrides)["output"])
-    configs = []
+    output = compose_config(protocol, overrides).folder
+    runs = []
     for weight in weights:
         more = ["eval=test", f"wise_ft={weight}", f"output={output / f'wise_ft_{weight:g}'}"]
-        configs.append(compose_config(protocol, [*overrides, *more]))
+        runs.append(compose_config(protocol, [*overrides, *more]))
     lines = []
-    for weight, config in zip(weights, configs, strict=True):
-        path = Path(config["output"]) / "results_eval_test.json"
-        if again or not _is_of(path, config):
-            run(config)
+    for weight, settings in zip(weights, runs, strict=True):
+        path = settings.folder / "results_eval_test.json"
+        if again or not _is_of(path, settings):
+            run(settings)
         lines += _lines_of(weight, json.loads(path.read_text(encoding="utf-8")))
     with (output / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=["wise_ft", "list", "group", "part", "videos", "top1", "top5"])
@@ -49,14 +50,14 @@ def sweep(
     return lines
 
 
-def _is_of(path: Path, config: dict[str, Any]) -> bool:
+def _is_of(path: Path, settings: Settings) -> bool:
     """Whether a results file is there and belongs to the checkpoint that is to be tested."""
     from trainers.reporting.write_results import sha256_of
 
     if not path.is_file():
         return False
     found = json.loads(path.read_text(encoding="utf-8"))
-    wanted = (config["data"]["name"], config["wise_ft"], sha256_of(Path(config["resume"])))
+    wanted = (settings.data.name, settings.wise_ft, sha256_of(Path(str(settings.resume))))
     return (found["data"], found["wise_ft"], found["weights_sha256"]) == wanted
 
 

@@ -21,13 +21,13 @@ def main() -> None:
 
 @hydra.main(config_path=str(CONFIGS), config_name="base", version_base="1.3")
 def _run(cfg: DictConfig) -> None:
-    from trainers.config.settings import resolve
+    from trainers.config.resolve import resolve
 
     with one_line_errors(debug=cfg.debug):
-        config = resolve(cfg)
+        settings = resolve(cfg)
         from trainers.run import run  # imports torch, which help and a mistyped command need not wait for
 
-        run(config)
+        run(settings)
 
 
 if __name__ == "__main__":

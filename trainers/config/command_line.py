@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from trainers.config.schema import PROTOCOLS, RULES, did_you_mean
+from trainers.config.keys import did_you_mean, keys_of
 from trainers.config.secrets import hide_secrets
+from trainers.config.settings import PROTOCOLS, Settings
 from trainers.errors import ConfigError, ErrorOnAnotherRank, RunInterrupted, user_error_types
 from trainers.paths import IS_INSTALLED, PROGRAM
 
@@ -192,10 +193,11 @@ def _config_name(arguments: list[str]) -> str | None:
 
 def _suggest_key(wrong: str) -> str:
     """Return the suggestion for a mistyped key, or for one without its group (`mixup=0` for `aug.mixup=0`)."""
-    whole = [key for key in RULES if key.endswith(f".{wrong}")]
+    keys = keys_of(Settings)
+    whole = [key for key in keys if key.endswith(f".{wrong}")]
     if whole:
         return f"; did you mean {' or '.join(whole)}?"
-    return did_you_mean(wrong, [*RULES, "data", "trainer", "aug", "optimizer", "logging"])
+    return did_you_mean(wrong, [*keys, "data", "trainer", "aug", "optimizer", "logging"])
 
 
 def _leave_for_requeue() -> int:

@@ -8,7 +8,8 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-from trainers.config.settings import Config, resolve
+from trainers.config.resolve import resolve
+from trainers.config.settings import Settings
 from trainers.paths import CONFIGS
 
 
@@ -26,8 +27,8 @@ def search_working_folder() -> None:
     Plugins.instance().register(_WorkingFolder)
 
 
-def compose_config(protocol: str, overrides: Sequence[str]) -> Config:
-    """Compose and check a configuration as the command line does, and return it as a plain dict.
+def compose_config(protocol: str, overrides: Sequence[str]) -> Settings:
+    """Compose and check a configuration as the command line does.
 
     Raises:
         ConfigError: if a value is wrong.

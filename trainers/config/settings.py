@@ -1,191 +1,305 @@
-"""From the composed configuration to a checked, plain one, and to the values that steer a run.
+"""Every configuration key: its type, its check and its meaning.
 
-Imports nothing heavy: a wrong value is told before torch is imported.
+The defaults are in `configs/*.yaml`, in the same order. A new key is one field here and one line there; what follows
+from the values is a method. `python -m trainers.config.tables` writes the tables of CONFIG.md from both.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from trainers.config.keys import key
 
-from trainers.batches import BatchPlan
-from trainers.config.command_line import config_names
-from trainers.config.schema import check_values
-from trainers.errors import ConfigError
-from trainers.paths import CONFIGS, PROGRAM
-
-Config = dict[str, Any]
+Protocol = Literal["zero_shot", "few_shot", "base2novel", "fully_supervised"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+Part = Literal["train", "val", "test"]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The values that steer a run (see `configs/base.yaml` for each)."""
+@dataclass(frozen=True, kw_only=True)
+class ViewCounts:
+    """Views of a video in one kind of evaluation."""
 
-    protocol: str
-    data: str
-    trainer: str
-    output: Path
-    eval: str | None
-    resume: str | None
-    auto_resume: bool
-    dry_run: bool
-    device: str
-    distributed_timeout: float
-    seed: int
-    epochs: int
-    warmup_epochs: int
-    lr_min: float
-    save_freq: int
-    keep_every: int | None
-    save_updates: int | None
-    save_minutes: float | None
-    keep: int
-    final_test: bool
-    wise_ft: float | None
-    wise_ft_alone: bool  # a number from the user: with `eval` only the ensemble is wanted
-    wise_ft_note: str | None
-    print_every: int
-    progress: str
-    tensorboard: bool
-    predictions: bool
-    pictures: bool
-    report: bool
-    test_batch_size: int
-    random_weights: bool
+    num_clip: int = key("Temporal views of a video.", at_least=1)
+    num_crop: Literal[1, 3] = key("Spatial views of a video.")
 
 
-def resolve(cfg: DictConfig) -> Config:
-    """Check the composed configuration and return it as a plain dict with every interpolation resolved.
+@dataclass(frozen=True, kw_only=True)
+class ViewSettings:
+    """Views of a video in evaluation."""
 
-    Raises:
-        ConfigError: naming the key that is wrong and what would be right.
-    """
-    OmegaConf.set_readonly(cfg, True)
-    try:
-        config = OmegaConf.to_container(cfg, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(" ".join(str(error).split())) from error
-    if config["protocol"] is None:
-        raise ConfigError(f"choose a protocol with -cn, as in: {PROGRAM} -cn zero_shot data=... output=...")
-    _check_data(config)
-    check_values(config)
-    _check_labels(config)
-    protocol, trains = config["protocol"], config["eval"] is None
-    for key, owner in (("shot", "few_shot"), ("base", "base2novel")):
-        if config[key] is not None and protocol != owner:
-            raise ConfigError(f"{key}={config[key]} goes with -cn {owner}; -cn {protocol} has none: leave it out")
-    if trains and protocol == "few_shot" and config["shot"] is None:
-        raise ConfigError("few_shot needs the number of training videos a class: give shot=2, 4, 8 or 16")
-    if trains and protocol == "base2novel" and config["base"] is None:
-        raise ConfigError("base2novel needs the number of its training list: give base=1, 2 or 3")
-    if config["warmup_epochs"] >= config["epochs"] and config["epochs"] > 1 and trains:
-        raise ConfigError(
-            f"warmup_epochs={config['warmup_epochs']} leaves nothing of epochs={config['epochs']}: "
-            f"give warmup_epochs={config['epochs'] // 2} or more epochs"
-        )
-    if config["lr_min"] > config["lr"]:
-        raise ConfigError(f"lr_min={config['lr_min']} is above lr={config['lr']}")
-    _check_batches(config)
-    _wise_ft(config)
-    return config
-
-
-def read_settings(config: Config) -> Settings:
-    """Return the values that steer the run."""
-    wise_ft, note = _wise_ft(config)
-    names = ("protocol", "eval", "resume", "auto_resume", "dry_run", "device", "distributed_timeout", "seed", "epochs")
-    names += ("warmup_epochs", "lr_min", "save_freq", "keep_every", "save_updates", "save_minutes", "keep")
-    names += ("test_batch_size",)
-    return Settings(
-        **{name: config[name] for name in names},
-        data=config["data"]["name"],
-        trainer=config["trainer"]["name"],
-        output=Path(config["output"]),
-        final_test=config["final_test"]["enabled"],
-        wise_ft=wise_ft,
-        wise_ft_alone=type(config["wise_ft"]) in (int, float),
-        wise_ft_note=note,
-        print_every=config["logging"]["print_every"],
-        progress=config["logging"]["progress"],
-        tensorboard=config["logging"]["tensorboard"],
-        predictions=config["logging"]["predictions"],
-        pictures=config["logging"]["pictures"],
-        report=config["logging"]["report"],
-        random_weights=config["trainer"]["clip_weights"] is None,
+    val: ViewCounts
+    test: ViewCounts
+    random: bool = key(
+        "Draw several temporal views at random, seeded by video, as the published code does; `false`: evenly spaced."
     )
 
 
-def views_of(config: Config, part: str) -> tuple[int, int]:
-    """Return temporal and spatial views of `val` or `test`: the user's, else the protocol's."""
-    views = config["views"][part]
-    num_clip = views["num_clip"] if config["num_clip"] is None else config["num_clip"]
-    num_crop = views["num_crop"] if config["num_crop"] is None else config["num_crop"]
-    return num_clip, num_crop
+@dataclass(frozen=True, kw_only=True)
+class FinalTestSettings:
+    """The test after training."""
+
+    enabled: bool = key("Test `best.pth` after training.")
+    wise_ft: float = key("What `wise_ft=auto` means.", at_least=0, at_most=1)
 
 
-def to_yaml(config: Config) -> str:
-    """Return the resolved configuration as YAML."""
-    return OmegaConf.to_yaml(OmegaConf.create(config))
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """The model, its start weights and what is trained."""
+
+    checkpointing: bool = key(
+        "Compute the vision blocks again in the backward pass: about a third more time, far less memory."
+    )
+    compile: bool = key(
+        "`torch.compile` of the vision encoder and of the shared text, once for all batch sizes and class names. "
+        "Takes minutes at the start."
+    )
+    name: str = key("The model, as `tc_clip.create_model` accepts it.")
+    clip_weights: str | None = key(
+        "A known name (downloaded once, see [INSTALL.md](INSTALL.md#clips-weights)), a file, or `null`: random "
+        "weights, sizes among the options."
+    )
+    prompt_lr_factor: float = key(
+        "Learning rate of the prompt vectors and prompt layers, times `lr`. 1 in `vifi_clip` and `vanilla_clip`, 0.1 "
+        "in the tiny trainers.",
+        above=0,
+    )
+    text_lr_factor: float = key("Learning rate of the text encoder, times `lr`. 0.1 in the tiny trainers.", above=0)
+    options: dict[str, Any] = key("Options of the model, see below.")
 
 
-def _check_data(config: Config) -> None:
-    data, protocol = config["data"], config["protocol"]
-    if not isinstance(data, Mapping) or "protocol" not in data:
-        raise ConfigError("data=: the data configuration does not say which protocol it belongs to (data.protocol)")
-    if data["protocol"] != protocol:
-        fitting = [name for name in config_names(CONFIGS, "data") if name.startswith(f"{protocol}_")]
-        raise ConfigError(
-            f"data={data.get('name')} belongs to {data['protocol']}, not to {protocol}; "
-            f"-cn {protocol} goes with data={', '.join(fitting)}"
-        )
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """The lists of videos, and how videos are read."""
+
+    decoder: Literal["auto", "decord", "pyav"] = key(
+        "`auto`: decord if it is installed, else PyAV, which is also the fallback."
+    )
+    max_bad_share: float = key(
+        "Share of a list's videos, over all processes, that may be unreadable. Above it, training or evaluation "
+        "stops. An evaluation tolerates one unreadable video in any case.",
+        at_least=0,
+        at_most=1,
+    )
+    bad_videos: str | None = key(
+        "File of training videos to leave out, one path per line as the list spells it. `scripts/data/verify.py` "
+        "writes one."
+    )
+    cache: str | None = key(
+        "Folder on a local disk for decoded frames: later epochs decode nothing, the pixels stay the same. See "
+        "[DATASETS.md](DATASETS.md#decoded-frames)."
+    )
+    cache_gb: float = key(
+        "Size limit of this folder in GB. Videos that do not fit are decoded in every epoch.", above=0
+    )
+    timeout_s: float = key("Seconds without a batch until a worker counts as hanging.", above=0)
+    allow_outside: bool = key("Paths of a list may lead out of the data set's root (absolute paths, and `..`).")
+    isolate: bool = key(
+        "Decode in separate processes, one for each worker, for untrusted files: a crash costs one video. See "
+        "[docs/fault_tolerance.md](docs/fault_tolerance.md#untrusted-files)."
+    )
+    isolate_memory_mb: int = key("Memory limit for decoding one video there, in MB.", at_least=256)
+    isolate_timeout_s: float = key("Time limit for decoding one video there, in seconds.", above=0)
+    name: str = key("Name of the choice, shown in results.")
+    protocol: Protocol = key("The protocol that it belongs to.")
+    train: dict[str, Any] = key("Training list: `dataset`, `list` and `class_names`.")
+    val: dict[str, Any] = key("Validation list: the same.")
+    test: list[dict[str, Any]] = key("Test lists: the same, and `name` and `group`.")
 
 
-def names_of(config: Config) -> str | None:
-    """Return the choice of `labels` that the class names of a run are of, None where they are of another file."""
-    files = set(config["label_files"].values())
-    return config["label_choice"] if all(entry.get("class_names") in files for entry in _entries(config)) else None
+@dataclass(frozen=True, kw_only=True)
+class AugmentationSettings:
+    """Augmentation of training videos."""
+
+    mixup: float = key("Alpha of MixUp. 0: neither MixUp nor CutMix, label smoothing only.", at_least=0)
+    cutmix: float = key("Alpha of CutMix. 0: MixUp only.", at_least=0)
+    switch_prob: float = key("Probability of CutMix instead of MixUp, for each micro-batch.", at_least=0, at_most=1)
+    label_smoothing: float = key("With `aug.mixup=0` and 0 here: plain cross entropy.", at_least=0, below=1)
+    color_jitter: float = key("Probability of colour jitter, for each video.", at_least=0, at_most=1)
+    gray: float = key(
+        "Probability of greyscale, for each video. The shapes data sets set 0: their classes name colours.",
+        at_least=0,
+        at_most=1,
+    )
+    jitter_per_frame: bool = key("New jitter values for every frame, as published; `false`: one draw for a video.")
+    crop_scales: list[float] = key("Sides of the training crop, as shares of the short side.", above=0, at_most=1)
+    colors_on_device: bool = key(
+        "Apply jitter and greyscale on the training device, one batch at a time, with the same draws (equal up to "
+        "rounding). Saves a tenth of the work of the loader's processes; most of it if frames come from `data.cache`."
+    )
 
 
-def _check_labels(config: Config) -> None:
-    """Refuse rephrased names for data sets that have none."""
-    choice, protocol = config["label_choice"], config["protocol"]
-    if choice == "names":
-        return
-    files = {file for file in config["label_files"].values() if file is not None}
-    entries = _entries(config)
-    nameless = [entry for entry in entries if entry.get("class_names", "") is None]
-    if nameless or not any(entry.get("class_names") in files for entry in entries):
-        names = config_names(CONFIGS, "data")
-        fitting = [name for name in names if name.startswith(f"{protocol}_") and name.endswith("_llm")]
-        datasets = ", ".join(sorted({str(entry.get("dataset")) for entry in nameless or entries}))
-        raise ConfigError(
-            f"labels={choice} has no class names for {datasets} (data={config['data']['name']}); "
-            f"with -cn {protocol} it goes with data={', '.join(fitting)}"
-        )
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """The optimizer."""
+
+    name: Literal["adamw"] = key("The only choice.")
+    betas: list[float] = key("Decay of the running means.", at_least=0, below=1, length=2)
+    eps: float = key("Added to the denominator.", above=0)
+    weight_decay: float = key("Weight decay.", at_least=0)
+    clip_grad_norm: float | None = key(
+        "Largest norm of an update's gradient; `null`: no clipping, as published.", above=0
+    )
 
 
-def _entries(config: Config) -> list[Mapping[str, Any]]:
-    data = config["data"]
-    return [entry for entry in (data["train"], data["val"], *data["test"]) if isinstance(entry, Mapping)]
+@dataclass(frozen=True, kw_only=True)
+class LoggingSettings:
+    """What is logged and written."""
+
+    print_every: int = key("Updates between lines of the log and of `metrics.jsonl`.", at_least=1)
+    progress: Literal["auto", "bar", "lines"] = key("`auto`: a progress bar on a terminal, lines otherwise.")
+    tensorboard: bool = key(
+        "Curves in `tensorboard/` of the output folder, accuracy by class, and some validation videos with their "
+        "predictions."
+    )
+    sample_frames: bool = key("A grid of training frames in TensorBoard, once per epoch.")
+    predictions: bool = key(
+        "Write predictions and accuracy by class as CSV: of the best validation, with `eval` and in the final test."
+    )
+    pictures: bool = key("Draw the confusion matrix of each of them.")
+    report: bool = key(
+        "Write `report.html` with `eval` and in the final test: numbers next to the published ones, classes, "
+        "confusions, hardest and surest videos, curves."
+    )
 
 
-def _check_batches(config: Config) -> None:
-    BatchPlan(config["total_batch_size"], config["batch_size"], config["total_batch_size"])
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The checked configuration of a run."""
 
+    protocol: Protocol = key("Set by `-cn`; not for the command line.")
+    output: str = key("Folder of checkpoints, logs and results. Must be given.")
+    eval: Literal["val", "test"] | None = key(
+        "`null` trains (and tests afterwards, if the protocol does). `val` or `test` evaluates `resume`, or the "
+        "start weights, on these lists."
+    )
+    resume: str | None = key(
+        "Checkpoint to start from: only the model's weights, at epoch 0. With `eval`, the weights to evaluate. "
+        "Written by this project, or a published `.pth`."
+    )
+    auto_resume: bool = key("Continue from `last.pth` in `output` if it exists. It takes precedence over `resume`.")
+    dry_run: bool = key("Check everything, print the plan, stop.")
+    shot: int | None = key(
+        "`few_shot`: training videos per class; chooses the list. Published: 2, 4, 8, 16.", at_least=1
+    )
+    base: Literal[1, 2, 3] | None = key("`base2novel`: number of the training list.")
+    wise_ft: float | Literal["auto"] | None = key(
+        "Weight of the fine-tuned model in the weight-space ensemble (1 is the fine-tuned model alone). `null`: off. "
+        "`auto`: the value of `final_test.wise_ft`, or off if the start weights are random.",
+        at_least=0,
+        at_most=1,
+    )
+    data_root: str = key("Folder of the data sets' videos.")
+    lists_root: str = key("Folder of the annotation lists.")
+    num_frames: int = key("Frames of a view.", at_least=1)
+    input_size: int = key(
+        "Side of the square input of the model, in pixels. If the weights have another size, their positions are "
+        "interpolated, and the log reports it.",
+        at_least=1,
+    )
+    num_clip: int | None = key(
+        "Temporal views of a video in validation and test; `null`: those of `views`.", at_least=1
+    )
+    num_crop: Literal[1, 3] | None = key("Spatial views of a video in validation and test; `null`: those of `views`.")
+    views: ViewSettings
+    context_length: int = key(
+        "Tokens of a prompt, at most 77 with CLIP's weights; 77 for LLM-rephrased names. A name that does not fit is "
+        "an error that names it.",
+        at_least=3,
+    )
+    batch_size: int = key(
+        "Videos of one forward pass in one process, a micro-batch. MixUp and CutMix mix within it.", at_least=1
+    )
+    total_batch_size: int = key("Videos of one update, over all processes. A multiple of `batch_size`.", at_least=1)
+    test_batch_size: int = key(
+        "Evaluation: videos of a batch, and views of one forward pass. Changes memory and speed, not results.",
+        at_least=1,
+    )
+    num_workers: int = key(
+        "Worker processes that read videos, for each process of the run. 0: in the process itself, where a hang "
+        "cannot be noticed.",
+        at_least=0,
+    )
+    epochs: int = key("Passes over the training list.", at_least=1)
+    warmup_epochs: int = key("Epochs of linear warm-up from 0.", at_least=0)
+    lr: float = key("Peak learning rate.", above=0)
+    lr_min: float = key("Learning rate at the end, the same for all groups.", at_least=0)
+    seed: int = key("Of start weights, order, frames and augmentation.", at_least=0)
+    save_freq: int = key(
+        "Epochs between validations; the last epoch always has one. `last.pth` is written after every epoch, "
+        "validated or not.",
+        at_least=1,
+    )
+    save_minutes: float | None = key(
+        "Minutes after which `last.pth` is written within an epoch too; `null`: off.", above=0
+    )
+    save_updates: int | None = key(
+        "Also write `last.pth` after this many updates within an epoch; `null`: off.", at_least=1
+    )
+    keep: int = key(
+        "How many of the last checkpoints to keep: `last.pth`, and before it `last_1.pth`, `last_2.pth`, ... A "
+        "damaged one is skipped for the one before.",
+        at_least=1,
+    )
+    keep_every: int | None = key(
+        "Epochs between copies of `last.pth` that are never deleted (`epoch_010.pth`, ...); `null`: none.", at_least=1
+    )
+    max_skipped: int = key(
+        "Consecutive updates without a finite loss and gradient after which the run stops. Each of them is skipped "
+        "and counted, and its videos are named.",
+        at_least=1,
+    )
+    final_test: FinalTestSettings
+    device: Literal["auto", "cuda", "cpu"] = key("`auto`: a GPU if there is one, else the CPU.")
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = key(
+        "`auto`: bf16, or else fp16, on GPUs and fp32 on CPUs. `fp64` is for tests. Weights stay float32 with bf16 "
+        "and fp16."
+    )
+    tf32: bool = key("Let float32 products on GPUs use TF32.")
+    distributed_timeout: float = key(
+        "Minutes until a process that waits for the others gives up, and names the missing ones with their last step.",
+        above=0,
+    )
+    trainer: TrainerSettings
+    data: DataSettings
+    debug: bool = key("Full traceback for every error.")
+    aug: AugmentationSettings
+    optimizer: OptimizerSettings
+    logging: LoggingSettings
+    label_choice: Literal["names", "llm", "froster"] = key(
+        "The choice of `labels`, stored for checks and results: choose with `labels=`, not here."
+    )
+    labels_root: str = key(
+        "Folder of the class-name files. `labels=llm` sets `labels/llm`, `labels=froster` sets `labels/froster`."
+    )
+    label_files: dict[str, str | None] = key(
+        "The file of each class set (`k400`, `k400_base`, `hmdb51`, ...), which the facts of a data set name. "
+        "`labels` chooses them: `names` (the default), `llm` (rephrased, written for this project; chosen by "
+        "`data=..._llm`), `froster` (FROSTER's)."
+    )
+    dataset: dict[str, Any] = key("Facts of the data sets, see below.")
 
-def _wise_ft(config: Config) -> tuple[float | None, str | None]:
-    """Return the weight of the ensemble that the run tests, and what to tell where that is not what was asked for."""
-    value, random_weights = config["wise_ft"], config["trainer"]["clip_weights"] is None
-    if value == "auto":
-        if random_weights:
-            return None, "the weight ensemble (wise_ft) is off: this model starts from random weights"
-        return config["final_test"]["wise_ft"], None
-    if value is not None and random_weights:
-        raise ConfigError(
-            f"wise_ft={value}: this model starts from random weights (trainer.clip_weights=null), with which an "
-            "ensemble means nothing; give wise_ft=null"
-        )
-    return value, None
+    @property
+    def folder(self) -> Path:
+        """The output folder."""
+        return Path(self.output)
+
+    @property
+    def starts_from_random_weights(self) -> bool:
+        """Whether the model starts from random weights, not from CLIP's."""
+        return self.trainer.clip_weights is None
+
+    @property
+    def ensemble_weight(self) -> float | None:
+        """Weight of the fine-tuned model in the ensemble that the run tests; None: no ensemble."""
+        if self.wise_ft == "auto":
+            return None if self.starts_from_random_weights else self.final_test.wise_ft
+        return self.wise_ft
+
+    def views_of(self, part: Part) -> tuple[int, int]:
+        """Return temporal and spatial views of `val` or `test`: the user's, else the protocol's."""
+        views = self.views.val if part == "val" else self.views.test
+        return self.num_clip or views.num_clip, self.num_crop or views.num_crop
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all keys as nested dicts: what `config.yaml` and checkpoints store."""
+        return asdict(self)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainers.config.schema import did_you_mean
+from trainers.config.keys import did_you_mean
 from trainers.errors import ConfigError
 from trainers.paths import LABELS
 from video_datasets.annotations import read_class_names

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import tc_clip
-from trainers.config.settings import Config, Settings, names_of
+from trainers.config.lists import label_choice_of
+from trainers.config.settings import Settings
 from trainers.environment import package_versions
 from trainers.evaluator import Evaluation, write_predictions
 from trainers.reporting.confusion import draw_confusion, read_confusion, write_per_class
@@ -42,7 +43,7 @@ def list_facts(videos: VideoList) -> dict[str, Any]:
     }
 
 
-def run_facts(config: Config, settings: Settings, checkpoint: Path | None) -> dict[str, Any]:
+def run_facts(settings: Settings, checkpoint: Path | None) -> dict[str, Any]:
     """Return what a run's numbers depend on besides lists and views.
 
     Args:
@@ -50,18 +51,18 @@ def run_facts(config: Config, settings: Settings, checkpoint: Path | None) -> di
     """
     facts: dict[str, Any] = {
         "protocol": settings.protocol,
-        "data": settings.data,
-        "trainer": settings.trainer,
-        "labels": names_of(config),
+        "data": settings.data.name,
+        "trainer": settings.trainer.name,
+        "labels": label_choice_of(settings),
         "weights": None if checkpoint is None else str(checkpoint),
         "weights_sha256": None if checkpoint is None else sha256_of(checkpoint),
-        "training": _training_facts(config if settings.eval is None else _config_of(checkpoint)),
-        "clip_weights": config["trainer"]["clip_weights"],
-        "wise_ft": settings.wise_ft,
+        "training": _training_facts(settings.to_dict() if settings.eval is None else _config_of(checkpoint)),
+        "clip_weights": settings.trainer.clip_weights,
+        "wise_ft": settings.ensemble_weight,
     }
     for name in ("seed", "num_frames", "input_size", "context_length", "precision"):
-        facts[name] = config[name]
-    facts["random_views"] = config["views"]["random"]
+        facts[name] = getattr(settings, name)
+    facts["random_views"] = settings.views.random
     return {**facts, "versions": package_versions()}
 
 
@@ -71,7 +72,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _training_facts(config: Config | None) -> dict[str, Any] | None:
+def _training_facts(config: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return how weights were trained, as far as it decides which row of a table they belong to."""
     if config is None:
         return None
@@ -79,7 +80,7 @@ def _training_facts(config: Config | None) -> dict[str, Any] | None:
     return {"data": config["data"]["name"], **{name: config[name] for name in names}}
 
 
-def _config_of(checkpoint: Path | None) -> Config | None:
+def _config_of(checkpoint: Path | None) -> dict[str, Any] | None:
     """Return the configuration in a checkpoint of ours; others have none that says the same."""
     content = {} if checkpoint is None else tc_clip.read_checkpoint(checkpoint)
     return content.get("config") if "format_version" in content else None

@@ -17,7 +17,7 @@ import argparse
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from tqdm import tqdm
@@ -28,7 +28,6 @@ from trainers.commands.data.listing import DataError, all_videos
 from trainers.commands.data.progress import Progress, key_of
 from trainers.commands.data.verify_report import Verified, write_report
 from trainers.commands.data.watched_pool import Failure, available_cores, watched_map
-from trainers.paths import find_labels
 from video_datasets.annotations import AnnotationError, read_annotations, read_class_names
 from video_datasets.decoding import VideoReadError
 from video_datasets.video_files import VIDEO_SUFFIXES, VideoFiles, VideoFilesError, open_video_files
@@ -205,21 +204,19 @@ def lists_of_config(name: str, overrides: list[str]) -> tuple[list[ListToVerify]
     from omegaconf.errors import OmegaConfBaseException
 
     from trainers.config.compose import compose_config
-    from trainers.config.schema import PROTOCOLS
+    from trainers.config.lists import list_entries
+    from trainers.config.settings import PROTOCOLS, Part
 
     protocol = next((protocol for protocol in PROTOCOLS if name.startswith(f"{protocol}_")), None)
     if protocol is None:
         raise DataError(f"--data {name}: must begin with one of {', '.join(PROTOCOLS)}")
     try:
-        config = compose_config(protocol, [f"data={name}", "output=unused", *overrides])
+        settings = compose_config(protocol, [f"data={name}", "output=unused", *overrides])
+        entries = [entry for part in get_args(Part) for entry in list_entries(settings, part)]
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise DataError(f"--data {name}: {' '.join(str(error).split())}") from error
-    lists = []
-    for entry in (config["data"]["train"], config["data"]["val"], *config["data"]["test"]):
-        facts = config["dataset"][entry["dataset"]]
-        path = Path(facts["lists"]) / entry["list"]
-        lists.append(ListToVerify(entry["list"], facts["root"], path, find_labels(entry["class_names"])))
-    return list(dict.fromkeys(lists)), config["num_frames"], config["data"]["max_bad_share"]
+    lists = [ListToVerify(entry.list_name, entry.root, entry.list_path, entry.class_names_path) for entry in entries]
+    return list(dict.fromkeys(lists)), settings.num_frames, settings.data.max_bad_share
 
 
 def main(argv: list[str] | None = None) -> int:

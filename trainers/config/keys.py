@@ -1,0 +1,186 @@
+"""How a configuration key is declared: its type, its limits and its meaning, once, as a field of a frozen dataclass.
+
+A group of keys is a dataclass. Each of its fields is a key (`key(...)`) or, without a value, another group. The check
+of a key follows from its type: `int | None` also accepts null, `Literal` accepts its choices, and so on.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from trainers.errors import ConfigError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Group = TypeVar("Group", bound="DataclassInstance")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Range of a number, or of the numbers of a list, and length of a list."""
+
+    at_least: float
+    above: float
+    at_most: float
+    below: float
+    length: int | None
+
+    def contain(self, value: float) -> bool:
+        """Return whether a number is in the range."""
+        return self.at_least <= value <= self.at_most and self.above < value < self.below
+
+    def __str__(self) -> str:
+        """Return the range in words, with a space before it; empty if there is none."""
+        high = f"{self.at_most:g}" if self.at_most < math.inf else f"below {self.below:g}"
+        if self.at_least > -math.inf and high != "below inf":
+            return f" from {self.at_least:g} to {high}"
+        words = [f"of at least {self.at_least:g}"] if self.at_least > -math.inf else []
+        words += [f"above {self.above:g}"] if self.above > -math.inf else []
+        words += [f"up to {high}"] if high != "below inf" else []
+        return "".join(f" {word}" for word in [", ".join(words)] if word)
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a value may be: a test, and the same in words."""
+
+    accepts: Callable[[Any], bool]
+    expected: str
+
+
+@dataclass(frozen=True)
+class Key:
+    """Meaning and check of a configuration key."""
+
+    doc: str
+    check: Check
+
+
+def key(
+    doc: str,
+    *,
+    at_least: float = -math.inf,
+    above: float = -math.inf,
+    at_most: float = math.inf,
+    below: float = math.inf,
+    length: int | None = None,
+) -> Any:
+    """Declare a key.
+
+    Args:
+        doc: meaning and unit, as CONFIG.md shows them.
+        at_least, above, at_most, below: range of a number.
+        length: of a list; None: any, but a list of numbers is not empty.
+    """
+    return field(metadata={"doc": doc, "limits": Limits(at_least, above, at_most, below, length)})
+
+
+def keys_of(group: "type[DataclassInstance]", prefix: str = "") -> dict[str, Key]:
+    """Return all keys of a group and of the groups in it, by their dotted names, in order."""
+    found: dict[str, Key] = {}
+    hints = get_type_hints(group)
+    for item in fields(group):
+        name, hint = prefix + item.name, hints[item.name]
+        if _is_group(hint):
+            found |= keys_of(hint, f"{name}.")
+        else:
+            found[name] = Key(item.metadata["doc"], check_of(hint, item.metadata["limits"]))
+    return found
+
+
+def read_group(group: type[Group], values: Mapping[str, Any]) -> Group:
+    """Check a resolved mapping, key by key, and return it as a group.
+
+    Raises:
+        ConfigError: naming the first wrong key, its value and what it may be.
+    """
+    return _read(group, values, "", keys_of(group))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean ...?" with the closest known words, or nothing if none is close."""
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _is_group(hint: object) -> "TypeGuard[type[DataclassInstance]]":
+    return is_dataclass(hint)
+
+
+def _read(group: type[Group], values: Mapping[str, Any], prefix: str, known: Mapping[str, Key]) -> Group:
+    hints = get_type_hints(group)
+    for name in values:
+        if name not in hints:
+            raise ConfigError(f"unknown key {prefix}{name}{did_you_mean(prefix + name, known)}")
+    read: dict[str, Any] = {}
+    for name, hint in hints.items():
+        if not _is_group(hint):
+            read[name] = _checked(prefix + name, values, name, known[prefix + name])
+        elif isinstance(values.get(name), Mapping):
+            read[name] = _read(hint, values[name], f"{prefix}{name}.", known)
+        else:
+            raise ConfigError(f"{prefix}{name}: must be a group of keys")
+    return group(**read)
+
+
+def _checked(dotted: str, values: Mapping[str, Any], name: str, declared: Key) -> Any:
+    if name not in values:
+        raise ConfigError(f"the key {dotted} is missing; it must be {declared.check.expected}")
+    value = values[name]
+    if value == "???":
+        raise ConfigError(f"{dotted} is not set: give {dotted}=... ({declared.doc.split('. ')[0].rstrip('.')})")
+    if not declared.check.accepts(value):
+        raise ConfigError(f"{dotted}={_show(value)}: must be {declared.check.expected}")
+    return value
+
+
+def check_of(hint: Any, limits: Limits) -> Check:
+    """Return the check of a type with limits.
+
+    Raises:
+        KeyError: the type is not among those that keys have.
+    """
+    kind = get_origin(hint)
+    if kind in (Union, UnionType):
+        options = [check_of(option, limits) for option in get_args(hint)]
+        words = [option.expected for option in options]
+        return Check(
+            lambda value: any(option.accepts(value) for option in options), f"{', '.join(words[:-1])} or {words[-1]}"
+        )
+    if kind is Literal:
+        choices = get_args(hint)
+        names = ", ".join(str(choice) for choice in choices)
+        return Check(
+            lambda value: any(type(value) is type(choice) and value == choice for choice in choices),
+            names if len(choices) == 1 else f"one of {names}",
+        )
+    if kind is list:
+        (item_type,) = get_args(hint)
+        item = check_of(item_type, limits)
+        shortest = 0 if get_origin(item_type) is dict else 1
+        count = "" if limits.length is None else f"{limits.length} "
+        return Check(
+            lambda value: (
+                isinstance(value, list)
+                and (len(value) >= shortest if limits.length is None else len(value) == limits.length)
+                and all(item.accepts(entry) for entry in value)
+            ),
+            f"a list of {count}"
+            + item.expected.removeprefix("a ").replace("number", "numbers").replace("group", "groups"),
+        )
+    return {
+        bool: Check(lambda value: type(value) is bool, "true or false"),
+        int: Check(lambda value: type(value) is int and limits.contain(value), f"a whole number{limits}"),
+        float: Check(lambda value: type(value) in (int, float) and limits.contain(value), f"a number{limits}"),
+        str: Check(lambda value: isinstance(value, str) and value != "", "a text"),
+        dict: Check(lambda value: isinstance(value, dict), "a group of keys"),
+        NoneType: Check(lambda value: value is None, "null"),
+    }[kind or hint]
+
+
+def _show(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

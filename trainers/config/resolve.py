@@ -1,0 +1,79 @@
+"""From the configuration that Hydra composed to checked settings.
+
+Imports nothing heavy: a wrong value is reported before torch is imported.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from trainers.batches import BatchPlan
+from trainers.config.command_line import config_names
+from trainers.config.keys import read_group
+from trainers.config.lists import check_label_choice
+from trainers.config.settings import Settings
+from trainers.errors import ConfigError
+from trainers.paths import CONFIGS, PROGRAM
+
+
+def resolve(cfg: DictConfig) -> Settings:
+    """Check the composed configuration, every interpolation resolved, and return it; make it read-only.
+
+    Raises:
+        ConfigError: naming the key that is wrong and what would be right.
+    """
+    OmegaConf.set_readonly(cfg, True)
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    assert isinstance(values, dict)  # a DictConfig
+    if values.get("protocol") is None:
+        raise ConfigError(f"choose a protocol with -cn, as in: {PROGRAM} -cn zero_shot data=... output=...")
+    settings = read_group(Settings, {str(name): value for name, value in values.items()})
+    _check_protocol(settings)
+    check_label_choice(settings)
+    _check_schedule(settings)
+    BatchPlan(settings.total_batch_size, settings.batch_size, settings.total_batch_size)
+    if settings.starts_from_random_weights and settings.wise_ft not in ("auto", None):
+        raise ConfigError(
+            f"wise_ft={settings.wise_ft}: this model starts from random weights (trainer.clip_weights=null), "
+            "with which an ensemble means nothing; give wise_ft=null"
+        )
+    return settings
+
+
+def to_yaml(config: Mapping[str, Any]) -> str:
+    """Return a resolved configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+
+
+def _check_protocol(settings: Settings) -> None:
+    """Check that the data and the keys of single protocols belong to the protocol."""
+    protocol, trains = settings.protocol, settings.eval is None
+    if settings.data.protocol != protocol:
+        fitting = [name for name in config_names(CONFIGS, "data") if name.startswith(f"{protocol}_")]
+        raise ConfigError(
+            f"data={settings.data.name} belongs to {settings.data.protocol}, not to {protocol}; "
+            f"-cn {protocol} goes with data={', '.join(fitting)}"
+        )
+    for key, value, owner in (("shot", settings.shot, "few_shot"), ("base", settings.base, "base2novel")):
+        if value is not None and protocol != owner:
+            raise ConfigError(f"{key}={value} goes with -cn {owner}; -cn {protocol} has none: leave it out")
+    if trains and protocol == "few_shot" and settings.shot is None:
+        raise ConfigError("few_shot needs the number of training videos per class: give shot=2, 4, 8 or 16")
+    if trains and protocol == "base2novel" and settings.base is None:
+        raise ConfigError("base2novel needs the number of its training list: give base=1, 2 or 3")
+
+
+def _check_schedule(settings: Settings) -> None:
+    epochs, warmup_epochs = settings.epochs, settings.warmup_epochs
+    if warmup_epochs >= epochs > 1 and settings.eval is None:
+        raise ConfigError(
+            f"warmup_epochs={warmup_epochs} leaves nothing of epochs={epochs}: "
+            f"give warmup_epochs={epochs // 2} or more epochs"
+        )
+    if settings.lr_min > settings.lr:
+        raise ConfigError(f"lr_min={settings.lr_min} is above lr={settings.lr}")
