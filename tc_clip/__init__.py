@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from tc_clip.protocol import VideoModel, VideoTextModel
     from tc_clip.tokenizer import tokenize
     from tc_clip.vision_encoder import VisionOutput
-    from tc_clip.weights.files import KNOWN_CLIP_WEIGHTS, WeightsError, fetch_clip_weights, read_checkpoint
+    from tc_clip.weights.downloads import KNOWN_CLIP_WEIGHTS, fetch_clip_weights
+    from tc_clip.weights.files import Checkpoint, WeightsError, read_checkpoint
     from tc_clip.weights.loading import interpolate_weights, load_weights
 
 __version__ = "0.1.0"
@@ -22,9 +23,10 @@ _HOMES = {
     "load_model": "create",
     "model_names": "create",
     "model_options": "create",
-    "KNOWN_CLIP_WEIGHTS": "weights.files",
+    "KNOWN_CLIP_WEIGHTS": "weights.downloads",
+    "fetch_clip_weights": "weights.downloads",
+    "Checkpoint": "weights.files",
     "WeightsError": "weights.files",
-    "fetch_clip_weights": "weights.files",
     "read_checkpoint": "weights.files",
     "VideoClip": "models",
     "VideoModel": "protocol",
@@ -36,6 +38,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Checkpoint",
     "KNOWN_CLIP_WEIGHTS",
     "VideoClip",
     "VideoModel",

@@ -15,7 +15,7 @@ from tc_clip.compositions import compositions
 from tc_clip.config import CLIP_HEAD_WIDTH, TextConfig, VisionConfig
 from tc_clip.models import VideoClip
 from tc_clip.text_encoder import random_token_embedding
-from tc_clip.weights.files import WeightsError, read_checkpoint
+from tc_clip.weights.files import Checkpoint, CheckpointSource, WeightsError, as_checkpoint
 from tc_clip.weights.loading import (
     ClipWeights,
     checkpoint_state,
@@ -46,7 +46,7 @@ def create_model(
     *,
     class_names: Sequence[str],
     clip_weights: str | Path | Mapping[str, Tensor] | None = None,
-    checkpoint: str | Path | Mapping[str, Any] | None = None,
+    checkpoint: CheckpointSource | None = None,
     **options: Any,
 ) -> VideoClip:
     """Create a model, ready to train or to score videos.
@@ -59,7 +59,7 @@ def create_model(
             patch_size, vision_width, vision_depth, text_width, text_depth, embed_dim, head_width, activation). With
             weights, image_size may differ from theirs: positions are interpolated; activation is asked for where no
             file beside the weights tells it.
-        checkpoint: fine-tuned weights: a file of ours or a published one, or what `read_checkpoint` returned.
+        checkpoint: fine-tuned weights: a file of this project or a published one, or what `read_checkpoint` returned.
         options: the model's own, see `model_options(name)`.
 
     Raises:
@@ -76,10 +76,9 @@ def create_model(
         )
     sizes = {key: options.pop(key) for key in list(options) if key in _SIZES}
     values = known | options
-    if checkpoint is not None and not isinstance(checkpoint, Mapping):
-        checkpoint = {"path": str(checkpoint), **read_checkpoint(checkpoint)}
+    tuned = None if checkpoint is None else as_checkpoint(checkpoint)
     clip = None if clip_weights is None else read_clip_weights(clip_weights)
-    vision, text = _choose_sizes(clip, checkpoint, sizes)
+    vision, text = _choose_sizes(clip, tuned, sizes)
     if clip is None:
         embedding = random_token_embedding(text.vocab_size, text.width)
     else:
@@ -99,36 +98,40 @@ def create_model(
             model.prompts.init_from(model.text)
     else:
         load_clip_weights(model, clip)
-    if checkpoint is not None:
-        load_weights(model, checkpoint)
+    if tuned is not None:
+        load_weights(model, tuned)
     model.set_class_names(class_names)
     return model
 
 
 def load_model(
-    checkpoint: str | Path, class_names: Sequence[str], clip_weights: str | Path | Mapping[str, Tensor] | None = None
+    checkpoint: CheckpointSource,
+    class_names: Sequence[str],
+    clip_weights: str | Path | Mapping[str, Tensor] | None = None,
 ) -> VideoClip:
-    """Create the model that a checkpoint of ours was written from, with other class names.
+    """Create the model of a checkpoint that this project wrote, with other class names.
 
     Args:
-        checkpoint: a file of ours.
+        checkpoint: a file that training or export wrote, or what `read_checkpoint` returned.
         class_names: the classes to score.
-        clip_weights: where CLIP's token embedding comes from, if not from where the training took it.
+        clip_weights: the source of CLIP's token embedding, if it is not the one that training used.
 
     Raises:
-        WeightsError: where the file is no checkpoint of ours, or its CLIP weights are needed and not to be had.
+        WeightsError: if the checkpoint was not created by this project, or its CLIP weights cannot be read.
     """
-    state = read_checkpoint(checkpoint)
-    info = state.get("model_info")
-    if not isinstance(info, Mapping):
+    checkpoint = as_checkpoint(checkpoint)
+    info = checkpoint.model_info
+    if info is None:
         raise WeightsError(
-            f"{checkpoint}: does not say which model it is, as checkpoints of this package do: use create_model with "
+            f"{checkpoint.source}: does not name its model, as checkpoints of this project do: use create_model with "
             "the model's name, clip_weights and checkpoint"
         )
     if clip_weights is None and info["clip_weights"] is not None:
         clip_weights = info["clip_weights"]
         if clip_weights == "state dict":
-            raise WeightsError(f"{checkpoint}: was trained from a state dict of CLIP in memory: pass clip_weights")
+            raise WeightsError(
+                f"{checkpoint.source}: was trained from a state dict of CLIP in memory: pass clip_weights"
+            )
     trained = info["sizes"]["vision"]
     # Not told by the weights: the input size where it is not CLIP's own, and what a file beside them may not tell.
     sizes = {key: trained[key] for key in ("image_size", "head_width", "activation") if key in trained}
@@ -136,7 +139,7 @@ def load_model(
         info["name"],
         class_names=class_names,
         clip_weights=clip_weights,
-        checkpoint=state,
+        checkpoint=checkpoint,
         **{**info["options"], **sizes},
     )
 
@@ -154,7 +157,7 @@ def model_options(name: str) -> dict[str, Any]:
 
 
 def _choose_sizes(
-    clip: ClipWeights | None, checkpoint: Mapping[str, Any] | None, sizes: dict[str, Any]
+    clip: ClipWeights | None, checkpoint: Checkpoint | None, sizes: dict[str, Any]
 ) -> tuple[VisionConfig, TextConfig]:
     """Take the sizes from CLIP's weights, else from the checkpoint, else from the options.
 
@@ -164,11 +167,11 @@ def _choose_sizes(
     if clip is not None:
         found = sizes_of(clip.tensors, _head_widths(clip, sizes), _activation(clip, sizes))
     elif checkpoint is not None:
-        info = checkpoint.get("model_info")
-        if not isinstance(info, Mapping) or info["clip_weights"] is not None:
+        info = checkpoint.model_info
+        if info is None or info["clip_weights"] is not None:
             raise WeightsError(
-                f"{checkpoint.get('path', 'the checkpoint')}: holds no token embedding, CLIP's is needed: give "
-                "clip_weights, such as 'ViT-B/16'"
+                f"{checkpoint.source}: holds no token embedding, CLIP's is needed: give clip_weights, such as "
+                "'ViT-B/16'"
             )
         trained = info["sizes"]["vision"]
         head_width = sizes.get("head_width", trained["head_width"])

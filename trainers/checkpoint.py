@@ -15,15 +15,15 @@ Generators have no state to keep: every random number follows from seed, epoch, 
 The newest is `last.pth`; `last_1.pth`, `last_2.pth` and so on are the ones before it.
 """
 
-import hashlib
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tc_clip.weights.checksum import checksum_of
+from tc_clip.weights.files import WeightsError, read_checkpoint
 from trainers.errors import CheckpointError
 from trainers.files import atomic_path
 
@@ -109,65 +109,22 @@ def read_newest(path: Path) -> tuple[dict[str, Any], Path, list[DamagedCheckpoin
 
 
 def read_training_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of ours, to go on from.
+    """Read a checkpoint to resume training from.
 
     Raises:
-        DamagedCheckpointError: where it is not what was written.
-        CheckpointError: where it is no such checkpoint.
+        DamagedCheckpointError: if the file cannot be read or its content does not match its checksum.
+        CheckpointError: if it is another kind of checkpoint.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many classes for a damaged file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "Weights only load failed" in reason:
-            # torch goes on to advise loading it unsafely.
-            reason = "it is no file of plain tensors and values"
-        raise DamagedCheckpointError(path, f"cannot be read ({reason})") from error
-    if not isinstance(checkpoint, dict) or checkpoint.get("format_version") != FORMAT_VERSION:
+        content = read_checkpoint(path).content
+    except WeightsError as error:
+        raise DamagedCheckpointError(path, str(error).removeprefix(f"{path}: ")) from error
+    if content.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: not a checkpoint that this version can continue (format {FORMAT_VERSION}); "
             "load its weights with resume=, into another output"
         )
-    verify_checksum(path, checkpoint)
-    return checkpoint
-
-
-def verify_checksum(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Raise DamagedCheckpointError where a checkpoint has a checksum that its content does not have."""
-    content = dict(checkpoint)
-    stored = content.pop("checksum", None)
-    if stored is not None and stored != checksum_of(content):
-        raise DamagedCheckpointError(path, "is damaged (its checksum does not fit its content)")
-
-
-def checksum_of(content: Any) -> str:
-    """Return the SHA-256 sum of plain containers, values and tensors, in their order."""
-    digest = hashlib.sha256()
-    for piece in _pieces(content):
-        digest.update(piece)
-    return digest.hexdigest()
-
-
-def _pieces(value: Any) -> Iterator[bytes | memoryview]:
-    """Yield what a value is, in bytes: every piece with its kind and length, so that no two values give the same."""
-    if isinstance(value, torch.Tensor):
-        yield f"tensor {value.dtype} {tuple(value.shape)};".encode()
-        if value.numel():
-            yield memoryview(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    elif isinstance(value, dict):
-        yield f"dict {len(value)};".encode()
-        for key, item in value.items():
-            yield from _pieces(key)
-            yield from _pieces(item)
-    elif isinstance(value, list | tuple):
-        yield f"{'list' if isinstance(value, list) else 'tuple'} {len(value)};".encode()
-        for item in value:
-            yield from _pieces(item)
-    elif value is None or isinstance(value, bool | int | float | str):
-        text = repr(value).encode()
-        yield f"{type(value).__name__} {len(text)};".encode() + text
-    else:
-        raise TypeError(f"a checkpoint holds plain values, not a {type(value).__name__}")
+    return content
 
 
 def _shift(path: Path, keep: int) -> None:

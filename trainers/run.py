@@ -14,7 +14,7 @@ import tc_clip
 from tc_clip.ops.memory import keep_freed_memory, release_freed_memory
 from tc_clip.protocol import VideoModel
 from trainers import build
-from trainers.checkpoint import BEST, DamagedCheckpointError, verify_checksum
+from trainers.checkpoint import BEST
 from trainers.config.resolve import to_yaml
 from trainers.config.secrets import hide_in_config
 from trainers.config.settings import Part, Settings
@@ -23,7 +23,7 @@ from trainers.distributed.interrupts import Interrupts
 from trainers.distributed.output_lock import OutputLock
 from trainers.distributed.processes import Ranks, start_distributed, stop_distributed
 from trainers.environment import environment
-from trainers.errors import CheckpointError, ConfigError, ErrorOnAnotherRank, RunInterrupted
+from trainers.errors import ConfigError, ErrorOnAnotherRank, RunInterrupted
 from trainers.evaluator import Evaluation, evaluate
 from trainers.files import make_writable
 from trainers.logging.plan import count_parameters, device_lines, format_plan, list_line, millions, training_lines
@@ -32,7 +32,7 @@ from trainers.metrics import format_metrics, metric_titles
 from trainers.paths import REPOSITORY
 from trainers.precision import Precision
 from trainers.reporting.tables import ResultRow, results_dict, results_table, summarise
-from trainers.reporting.write_results import file_stem, list_facts, run_facts, write_evaluation
+from trainers.reporting.write_results import WeightsFile, file_stem, list_facts, run_facts, sha256_of, write_evaluation
 from trainers.session import TrainingRun
 from trainers.trainer import Trainer
 from trainers.video_lists import VideoList
@@ -47,6 +47,7 @@ class Job:
     precision: Precision
     lists: dict[Part, list[VideoList]]
     model: VideoModel
+    loaded: WeightsFile | None  # the checkpoint of `resume`
     interrupts: Interrupts = field(default_factory=Interrupts)
     log: RunLog | None = None
     lock: OutputLock | None = None
@@ -113,28 +114,24 @@ def _prepare(settings: Settings, ranks: Ranks) -> Job:
         raise ConfigError(f"eval={settings.eval}: this model's weights are random; give resume=<checkpoint>")
     if settings.eval is not None and isinstance(settings.wise_ft, int | float) and settings.resume is None:
         raise ConfigError(f"wise_ft={settings.wise_ft}: needs fine-tuned weights; give resume=<checkpoint>")
+    loaded = None
     if settings.resume is not None:
-        _load_weights(model, Path(settings.resume))
+        loaded = _load_weights(model, Path(settings.resume), ranks.is_main and settings.eval is not None)
     model.to(ranks.device, precision.dtype)
     ranks.broadcast_model(model)
     build.speed_up(settings, model)
-    return Job(settings, ranks, precision, lists, model)
+    return Job(settings, ranks, precision, lists, model, loaded)
 
 
-def _load_weights(model: VideoModel, path: Path) -> None:
-    """Load weights from a checkpoint of ours, whose checksum is checked, or a published one."""
-    checkpoint = tc_clip.read_checkpoint(path)
-    try:
-        verify_checksum(path, checkpoint)
-    except DamagedCheckpointError as error:
-        raise CheckpointError(f"{error}; take another, as last_1.pth or one that keep_every kept") from error
+def _load_weights(model: VideoModel, path: Path, hash_file: bool) -> WeightsFile | None:
+    """Load weights from a checkpoint; with `hash_file`, return the facts of the file that the results report."""
+    checkpoint = tc_clip.read_checkpoint(path, hash_file=hash_file)
     try:
         tc_clip.load_weights(model, checkpoint)
     except tc_clip.WeightsError as error:
-        message = f"{path}: {str(error).removeprefix('the checkpoint: ')}"
-        if "not the weights of this" in message:
-            message += "; give the trainer= and trainer.options that it was trained with"
-        raise tc_clip.WeightsError(message) from error
+        advice = "; give the trainer= and trainer.options that it was trained with"
+        raise tc_clip.WeightsError(f"{error}{advice if 'not the weights of this' in str(error) else ''}") from error
+    return None if checkpoint.sha256 is None else WeightsFile(path, checkpoint.sha256, checkpoint.config)
 
 
 def _parts(settings: Settings) -> tuple[Part, ...]:
@@ -208,8 +205,8 @@ def _train(job: Job) -> list[ResultRow]:
     position = session.fit()
     trainer.loader.close()
     val_loader.close()
-    rows = _final_rows(job, position.best)
-    _tell_results(job, rows)
+    rows, best = _final_rows(job, position.best)
+    _tell_results(job, rows, best)
     return rows
 
 
@@ -242,22 +239,25 @@ def _evaluate_only(job: Job) -> list[ResultRow]:
     if ensemble_alone or (with_ensemble and settings.eval == "test"):
         _mix_with_start(job)
         rows += [row for part in parts for row in _evaluate_part(job, part, name, settings.ensemble_weight)]
-    _tell_results(job, rows)
+    _tell_results(job, rows, job.loaded)
     return rows
 
 
-def _final_rows(job: Job, best: dict[str, Any]) -> list[ResultRow]:
-    """Return the best validation, and the final test of the best weights where the protocol has one."""
+def _final_rows(job: Job, best: dict[str, Any]) -> tuple[list[ResultRow], WeightsFile | None]:
+    """Return the best validation, and the final test if the protocol has one; and the file of the best weights."""
     settings = job.settings
     weights = f"{BEST}, epoch {best['epoch']}"
     rows = [_row(job, "val", job.lists["val"][0], weights, None, best)]
+    path = settings.folder / BEST
     if settings.final_test.enabled:
-        _load_best(job)
+        file = _load_best(job, path)
         rows += _evaluate_part(job, "test", weights, None)
         if settings.ensemble_weight is not None:
             _mix_with_start(job)
             rows += _evaluate_part(job, "test", weights, settings.ensemble_weight)
-    return rows
+    else:
+        file = WeightsFile(path, sha256_of(path)) if job.ranks.is_main else None
+    return rows, file
 
 
 def _evaluate_part(job: Job, part: Part, weights: str, wise_ft: float | None) -> list[ResultRow]:
@@ -343,16 +343,17 @@ def _evaluate(job: Job, loader: Any, videos: VideoList) -> Evaluation:
     return evaluation
 
 
-def _load_best(job: Job) -> None:
-    """Load `best.pth`: the main process reads it and gives it to the others, who may be on other machines."""
-    error = None
+def _load_best(job: Job, path: Path) -> WeightsFile | None:
+    """Load `best.pth`: the main process reads it and sends it to the others, which can be on other machines."""
+    file = error = None
     try:
         if job.ranks.is_main:
-            _load_weights(job.model, job.settings.folder / BEST)
+            file = _load_weights(job.model, path, hash_file=True)
     except Exception as problem:
         error = problem
     job.ranks.raise_together(error)
     job.ranks.broadcast_model(job.model)
+    return file
 
 
 def _mix_with_start(job: Job) -> None:
@@ -395,17 +396,16 @@ def _say_plan(job: Job, training: list[tuple[str, str]], continued_at: Any) -> N
     job.log.info(format_plan(f"{settings.protocol}: {settings.trainer.name} on {settings.data.name}", lines))
 
 
-def _tell_results(job: Job, rows: Sequence[ResultRow]) -> None:
-    """Print the table and write it as `results.json`."""
+def _tell_results(job: Job, rows: Sequence[ResultRow], weights: WeightsFile | None) -> None:
+    """Print the table and write it as `results.json`.
+
+    Args:
+        weights: the checkpoint that was evaluated, None for the start weights and on other processes.
+    """
     settings = job.settings
     summary = summarise(rows, settings.protocol)
     job.log.info("\n" + results_table(rows, summary))
-    if settings.eval is None:
-        checkpoint = settings.folder / BEST
-    else:
-        checkpoint = None if settings.resume is None else Path(settings.resume)
-    # Hashes of large files: one process of a run writes.
-    facts = run_facts(settings, checkpoint) if job.ranks.is_main else {}
+    facts = run_facts(settings, weights) if job.ranks.is_main else {}
     name = "results.json" if settings.eval is None else f"results_eval_{settings.eval}.json"
     job.log.save_text(name, json.dumps(hide_in_config(results_dict(rows, summary, facts)), indent=2) + "\n")
     job.log.info(f"\nresults: {settings.folder / name}")

@@ -74,9 +74,10 @@ def from_hugging_face(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ours = {}
     for name, value in tensors.items():
         if ".self_attn." in name:
-            name, value = _join_projections(name, tensors)
-            if value is None:
+            joined = _join_projections(name, tensors)
+            if joined is None:
                 continue
+            name, value = joined
             name = name.replace(".self_attn.in_proj_", ".attn.in_proj_")
         for ours_part, theirs in _HUGGING_FACE_BLOCK.items():
             name = name.replace(theirs, ours_part)
@@ -87,7 +88,7 @@ def from_hugging_face(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def to_hugging_face(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Translate tensors by our names into the layout of Hugging Face's `CLIPModel`."""
-    theirs = {}
+    theirs: dict[str, Tensor] = {}
     for name, value in tensors.items():
         if name in _TRANSPOSED:
             value = value.T.contiguous()
@@ -111,7 +112,7 @@ def to_published(tensors: Mapping[str, Tensor], split_vision_projections: bool =
     Returns:
         The same tensors by published names, without the `module.` that training with several GPUs put before them.
     """
-    published = {}
+    published: dict[str, Tensor] = {}
     for name, value in tensors.items():
         name = rename(name, PUBLISHED_NAMES, to_ours=False).replace("local_global_bias", "local_global_bias_table")
         if split_vision_projections and name.startswith("image_encoder.") and ".attn.in_proj_" in name:
@@ -126,9 +127,10 @@ def from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ours = {}
     for name, value in tensors.items():
         if name.startswith("image_encoder.") and ".attn." in name:
-            name, value = _join_projections(name, tensors)
-            if value is None:
+            joined = _join_projections(name, tensors)
+            if joined is None:
                 continue
+            name, value = joined
         name = name.replace("local_global_bias_table", "local_global_bias")
         ours[rename(name, PUBLISHED_NAMES, to_ours=True)] = value
     return ours
@@ -144,18 +146,18 @@ def rename(name: str, names: Mapping[str, str], to_ours: bool) -> str:
     return new + name.removeprefix(old)
 
 
-def _join_projections(name: str, tensors: Mapping[str, Tensor]) -> tuple[str, Tensor | None]:
-    """Return the name and value that a projection of queries, keys or values has where they are one tensor.
+def _join_projections(name: str, tensors: Mapping[str, Tensor]) -> tuple[str, Tensor] | None:
+    """Return the name and value of a projection in the layout that has queries, keys and values in one tensor.
 
-    The queries bring the whole; keys and values are None, they have gone into it. Where one of the three is missing,
-    the queries stay as they are, and a strict load tells that in_proj is missing.
+    The queries become that tensor; for keys and values, which are in it, return None. If one of the three is missing,
+    the queries keep their name, and the strict load reports that in_proj is missing. Other tensors do not change.
     """
     if ".q_proj." in name:
         parts = [name.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
         if all(part in tensors for part in parts):
             return name.replace(".q_proj.", ".in_proj_"), torch.cat([tensors[part] for part in parts])
     elif ".k_proj." in name or ".v_proj." in name:
-        return name, None
+        return None
     return name, tensors[name]
 
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from tc_clip.config import ACTIVATION_NAMES, CLIP_HEAD_WIDTH, TextConfig, VisionConfig, require_choice
 from tc_clip.models import VideoClip
 from tc_clip.protocol import VideoModel
-from tc_clip.weights.files import KNOWN_CLIP_WEIGHTS, WeightsError, fetch_clip_weights, read_checkpoint, read_tensors
-from tc_clip.weights.layouts import from_clip, from_hugging_face, from_published, to_clip
+from tc_clip.weights.downloads import KNOWN_CLIP_WEIGHTS, fetch_clip_weights
+from tc_clip.weights.files import Checkpoint, CheckpointSource, WeightsError, as_checkpoint, read_tensors
+from tc_clip.weights.layouts import CLIP_NAMES, from_clip, from_hugging_face, from_published, rename
 from tc_clip.weights.layouts import to_published as to_published  # also looked for here
 
 _LOG = logging.getLogger(__name__)
@@ -195,7 +196,7 @@ def load_clip_weights(model: VideoClip, weights: ClipWeights) -> LoadReport:
     tensors = dict(weights.tensors)
     for name in (_TOKEN_EMBEDDING, _POSITIONS):
         if name not in tensors:
-            raise WeightsError(f"the CLIP weights have no {next(iter(to_clip({name: None})))!r}")
+            raise WeightsError(f"the CLIP weights have no {rename(name, CLIP_NAMES, to_ours=False)!r}")
     report = LoadReport("clip", initialised=sorted(model.new_parameter_names()))
     model.text.token_embedding.copy_(tensors.pop(_TOKEN_EMBEDDING))
     own = model.vision.positional_embedding
@@ -209,26 +210,24 @@ def load_clip_weights(model: VideoClip, weights: ClipWeights) -> LoadReport:
     return report
 
 
-def load_weights(model: VideoModel, checkpoint: str | Path | Mapping[str, Any]) -> LoadReport:
-    """Load fine-tuned weights into a model: all of them, or an error.
+def load_weights(model: VideoModel, checkpoint: CheckpointSource) -> LoadReport:
+    """Load fine-tuned weights into a model, strictly.
 
     Args:
         model: a model of the same kind and sizes.
-        checkpoint: a file of ours or a published one, or what `read_checkpoint` returned, or a plain state dict.
+        checkpoint: a file of this project or a published one, a `Checkpoint`, or a dict (a checkpoint or state dict).
 
     Raises:
-        WeightsError: where the file cannot be read or any weight is missing, unknown or of another size.
+        WeightsError: if the file cannot be read, or a weight is missing, unknown or of another size.
     """
-    where = "the checkpoint"
-    if not isinstance(checkpoint, Mapping):
-        where = str(checkpoint)
-        checkpoint = read_checkpoint(checkpoint)
+    checkpoint = as_checkpoint(checkpoint)
+    where = checkpoint.source
     if not isinstance(model, VideoClip):  # its own names and nothing to adapt
-        _load_strictly(model, checkpoint.get("model", checkpoint), where, absent=frozenset())
+        _load_strictly(model, checkpoint.content.get("model", checkpoint.content), where, absent=frozenset())
         return LoadReport("ours")
-    tensors, report = _checkpoint_tensors(checkpoint, where)
-    info = checkpoint.get("model_info")
-    if isinstance(info, Mapping) and info.get("token_embedding") not in (None, model.info()["token_embedding"]):
+    tensors, report = _checkpoint_tensors(checkpoint)
+    info = checkpoint.model_info
+    if info is not None and info.get("token_embedding") not in (None, model.info()["token_embedding"]):
         raise WeightsError(
             f"{where}: was trained with the token embedding of {info.get('clip_weights') or 'a random start'}, "
             f"the model has that of {model.info()['clip_weights'] or 'a random start'}: create it with the same "
@@ -276,19 +275,22 @@ def interpolate_weights(
     }
 
 
-def checkpoint_state(checkpoint: Mapping[str, Any], where: str = "the checkpoint") -> dict[str, Tensor]:
+def checkpoint_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Return a checkpoint's weights by our names, whatever its layout.
 
     Raises:
-        WeightsError: where it holds no weights of a layout known here.
+        WeightsError: if it holds no weights of a known layout.
     """
-    return _checkpoint_tensors(checkpoint, where)[0]
+    return _checkpoint_tensors(checkpoint)[0]
 
 
-def _checkpoint_tensors(checkpoint: Mapping[str, Any], where: str) -> tuple[dict[str, Tensor], LoadReport]:
-    tensors = checkpoint.get("model", checkpoint)
+def _checkpoint_tensors(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], LoadReport]:
+    where = checkpoint.source
+    tensors = checkpoint.content.get("model", checkpoint.content)
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise WeightsError(f"{where}: holds no weights: a checkpoint has them under 'model' {_examples(checkpoint)}")
+        raise WeightsError(
+            f"{where}: holds no weights: a checkpoint has them under 'model' {_examples(checkpoint.content)}"
+        )
     tensors = _without_module(tensors)
     if "vision.patch_embedding.weight" in tensors:
         return tensors, LoadReport("ours")
@@ -296,7 +298,7 @@ def _checkpoint_tensors(checkpoint: Mapping[str, Any], where: str) -> tuple[dict
         ignored = [name for name in tensors if name in _PUBLISHED_IGNORED]
         kept = {name: value for name, value in tensors.items() if name not in _PUBLISHED_IGNORED}
         return from_published(kept), LoadReport("published", ignored=ignored)
-    raise WeightsError(f"{where}: weights of no layout known here {_examples(tensors)}")
+    raise WeightsError(f"{where}: unknown layout of weights {_examples(tensors)}")
 
 
 def _load_strictly(model: VideoModel, tensors: Mapping[str, Tensor], where: str, absent: frozenset[str]) -> None:

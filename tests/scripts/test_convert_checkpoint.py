@@ -140,7 +140,7 @@ def test_unsafe_pickles_are_refused_and_not_run(by, tmp_path, capsys):
     ("content", "arguments", "message"),
     [
         ({"epoch": 1}, [], "holds no weights: there is neither 'model' nor 'state_dict'"),
-        ({"model": {"fc.weight": torch.zeros(1)}}, [], "weights of no layout known here"),
+        ({"model": {"fc.weight": torch.zeros(1)}}, [], "unknown layout of weights"),
         ({"model": create("vifi_clip").state_dict()}, ["--to", "clip"], "there is no token embedding"),
         ({"model": create("vifi_clip", num_text_vectors=2).state_dict()}, ["--to", "published"], "prompt tuning has"),
         (to_clip({"text.token_embedding": torch.zeros(1), "vision.patch_embedding.weight": torch.zeros(1)}),

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tc_clip.weights import files
-from tc_clip.weights.files import KNOWN_CLIP_WEIGHTS, ClipArchive, WeightsError, fetch_clip_weights, open_https
+from tc_clip.weights import downloads
+from tc_clip.weights.downloads import KNOWN_CLIP_WEIGHTS, ClipArchive, fetch_clip_weights, open_https
+from tc_clip.weights.files import WeightsError
 
 CONTENT = bytes(range(256)) * 12000  # several chunks
 BROKEN_OFF_AT = len(CONTENT) // 3
@@ -86,16 +87,16 @@ def test_failure_leaves_nothing_and_says_what_to_do(fetch, tmp_path: Path, path:
         fetch(path, sha256)
     message = str(caught.value)
     assert reason in message and "\n" not in message
-    assert f"{path} by other means and put it at {tmp_path / 'cache' / 'tiny.pt'}" in message
+    assert f"{path} another way and copy it to {tmp_path / 'cache' / 'tiny.pt'}" in message
     assert left_in(tmp_path / "cache") == []
 
 
 def test_interrupt_leaves_nothing(fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class InterruptedBar(files.tqdm):
+    class InterruptedBar(downloads.tqdm):
         def update(self, n=1):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, "tqdm", InterruptedBar)
+    monkeypatch.setattr(downloads, "tqdm", InterruptedBar)
     with pytest.raises(KeyboardInterrupt):
         fetch("/whole")
     assert left_in(tmp_path / "cache") == []
@@ -122,22 +123,22 @@ def test_unknown_host_fails_in_seconds(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(KNOWN_CLIP_WEIGHTS, "ViT-B/16", archive)
     monkeypatch.setenv("TC_CLIP_CACHE", str(tmp_path))
     start = time.monotonic()
-    with pytest.raises(WeightsError, match=rf"ViT-B/16 .*get {archive.url} .* put it at {tmp_path}/ViT-B-16.pt"):
+    with pytest.raises(WeightsError, match=rf"ViT-B/16 .*download {archive.url} .* copy it to {tmp_path}/ViT-B-16.pt"):
         fetch_clip_weights("ViT-B/16")
-    assert time.monotonic() - start < 2 * files.CONNECT_TIMEOUT_S + 2
+    assert time.monotonic() - start < 2 * downloads.CONNECT_TIMEOUT_S + 2
 
 
 def test_hanging_lookup_ends_at_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "CONNECT_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(downloads, "CONNECT_TIMEOUT_S", 0.1)
     release = threading.Event()
-    with pytest.raises(WeightsError, match="no answer within 0.2 s"):
+    with pytest.raises(WeightsError, match="no response within 0.2 s"):
         fetch_clip_weights("ViT-B/16", tmp_path, open_url=lambda url: release.wait(30))
     release.set()
 
 
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(WeightsError, match=r"file/cache: cannot be made .*TC_CLIP_CACHE"):
+    with pytest.raises(WeightsError, match=r"file/cache: cannot be created .*TC_CLIP_CACHE"):
         fetch_clip_weights("ViT-B/16", tmp_path / "file" / "cache", open_url=open_without_proxy)
 
 
@@ -161,7 +162,7 @@ def test_plain_http_is_refused(server) -> None:
         with pytest.raises(WeightsError, match="only https"):
             open_https(url)
     assert server.requests == []
-    redirects = files._HttpsOnlyRedirects()
+    redirects = downloads._HttpsOnlyRedirects()
     request = urllib.request.Request("https://example.invalid/a")
     with pytest.raises(WeightsError, match="only https"):
         redirects.redirect_request(request, None, 302, "Found", {}, "http://example.invalid/b")

@@ -217,7 +217,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], object], dict, str]] = {
         {},
         r"best\.pth: holds no weights: a checkpoint has them under 'model' \(it holds epoch\)",
     ),
-    "damaged": (flipped, {}, r"best\.pth: is damaged \(its checksum does not fit its content\)"),
+    "damaged": (flipped, {}, r"best\.pth: is damaged \(its checksum does not match its content\)"),
     "other sizes": (
         other_sizes,
         {},

@@ -152,7 +152,7 @@ def test_a_damaged_last_is_passed_over_with_a_line(compose_run, tmp_path: Path) 
     assert (expected["epoch"], expected["micro_batch"]) == (2, 6)  # before the last validation
     run(compose_run(save_updates=1))
     text = log_of(output)
-    assert "last.pth: cannot be read" in text and "going on from last_1.pth, the one before it" in text
+    assert "last.pth: is cut off" in text and "going on from last_1.pth, the one before it" in text
     assert "goes on at epoch 3, micro-batch 6" in text
     assert (output / "last.damaged").read_bytes() == damaged
     whole, again = load(tmp_path / "whole" / "last.pth"), load(last)

@@ -56,13 +56,14 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(f"--precision {args.precision}: programs are exported in fp32 or fp64")
         classes = read_classes(args.classes)
         args.device = "cpu"
-        model = load_named_model(args, classes)
         import torch
 
         import tc_clip
         from trainers.inference import export as exporting
         from trainers.reporting.model_card import model_card, read_results, save_safetensors
 
+        checkpoint = None if args.checkpoint == "none" else tc_clip.read_checkpoint(args.checkpoint)
+        model = load_named_model(args, classes, checkpoint)
         model = model.double() if args.precision == "fp64" else model
         dtype = model.logit_scale.dtype
         folder = make_folder(args.output)
@@ -95,11 +96,9 @@ def main(argv: list[str] | None = None) -> int:
         (folder / "export.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         shutil.copyfile(LOADER, folder / LOADER.name)
         files += [("export.json", "facts for programs"), (LOADER.name, "runs the programs on videos by itself")]
-        checkpoint, results = {}, []
-        if args.checkpoint != "none":
-            checkpoint = tc_clip.read_checkpoint(args.checkpoint)
-            results = read_results(Path(args.checkpoint).resolve().parent)
-        (folder / "README.md").write_text(model_card(model, checkpoint, results, files), encoding="utf-8")
+        results = [] if checkpoint is None else read_results(Path(args.checkpoint).resolve().parent)
+        content = {} if checkpoint is None else checkpoint.content
+        (folder / "README.md").write_text(model_card(model, content, results, files), encoding="utf-8")
         print(f"{folder / 'README.md'}  model card")
     return 0
 

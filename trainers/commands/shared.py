@@ -7,8 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainers.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tc_clip import Checkpoint, VideoClip
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -31,12 +35,14 @@ def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) 
     )
 
 
-def load_named_model(args: argparse.Namespace, class_names: list[str], checkpoint: str | None = None):
-    """Load the model that the arguments of `add_model_arguments` name, quietly."""
+def load_named_model(
+    args: argparse.Namespace, class_names: list[str], checkpoint: "str | Checkpoint | None" = None
+) -> "VideoClip":
+    """Load the model that the arguments of `add_model_arguments` name, or another checkpoint; log errors only."""
     from trainers.inference.predict import load_model
 
     for name in ("tc_clip", "video_datasets"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # a bad video is one line of ours
+        logging.getLogger(name).setLevel(logging.ERROR)  # the command prints one line for a bad video
     checkpoint = checkpoint or args.checkpoint
     return load_model(
         None if checkpoint == "none" else checkpoint,

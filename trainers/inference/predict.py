@@ -14,6 +14,7 @@ from torch import Tensor
 import tc_clip
 from tc_clip.ops.memory import keep_freed_memory
 from tc_clip.protocol import VideoModel
+from tc_clip.weights.files import CheckpointSource, as_checkpoint
 from trainers.distributed.processes import pick_device
 from trainers.errors import ConfigError
 from trainers.evaluator import score_views
@@ -63,7 +64,7 @@ class Timeline:
 
 
 def load_model(
-    checkpoint: str | Path | None,
+    checkpoint: CheckpointSource | None,
     class_names: Sequence[str],
     *,
     name: str | None = None,
@@ -73,38 +74,43 @@ def load_model(
     """Build the model of a checkpoint, in evaluation mode and on a device.
 
     Args:
-        checkpoint: a file of ours, or a published one (then `name` and `clip_weights`, by default tc_clip and
-            ViT-B/16, say what it belongs to); None: the model as it starts from `clip_weights`.
+        checkpoint: a file of this project, or a published one (then `name` and `clip_weights`, by default tc_clip and
+            ViT-B/16, must fit it), or what `tc_clip.read_checkpoint` returned; None: the start weights.
         class_names: the classes to score.
-        name: the model, where the checkpoint does not say so.
-        clip_weights: where CLIP's weights come from, where the checkpoint does not say so.
+        name: the model, if the checkpoint does not name it.
+        clip_weights: the source of CLIP's weights, if the checkpoint does not name it.
         device: auto, cuda or cpu.
 
     Raises:
-        ConfigError: where neither a checkpoint nor start weights are given.
-        WeightsError: where weights cannot be had or do not fit.
+        ConfigError: if neither a checkpoint nor start weights are given, or a class name does not fit.
+        WeightsError: if weights cannot be read or do not fit.
     """
-    if checkpoint is None and (name is None or clip_weights is None):
-        raise ConfigError("give a checkpoint, or a model and the CLIP weights that it starts from")
     try:
-        if checkpoint is None:
+        if checkpoint is not None:
+            model = _model_of(as_checkpoint(checkpoint), class_names, name, clip_weights)
+        elif name is not None and clip_weights is not None:
             model = tc_clip.create_model(name, class_names=class_names, clip_weights=clip_weights)
         else:
-            state = tc_clip.read_checkpoint(checkpoint)
-            if "model_info" in state:
-                model = tc_clip.load_model(checkpoint, class_names, clip_weights)
-            else:
-                clip_weights = clip_weights or "ViT-B/16"
-                options = {"class_names": class_names, "clip_weights": clip_weights, "checkpoint": state}
-                model = tc_clip.create_model(name or "tc_clip", **options)
-    except tc_clip.WeightsError:
+            raise ConfigError("give a checkpoint, or a model and the CLIP weights that it starts from")
+    except (tc_clip.WeightsError, ConfigError):
         raise
     except ValueError as error:  # a class name that does not fit, an unknown model
         raise ConfigError(str(error)) from error
-    device = pick_device(device, 0)
-    if device.type == "cpu":
+    target = pick_device(device, 0)
+    if target.type == "cpu":
         keep_freed_memory()
-    return model.to(device).eval()
+    return model.to(target).eval()
+
+
+def _model_of(
+    checkpoint: tc_clip.Checkpoint, class_names: Sequence[str], name: str | None, clip_weights: str | None
+) -> tc_clip.VideoClip:
+    if checkpoint.model_info is not None:
+        return tc_clip.load_model(checkpoint, class_names, clip_weights)
+    clip_weights = clip_weights or "ViT-B/16"
+    return tc_clip.create_model(
+        name or "tc_clip", class_names=class_names, clip_weights=clip_weights, checkpoint=checkpoint
+    )
 
 
 def inference_precision(model: VideoModel, name: str = "auto") -> Precision:

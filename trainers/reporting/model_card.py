@@ -57,7 +57,7 @@ def model_card(
     """Return a model card in Markdown.
 
     Args:
-        checkpoint: what `tc_clip.read_checkpoint` returned; its `config` gives the recipe where it has one.
+        checkpoint: the content that `tc_clip.read_checkpoint` returned; its `config` gives the recipe where it has one.
         results: rows of `results.json`.
         files: (name, what it is) of what lies beside the card.
     """

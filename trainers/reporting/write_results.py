@@ -1,16 +1,30 @@
 """The files of an evaluation: predictions, classes, confusion matrix, and what its numbers depend on."""
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tc_clip
 from trainers.config.lists import label_choice_of
 from trainers.config.settings import Settings
 from trainers.environment import package_versions
 from trainers.evaluator import Evaluation, write_predictions
 from trainers.reporting.confusion import draw_confusion, read_confusion, write_per_class
 from trainers.video_lists import VideoList
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """The checkpoint that was evaluated.
+
+    Attributes:
+        sha256: of the file.
+        config: the configuration that it was trained with, None if the file has none.
+    """
+
+    path: Path
+    sha256: str
+    config: dict[str, Any] | None = None
 
 
 def file_stem(part: str, videos: VideoList, wise_ft: float | None) -> str:
@@ -43,20 +57,21 @@ def list_facts(videos: VideoList) -> dict[str, Any]:
     }
 
 
-def run_facts(settings: Settings, checkpoint: Path | None) -> dict[str, Any]:
+def run_facts(settings: Settings, weights: WeightsFile | None) -> dict[str, Any]:
     """Return what a run's numbers depend on besides lists and views.
 
     Args:
-        checkpoint: the weights that were evaluated; None: the start weights.
+        weights: the checkpoint that was evaluated; None: the start weights.
     """
+    of_training = settings.to_dict() if settings.eval is None else None if weights is None else weights.config
     facts: dict[str, Any] = {
         "protocol": settings.protocol,
         "data": settings.data.name,
         "trainer": settings.trainer.name,
         "labels": label_choice_of(settings),
-        "weights": None if checkpoint is None else str(checkpoint),
-        "weights_sha256": None if checkpoint is None else sha256_of(checkpoint),
-        "training": _training_facts(settings.to_dict() if settings.eval is None else _config_of(checkpoint)),
+        "weights": None if weights is None else str(weights.path),
+        "weights_sha256": None if weights is None else weights.sha256,
+        "training": _training_facts(of_training),
         "clip_weights": settings.trainer.clip_weights,
         "wise_ft": settings.ensemble_weight,
     }
@@ -78,9 +93,3 @@ def _training_facts(config: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     names = ("protocol", "shot", "base", "seed", "resume")
     return {"data": config["data"]["name"], **{name: config[name] for name in names}}
-
-
-def _config_of(checkpoint: Path | None) -> dict[str, Any] | None:
-    """Return the configuration in a checkpoint of ours; others have none that says the same."""
-    content = {} if checkpoint is None else tc_clip.read_checkpoint(checkpoint)
-    return content.get("config") if "format_version" in content else None
