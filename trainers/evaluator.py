@@ -117,7 +117,7 @@ def evaluate(
     try:
         for batch, scores in score_videos(model, loader, precision, views_at_once):
             if interrupts is not None and interrupts.requested is not None:
-                ranks.spread_stop(interrupts.requested)
+                ranks.announce_stop(interrupts.requested)
                 break
             predictions += _predictions(batch, scores, metrics)
             unreadable += [(video.index, video.path, video.reason) for video in batch.bad_videos]
@@ -126,12 +126,12 @@ def evaluate(
     # A rank in trouble comes here early, and the others hear of it when they are done.
     ranks.raise_together(error)
     if interrupts is not None:
-        reason = next((reason for reason in ranks.gather(interrupts.requested) if reason is not None), None)
+        reason = next((reason for reason in ranks.all_gather(interrupts.requested) if reason is not None), None)
         if reason is not None:
             raise RunInterrupted(reason)
     for metric in metrics:
         metric.sums = ranks.sum(metric.sums)
-    gathered = ranks.gather((predictions, unreadable))
+    gathered = ranks.all_gather((predictions, unreadable))
     predictions = sorted((item for part, _ in gathered for item in part), key=lambda item: item.index)
     unreadable = sorted(item for _, part in gathered for item in part)
     seen = [item.index for item in predictions] + [index for index, _, _ in unreadable]

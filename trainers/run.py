@@ -60,7 +60,7 @@ def run(settings: Settings) -> list[ResultRow]:
     Raises:
         one of `trainers.errors.user_error_types()`: where the user can mend what is wrong.
     """
-    with Interrupts(speak=int(os.environ.get("RANK", 0)) == 0) as interrupts:
+    with Interrupts(verbose=int(os.environ.get("RANK", 0)) == 0) as interrupts:
         ranks = start_distributed(settings.device, settings.distributed_timeout, interrupts)
         if ranks.device.type == "cpu":
             keep_freed_memory()
@@ -70,7 +70,7 @@ def run(settings: Settings) -> list[ResultRow]:
             raise
         except Exception as error:
             if ranks.monitor is not None:
-                ranks.monitor.fail(f"{type(error).__name__}: {error}")
+                ranks.monitor.announce_failure(f"{type(error).__name__}: {error}")
             raise
         # Not after an error: leaving the group would wait for processes that are waiting for this one.
         stop_distributed(ranks)

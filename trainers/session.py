@@ -198,7 +198,7 @@ class TrainingRun:
         reason = self.interrupts.requested
         ranks = self.trainer.ranks
         if reason is not None:
-            ranks.spread_stop(reason)
+            ranks.announce_stop(reason)
         due = self.save_minutes is not None and time.monotonic() - self._saved_at >= 60 * self.save_minutes
         return reason is not None, ranks.is_main and due
 
@@ -270,7 +270,7 @@ class TrainingRun:
 
     def _validate(self, epoch: int) -> None:
         log = self.trainer.log
-        self.trainer.ranks.note(f"validation of epoch {epoch + 1}")
+        self.trainer.ranks.set_activity(f"validation of epoch {epoch + 1}")
         start = time.perf_counter()
         try:
             evaluation = self.validate()

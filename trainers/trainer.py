@@ -147,7 +147,7 @@ class Trainer:
 
     def _run_update(self, epoch: int, update: Update, batches: Iterator[VideoBatch]) -> UpdateReport:
         start = time.perf_counter()
-        self.ranks.note(f"epoch {epoch + 1}, update {update.number + 1} of {self.plan.num_updates}")
+        self.ranks.set_activity(f"epoch {epoch + 1}, update {update.number + 1} of {self.plan.num_updates}")
         rates = self.schedule.set_rates(epoch, update.first)
         self.optimizer.zero_grad(set_to_none=True)
         # A rank without a micro-batch in this update has not yet told the scaler its device.
@@ -227,7 +227,7 @@ class Trainer:
         self.skipped["total"] += 1
         self.skipped["in_a_row"] += 1
         names = [(batch.number, [self.video_name(index) for index in batch.indices.tolist()]) for batch in batches]
-        gathered = sorted(item for items in self.ranks.gather(names) for item in items)
+        gathered = sorted(item for items in self.ranks.all_gather(names) for item in items)
         videos = "; ".join(f"micro-batch {number}: {', '.join(paths)}" for number, paths in gathered)
         where = f"epoch {epoch + 1}, update {update.number + 1}"
         self.log.warning(
@@ -245,7 +245,7 @@ class Trainer:
     def _note_bad_videos(self, bad_videos: list) -> None:
         """Log each unreadable video once, whichever rank met it, and stop past the configured number."""
         found = [(video.path, video.reason) for video in bad_videos]
-        for path, reason in (item for items in self.ranks.gather(found) for item in items):
+        for path, reason in (item for items in self.ranks.all_gather(found) for item in items):
             if path not in self.bad_videos:
                 self.bad_videos[path] = reason
                 self.log.warning(f"{path}: cannot be read, another video takes its place: {reason}")

@@ -1,4 +1,4 @@
-"""Reductions of a single process, and how processes agree on an error, with the network played by a list."""
+"""Reductions of a single process, and how processes agree on an error; a list stands for the network."""
 
 import warnings
 from dataclasses import dataclass, field
@@ -11,12 +11,12 @@ from trainers.errors import ConfigError, ErrorOnAnotherRank
 
 
 @dataclass(frozen=True)
-class TalkingRanks(Ranks):
-    """Ranks of which the others' messages are known."""
+class FakeRanks(Ranks):
+    """Ranks that receive known messages from the others."""
 
     messages: list = field(default_factory=list)
 
-    def gather(self, value: object) -> list:
+    def all_gather(self, value: object) -> list:
         return [value if rank == self.rank else message for rank, message in enumerate(self.messages)]
 
 
@@ -24,26 +24,37 @@ def test_a_single_process_changes_nothing() -> None:
     ranks = start_distributed("cpu")
     assert (ranks.rank, ranks.world_size, ranks.is_main) == (0, 1, True)
     value = torch.arange(3.0)
-    assert ranks.sum(value) is value and ranks.gather("x") == ["x"]
+    assert ranks.sum(value) is value and ranks.all_gather("x") == ["x"]
     ranks.raise_together(None)
     with pytest.raises(ConfigError, match="mine"):
         ranks.raise_together(ConfigError("mine"))
 
 
-def test_equal_errors_are_told_by_one() -> None:
+def test_equal_errors_are_raised_by_one() -> None:
     wrong_path = "ConfigError: wrong path"
     with pytest.raises(ConfigError):
-        TalkingRanks(0, 2, messages=[None, wrong_path]).raise_together(ConfigError("wrong path"))
+        FakeRanks(0, 2, messages=[None, wrong_path]).raise_together(ConfigError("wrong path"))
     with pytest.raises(ErrorOnAnotherRank):
-        TalkingRanks(1, 2, messages=[wrong_path, None]).raise_together(ConfigError("wrong path"))
+        FakeRanks(1, 2, messages=[wrong_path, None]).raise_together(ConfigError("wrong path"))
 
 
 def test_an_error_of_one_stops_all() -> None:
     with pytest.raises(ErrorOnAnotherRank, match="disk full"):
-        TalkingRanks(0, 3, messages=[None, None, "OSError: disk full"]).raise_together(None)
+        FakeRanks(0, 3, messages=[None, None, "OSError: disk full"]).raise_together(None)
     with pytest.raises(OSError, match="disk full"):
-        TalkingRanks(2, 3, messages=[None, None, None]).raise_together(OSError("disk full"))
-    TalkingRanks(0, 3, messages=[None, None, None]).raise_together(None)
+        FakeRanks(2, 3, messages=[None, None, None]).raise_together(OSError("disk full"))
+    FakeRanks(0, 3, messages=[None, None, None]).raise_together(None)
+
+
+def test_errors_of_a_block_are_raised_together() -> None:
+    with pytest.raises(ConfigError, match="mine"), Ranks().errors_together():
+        raise ConfigError("mine")
+    with pytest.raises(ErrorOnAnotherRank, match="disk full"):
+        with FakeRanks(0, 2, messages=[None, "OSError: disk full"]).errors_together():
+            pass
+    with FakeRanks(0, 2, messages=[None, None]).errors_together():
+        reached = True
+    assert reached
 
 
 def test_buckets_hold_one_type_and_a_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:

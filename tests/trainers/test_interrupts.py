@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C: the step ends, the run is saved, the status says "start me again", and it goes on."""
+"""SIGTERM, SIGUSR1 and Ctrl-C: the step ends, the run is saved, the exit status requests a restart, which resumes."""
 
 import os
 import signal
@@ -51,7 +51,7 @@ def test_signals_that_were_blocked_are_heard() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     try:
         signal.pthread_kill(threading.get_ident(), signal.SIGTERM)  # no other thread of the tests may take it
-        with Interrupts(speak=False) as interrupts:
+        with Interrupts(verbose=False) as interrupts:
             assert interrupts.requested == "SIGTERM"
         assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     finally:
@@ -80,7 +80,7 @@ def test_a_stop_before_the_run_began(repository: Path, name: str, world_size: in
 
 
 def test_a_second_control_c_leaves_at_once() -> None:
-    with Interrupts(speak=False), pytest.raises(KeyboardInterrupt):
+    with Interrupts(verbose=False), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -226,7 +226,7 @@ def test_a_signal_to_every_process_of_a_job(command_line, tmp_path: Path) -> Non
             process.kill()
             process.communicate()
     assert process.returncode == 75, output
-    assert "SIGINT: stopping after this step; Ctrl-C again leaves at once" in output or "SIGTERM: stopping" in output
+    assert "SIGINT: stopping after this step; Ctrl-C again stops at once" in output or "SIGTERM: stopping" in output
     assert "Traceback" not in output and "error" not in output
     assert "stopped (SIG" in output
     wait_for(lambda: not any(Path(f"/proc/{child}").exists() for child in below), 15)

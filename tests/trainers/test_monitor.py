@@ -1,4 +1,4 @@
-"""Processes that do not come: named with their last step, and nobody waits for ever."""
+"""Missing processes are named with their last step, and the others do not wait for ever."""
 
 import os
 import re
@@ -59,77 +59,77 @@ def eventually(condition, seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
-def test_who_does_not_come_is_named_with_its_last_step(world: World, capsys: pytest.CaptureFixture) -> None:
+def test_a_missing_process_is_named_with_its_last_step(world: World, capsys: pytest.CaptureFixture) -> None:
     for monitor in world.monitors:
-        monitor.note("epoch 1, update 3 of 40")
-    with world.monitors[0].waiting("adding up gradients"), world.monitors[2].waiting("adding up gradients"):
+        monitor.set_activity("epoch 1, update 3 of 40")
+    with world.monitors[0].waiting("all_reduce of gradients"), world.monitors[2].waiting("all_reduce of gradients"):
         eventually(lambda: world.left)
-    told = capsys.readouterr().err
+    reported = capsys.readouterr().err
     expected = (
-        r"error \(process [02]\): no answer for 0\.005 min \(distributed_timeout\) at epoch 1, update 3 of 40, "
-        rf"adding up gradients, from process 1 \(\S+, pid {os.getpid()}\): alive, for \d+ s at epoch 1, "
+        r"error \(process [02]\): timed out after 0\.005 min \(distributed_timeout\) at epoch 1, update 3 of 40, "
+        rf"all_reduce of gradients, for process 1 \(\S+, pid {os.getpid()}\): alive, for \d+ s at epoch 1, "
         r"update 3 of 40\n"
     )
-    assert re.search(expected, told), told
+    assert re.search(expected, reported), reported
     assert world.left[0][1] == 2 and world.left[0][0] in (0, 2)
 
 
-def test_a_silent_one_is_told_from_a_slow_one(world: World, capsys: pytest.CaptureFixture) -> None:
-    world.monitors[1].note("epoch 2, update 1 of 40")
+def test_a_silent_process_differs_from_a_slow_one(world: World, capsys: pytest.CaptureFixture) -> None:
+    world.monitors[1].set_activity("epoch 2, update 1 of 40")
     time.sleep(0.2)
     world.monitors[1].close()
-    with world.monitors[0].waiting("comparing notes"), world.monitors[2].waiting("comparing notes"):
+    with world.monitors[0].waiting("all_gather"), world.monitors[2].waiting("all_gather"):
         eventually(lambda: world.left)
-    assert "process 1 (" in (told := capsys.readouterr().err)
-    assert "gone or suspended, last seen at epoch 2, update 1 of 40" in told
+    assert "process 1 (" in (reported := capsys.readouterr().err)
+    assert "gone or suspended, last seen at epoch 2, update 1 of 40" in reported
 
 
-def test_an_unreachable_network_is_told_too(world: World, capsys: pytest.CaptureFixture) -> None:
+def test_a_broken_network_is_reported(world: World, capsys: pytest.CaptureFixture) -> None:
     with (
-        world.monitors[0].waiting("adding up numbers"),
-        world.monitors[1].waiting("adding up numbers"),
-        world.monitors[2].waiting("adding up numbers"),
+        world.monitors[0].waiting("all_reduce"),
+        world.monitors[1].waiting("all_reduce"),
+        world.monitors[2].waiting("all_reduce"),
     ):
         eventually(lambda: world.left)
-    assert "all processes wait, so the network between them does not carry" in capsys.readouterr().err
+    assert "all processes wait, so the network between them does not work" in capsys.readouterr().err
 
 
 def test_short_waits_and_work_are_no_hang(world: World) -> None:
     for _ in range(10):
         for monitor in world.monitors:
-            with monitor.waiting("adding up numbers"):
+            with monitor.waiting("all_reduce"):
                 time.sleep(0.01)
     time.sleep(0.6)  # work outside of a reduction may take its time
     assert world.left == []
 
 
-def test_a_stop_spreads(world: World) -> None:
-    world.monitors[2].spread_stop("SIGTERM")
+def test_a_stop_reaches_all_processes(world: World) -> None:
+    world.monitors[2].announce_stop("SIGTERM")
     eventually(lambda: [stop.requested for stop in world.stops[:2]] == ["SIGTERM", "SIGTERM"])
 
 
-def test_a_failure_ends_those_who_cannot_notice(world: World, monkeypatch, capsys) -> None:
+def test_a_failure_ends_the_waiting_processes(world: World, monkeypatch, capsys) -> None:
     monkeypatch.setattr("trainers.distributed.monitor.GRACE_S", 0.1)
-    world.monitors[1].fail("OutOfMemoryError: lower batch_size")
+    world.monitors[1].announce_failure("OutOfMemoryError: lower batch_size")
     eventually(lambda: {rank for rank, _ in world.left} >= {0, 2})
     assert "process 1 has failed: OutOfMemoryError: lower batch_size" in capsys.readouterr().err
     assert "process 1 has failed" in world.monitors[0].describe_lost()
 
 
-def test_a_lost_connection_names_who_is_gone(world: World) -> None:
-    world.monitors[2].note("epoch 1, update 7 of 40")
+def test_a_lost_connection_names_the_lost_process(world: World) -> None:
+    world.monitors[2].set_activity("epoch 1, update 7 of 40")
     time.sleep(0.2)
     world.monitors[2].close()
     ranks = Ranks(0, 3, monitor=world.monitors[0])
     expected = r"^lost process 2 \(\S+, pid \d+\): gone or suspended, last seen at epoch 1, update 7 of 40$"
-    with pytest.raises(LostProcessError, match=expected), ranks._waiting("adding up numbers"):
+    with pytest.raises(LostProcessError, match=expected), ranks._waiting("all_reduce"):
         raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:3128")
-    with pytest.raises(RuntimeError, match="shapes differ"), ranks._waiting("adding up numbers"):
+    with pytest.raises(RuntimeError, match="shapes differ"), ranks._waiting("all_reduce"):
         raise RuntimeError("shapes differ")
 
 
-def test_a_restart_never_meets_the_processes_of_before() -> None:
-    """Ranks of a second start come one by one, while the store is full of what those of the first start wrote."""
+def test_a_restart_never_connects_to_earlier_processes() -> None:
+    """Ranks of a second start join one by one, while the store has all entries of the first start."""
     store, second, seconds = dist.HashStore(), 20.0, timedelta(seconds=20)
 
     def start_all(delays: Sequence[float]) -> list[dist.Store]:
@@ -167,10 +167,10 @@ def test_a_port_in_use_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         start_distributed("cpu", timeout_minutes=0.05)
 
 
-def test_a_process_that_never_comes_is_one_line(monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
+def test_a_process_that_never_joins_is_one_line(monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
     for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port, "WORLD_SIZE": 2, "RANK": 0}.items():
         monkeypatch.setenv(name, str(value))
-    with pytest.raises(ConfigError, match=r"not all 2 processes came together in 0\.02 min \(distributed_timeout\)"):
+    with pytest.raises(ConfigError, match=r"not all 2 processes connected within 0\.02 min \(distributed_timeout\)"):
         start_distributed("cpu", timeout_minutes=0.02)
 
 
@@ -181,7 +181,7 @@ def test_a_process_that_never_comes_is_one_line(monkeypatch: pytest.MonkeyPatch,
         (
             signal.SIGSTOP,
             0.25,
-            r"^error \(process 0\): no answer for 0\.25 min \(distributed_timeout\) at .* process 1 {}",
+            r"^error \(process 0\): timed out after 0\.25 min \(distributed_timeout\) at .* process 1 {}",
         ),
         (signal.SIGKILL, 30, r"^error: lost process 1 {}"),
     ],
@@ -190,7 +190,7 @@ def test_a_process_that_never_comes_is_one_line(monkeypatch: pytest.MonkeyPatch,
 def test_a_process_is_named_by_the_other(
     command_line, free_port: int, tmp_path: Path, number: int, minutes: float, expected: str
 ) -> None:
-    """Two real processes, of which one is suspended or killed in the middle of the training."""
+    """Two real processes; one is suspended or killed during training."""
     command = command_line(output=tmp_path / "run", epochs=300, save_updates=1, distributed_timeout=minutes)
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "OMP_NUM_THREADS": "1"}
     processes = [
@@ -206,12 +206,12 @@ def test_a_process_is_named_by_the_other(
     try:
         eventually((tmp_path / "run" / "last.pth").exists, 120)
         processes[1].send_signal(number)
-        _, told = processes[0].communicate(timeout=90)
+        _, reported = processes[0].communicate(timeout=90)
     finally:
         for process in processes:
             process.kill()
             process.communicate()
     assert processes[0].returncode == 2
-    who = rf"\(\S+, pid {processes[1].pid}\): gone or suspended, last seen at \w+"
-    assert re.search(expected.format(who), told), told
-    assert told.count("\n") == 1
+    name = rf"\(\S+, pid {processes[1].pid}\): gone or suspended, last seen at \w+"
+    assert re.search(expected.format(name), reported), reported
+    assert reported.count("\n") == 1

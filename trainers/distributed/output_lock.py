@@ -4,6 +4,7 @@ import errno
 import os
 import time
 from pathlib import Path
+from typing import Self
 
 from trainers.errors import ConfigError
 
@@ -11,14 +12,14 @@ NAME = ".lock"
 
 
 class OutputLock:
-    """Holds a folder for this process until `release`, or the end of the process, however it comes.
+    """Locks a folder for this process until `release` or the end of the process. A context manager.
 
     Args:
         folder: the output folder, which exists.
-        patience_s: how long to wait for a run that is just ending (a restart may come faster than an end).
+        patience_s: how long to wait for a run that is ending (a restart can be faster than an end).
 
     Raises:
-        ConfigError: where another run trains into the folder.
+        ConfigError: if another run trains into the folder.
     """
 
     def __init__(self, folder: Path, patience_s: float = 10.0) -> None:
@@ -26,7 +27,7 @@ class OutputLock:
         try:
             import fcntl
         except ImportError:
-            return  # no such locks here (Windows)
+            return  # Windows has no such locks
         handle = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o644)
         deadline = time.monotonic() + patience_s
         while True:
@@ -34,7 +35,7 @@ class OutputLock:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    os.close(handle)  # a file system without locks: nothing can be known
+                    os.close(handle)  # a file system without locks: other runs cannot be detected
                     return
                 if time.monotonic() > deadline:
                     holder = os.read(handle, 200).decode(errors="replace").strip()
@@ -51,7 +52,13 @@ class OutputLock:
         self._handle = handle
 
     def release(self) -> None:
-        """Let other runs have the folder."""
+        """Unlock the folder."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()

@@ -1,7 +1,7 @@
-"""Processes of a run: start, sums over ranks, one gradient reduction an update, end.
+"""The processes of a run: start, reductions over ranks, one gradient reduction per update, end.
 
-Gradients are reduced by hand, once an update, and not by DistributedDataParallel: ranks may take different numbers of
-an update's micro-batches, none among them, which DDP's bucket hooks do not allow.
+Gradients are reduced here, once per update, and not by DistributedDataParallel: ranks can have different numbers of an
+update's micro-batches, even none, which DDP's bucket hooks do not allow.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,19 +21,22 @@ from tc_clip.protocol import TorchModule
 from trainers.distributed.interrupts import Interrupts
 from trainers.distributed.monitor import Monitor
 from trainers.distributed.rendezvous import fresh_store
-from trainers.errors import ConfigError, ErrorOnAnotherRank, LostProcessError
+from trainers.errors import ConfigError, ErrorOnAnotherRank, LostProcessError, RunInterrupted
+
+Value = TypeVar("Value")
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
-MARGIN_S = 120  # by which the library waits longer than the monitor, which can say for whom
-BUCKET_NUMEL = 8 * 1024 * 1024  # 32 MiB of float32: large enough for the network, small beside the gradients themselves
+MARGIN_S = 120  # how much longer the library waits than the monitor, which can name the missing process
+BUCKET_NUMEL = 8 * 1024 * 1024  # 32 MiB of float32: large enough for the network, small compared to all gradients
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where this process stands in the run, and the reductions over all of its processes.
+    """The rank of this process, and the collective operations over all processes of the run.
 
     A single process needs no process group: every method is then the identity. With a monitor, a process that does
-    not come to a reduction is named (`LostProcessError`, or a message of the monitor and the end of this process).
+    not reach a collective operation is named (`LostProcessError`, or a message of the monitor, which ends this
+    process).
     """
 
     rank: int = 0
@@ -42,49 +46,49 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes files and logs."""
         return self.rank == 0
 
-    def note(self, doing: str) -> None:
-        """Tell the other processes where this one is."""
+    def set_activity(self, activity: str) -> None:
+        """Publish what this process does, as "epoch 1, update 3 of 40"."""
         if self.monitor is not None:
-            self.monitor.note(doing)
+            self.monitor.set_activity(activity)
 
-    def spread_stop(self, reason: str) -> None:
-        """Let the other processes know that this one is asked to stop."""
+    def announce_stop(self, reason: str) -> None:
+        """Inform the other processes that this one was asked to stop."""
         if self.monitor is not None:
-            self.monitor.spread_stop(reason)
+            self.monitor.announce_stop(reason)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Return the sum of a tensor over the ranks; the argument stays as it is."""
+        """Return the sum of a tensor over the ranks; the argument is not changed."""
         if self.world_size == 1:
             return values
         total = values.detach().to(self.device, copy=True)
-        with self._waiting("adding up numbers"):
+        with self._waiting("all_reduce"):
             dist.all_reduce(total)
         return total.to(values.device)
 
-    def gather(self, value: object) -> list:
+    def all_gather(self, value: Value) -> list[Value]:
         """Return every rank's picklable value, in the order of ranks, on every rank."""
         if self.world_size == 1:
             return [value]
-        values: list = [None] * self.world_size
-        with self._waiting("comparing notes"):
+        values = [value] * self.world_size
+        with self._waiting("all_gather"):
             dist.all_gather_object(values, value)
         return values
 
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.world_size > 1:
-            with self._waiting("waiting for all"):
+            with self._waiting("barrier"):
                 dist.barrier()
 
-    def broadcast(self, value: object) -> object:
+    def broadcast(self, value: Value) -> Value:
         """Return rank 0's picklable value on every rank."""
         if self.world_size == 1:
             return value
         values = [value]
-        with self._waiting("taking over from process 0"):
+        with self._waiting("broadcast from process 0"):
             dist.broadcast_object_list(values, src=0, device=self.device)
         return values[0]
 
@@ -92,49 +96,56 @@ class Ranks:
         """Give every rank the parameters and buffers of rank 0."""
         if self.world_size == 1:
             return
-        with self._waiting("taking over weights from process 0"):
+        with self._waiting("broadcast of weights from process 0"):
             for tensor in (*model.parameters(), *model.buffers()):
                 dist.broadcast(tensor.detach(), src=0)
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter], used: Sequence[bool]) -> None:
-        """Sum gradients over the ranks, in flat buckets of one type each.
+        """Sum gradients over the ranks in flat buckets, each of one dtype.
 
         A rank without a gradient contributes zeros. A parameter that no rank uses keeps its gradient None, so that the
-        optimizer passes over it as in a single process.
+        optimizer skips it as in a single process.
 
         Args:
             parameters: the same list on every rank.
-            used: for each parameter whether any rank has a gradient of it (equal on all ranks).
+            used: for each parameter, whether any rank has a gradient of it (equal on all ranks).
         """
         if self.world_size == 1:
             return
         for bucket in _buckets(parameter for parameter, is_used in zip(parameters, used, strict=True) if is_used):
-            for parameter in bucket:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-            flat = torch.cat([parameter.grad.reshape(-1) for parameter in bucket])
-            with self._waiting("adding up gradients"):
+            grads = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in bucket]
+            flat = torch.cat([grad.reshape(-1) for grad in grads])
+            with self._waiting("all_reduce of gradients"):
                 dist.all_reduce(flat)
-            sizes = [parameter.numel() for parameter in bucket]
-            for parameter, grad in zip(bucket, flat.split(sizes), strict=True):
-                parameter.grad.copy_(grad.view_as(parameter))
+            for parameter, grad, total in zip(bucket, grads, flat.split([g.numel() for g in grads]), strict=True):
+                parameter.grad = grad.copy_(total.view_as(grad))
 
     def raise_together(self, error: Exception | None) -> None:
-        """Raise on every rank where any rank has an error: the ranks' own, or one that says nothing.
+        """Raise on every rank if any rank has an error: its own error, or `ErrorOnAnotherRank`. Collective.
 
-        Equal errors (a wrong path is wrong for all) are told by the first rank that has them. Collective.
+        Of equal errors (a wrong path is wrong on all ranks) only the first rank raises its own.
         """
         if self.world_size == 1:
             if error is not None:
                 raise error
             return
-        messages = self.gather(None if error is None else f"{type(error).__name__}: {error}")
+        messages = self.all_gather(None if error is None else f"{type(error).__name__}: {error}")
         failed = [message for message in messages if message is not None]
         if not failed:
             return
         if error is not None and messages.index(messages[self.rank]) == self.rank:
             raise error
         raise ErrorOnAnotherRank(failed[0])
+
+    @contextlib.contextmanager
+    def errors_together(self) -> Iterator[None]:
+        """Around code of every rank: raise an error of any rank on all of them (`raise_together`). Collective."""
+        error = None
+        try:
+            yield
+        except Exception as problem:
+            error = problem
+        self.raise_together(error)
 
     @contextlib.contextmanager
     def _waiting(self, what: str) -> Iterator[None]:
@@ -154,15 +165,15 @@ class Ranks:
 
 
 def start_distributed(device: str = "auto", timeout_minutes: float = 30, interrupts: Interrupts | None = None) -> Ranks:
-    """Join the processes that torchrun started, or stand alone where it did not start this one.
+    """Join the processes that torchrun started; without torchrun, return a single rank.
 
     Args:
-        device: auto (a GPU if there is one), cuda or cpu. NCCL connects GPUs, gloo CPUs; LOCAL_RANK picks the GPU.
-        timeout_minutes: how long a process waits for the others, to start and in a reduction.
-        interrupts: is told where another process is asked to stop.
+        device: auto (a GPU if there is one), cuda or cpu. NCCL connects GPUs, gloo CPUs; LOCAL_RANK selects the GPU.
+        timeout_minutes: how long a process waits for the others, at the start and in a collective operation.
+        interrupts: receives the stop request of another process.
 
     Raises:
-        ConfigError: where the GPU that the device names is not there, or the processes cannot be connected.
+        ConfigError: if there is no such GPU, or the processes cannot be connected.
     """
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     rank = int(os.environ.get("RANK", 0))
@@ -187,10 +198,25 @@ def start_distributed(device: str = "auto", timeout_minutes: float = 30, interru
     except (RuntimeError, ValueError, TimeoutError) as error:
         raise ConfigError(_no_connection(error, world_size, timeout_minutes)) from error
     request_stop = interrupts.request if interrupts is not None else (lambda reason: None)
-    monitor = Monitor(
-        dist.PrefixStore("monitor", store.clone()), rank, world_size, 60 * timeout_minutes, request_stop=request_stop
-    )
+    own_store = dist.PrefixStore("monitor", store.clone())  # type: ignore[attr-defined]  # torch's stubs lack clone
+    monitor = Monitor(own_store, rank, world_size, 60 * timeout_minutes, request_stop=request_stop)
     return Ranks(rank, world_size, chosen, monitor)
+
+
+@contextlib.contextmanager
+def distributed(device: str, timeout_minutes: float, interrupts: Interrupts) -> Iterator[Ranks]:
+    """Around a run: start the processes (see `start_distributed`), stop them, and report an error to the others."""
+    ranks = start_distributed(device, timeout_minutes, interrupts)
+    try:
+        yield ranks
+    except (ErrorOnAnotherRank, RunInterrupted):
+        raise
+    except Exception as error:
+        if ranks.monitor is not None:
+            ranks.monitor.announce_failure(f"{type(error).__name__}: {error}")
+        raise
+    # Not after an error: leaving the process group would wait for processes that wait for this one.
+    stop_distributed(ranks)
 
 
 def _no_connection(error: Exception, world_size: int, timeout_minutes: float) -> str:
@@ -200,14 +226,14 @@ def _no_connection(error: Exception, world_size: int, timeout_minutes: float) ->
         return f"{where}: this port is in use by another program; choose another MASTER_PORT (torchrun --master_port)"
     if "imed out" in str(error) or "clients joined" in str(error):
         return (
-            f"{where}: not all {world_size} processes came together in {timeout_minutes:g} min (distributed_timeout): "
+            f"{where}: not all {world_size} processes connected within {timeout_minutes:g} min (distributed_timeout): "
             f"start all of them with this address, and look for one that failed ({text})"
         )
     return f"{where}: the {world_size} processes cannot be connected: {text}"
 
 
 def stop_distributed(ranks: Ranks) -> None:
-    """End the monitor and leave the process group, if there are any."""
+    """End the monitor and leave the process group, if there is one."""
     if ranks.monitor is not None:
         ranks.monitor.close()
     if dist.is_available() and dist.is_initialized():
@@ -254,7 +280,7 @@ def _unusable_gpus(num_gpus: int, reason: str) -> str:
 
 
 def _buckets(parameters: Iterable[nn.Parameter]) -> Iterable[list[nn.Parameter]]:
-    """Yield runs of parameters of one type, up to `BUCKET_NUMEL` elements each (a larger parameter stands alone)."""
+    """Yield consecutive parameters of one dtype, at most `BUCKET_NUMEL` elements (or one larger parameter)."""
     bucket: list[nn.Parameter] = []
     numel = 0
     for parameter in parameters:

@@ -1,7 +1,7 @@
-"""A part of the shared store for one start of the processes alone.
+"""A separate name space in the shared store for each start of the processes.
 
-torchrun keeps its store over the restarts of the processes, with all that the former ones wrote: a new process would
-connect to the address of a dead one. So the processes of a start agree on a name for it first.
+torchrun keeps its store when it restarts the processes, with all entries of the earlier ones: a new process would
+connect to the address of a dead one. So the processes of a start first agree on a prefix for their keys.
 """
 
 import json
@@ -15,13 +15,14 @@ _POLL_S = 0.05
 
 
 def fresh_store(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> dist.Store:
-    """Return a part of the store that no earlier start of the run has written to; all ranks call it.
+    """Return a view of the store that no earlier start of the run has written to; all ranks call it.
 
-    Every process tells a token of its own. Process 0 offers a name together with the tokens that it has read; it counts
-    once every process has found its own token in the offer and said so, which processes of an earlier start cannot.
+    Every process publishes a random token. Process 0 offers a prefix together with the tokens that it has read. The
+    offer is valid when every process has found its own token in it and has accepted it, which processes of an earlier
+    start cannot do.
 
     Raises:
-        TimeoutError: where not all processes came.
+        TimeoutError: if not all processes join.
     """
     deadline = time.monotonic() + timeout.total_seconds()
     token = uuid.uuid4().hex
@@ -38,7 +39,7 @@ def _offer(store: dist.Store, world_size: int, deadline: float) -> str:
         if store.check(keys):
             tokens = [store.get(key).decode() for key in keys]
             if tokens != offered:
-                # Some of them may be of an earlier start; their owners will come, to a new offer.
+                # Some may be of an earlier start; when the new processes publish theirs, a new offer follows.
                 offered, name = tokens, uuid.uuid4().hex
                 store.set("offer", json.dumps({"name": name, "tokens": tokens}))
             if store.check([f"accept/{name}/{rank}" for rank in range(1, world_size)]):
