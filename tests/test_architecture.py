@@ -33,6 +33,31 @@ READS_CONFIGURATION = {
     "trainers/commands/train.py",
     "trainers/commands/data/verify.py",
 }
+# The folders of trainers/ that each folder imports; "" stands for the modules of a run.
+FOLDER_IMPORTS: dict[str, set[str]] = {
+    "": {"config", "distributed", "logging"},
+    "config": set(),
+    "distributed": set(),
+    "logging": {"config", "distributed"},
+    "inference": {"config", "distributed"},
+    "reporting": {"config", "inference"},
+    "commands": {"config", "distributed", "logging", "inference", "reporting"},
+}
+# A run ends with its report, and TensorBoard shows pictures of the report.
+CALLS_THE_REPORT = {"trainers/run.py", "trainers/logging/board.py"}
+# Scripts that are more than a call of their command, which is in trainers/commands.
+LONG_SCRIPTS = {"scripts/benchmark.py", "scripts/doc_images.py", "scripts/test_matrix.py"}
+# Names of libraries that begin with an underscore, and why each is used. Operators (torch.ops) are not listed.
+PRIVATE_OF_LIBRARIES = {
+    "_exit": "os: ends the process from a thread",
+    "_replace": "a public method of named tuples",
+    "_dynamo": "torch: the settings of torch.compile",
+    "_inductor": "torch: ahead-of-time compilation",
+    "_softmax_backward_data": "torch: the operator of softmax's backward pass",
+    "_version": "torch: whether a tensor was changed in place",
+    "_workers": "torch: the processes of a DataLoader, to name one that hangs",
+    "_shutdown_workers": "torch: to end them",
+}
 MAX_LINES = 500
 
 
@@ -93,6 +118,72 @@ def test_imports_keep_their_direction() -> None:
             if forbidden or unknown:
                 wrong.append(f"{name_of(path)}:{line}: {module}")
     assert wrong == []
+
+
+def folder_of(module: str) -> str | None:
+    """Return the folder of trainers/ that a module is in, "" for trainers/ itself, None for other packages."""
+    parts = module.split(".")
+    if parts[0] != "trainers":
+        return None
+    return parts[1] if len(parts) > 1 and (REPOSITORY / "trainers" / parts[1]).is_dir() else ""
+
+
+def test_folders_of_trainers_are_listed() -> None:
+    folders = {path.parent.name for path in (REPOSITORY / "trainers").glob("*/__init__.py")}
+    assert folders == FOLDER_IMPORTS.keys() - {""}
+
+
+def test_folders_of_trainers_keep_their_direction() -> None:
+    wrong = []
+    for path in SOURCES:
+        own = folder_of(name_of(path).removesuffix(".py").replace("/", "."))
+        for line, module in imports_of(path):
+            folder = folder_of(module)
+            if own is None or not folder or folder == own or folder in FOLDER_IMPORTS[own]:
+                continue
+            if not (folder == "reporting" and name_of(path) in CALLS_THE_REPORT):
+                wrong.append(f"{name_of(path)}:{line}: {module}")
+    assert wrong == []
+
+
+def test_private_names_stay_in_their_module() -> None:
+    """A name with a leading underscore is used only by the module that defines it."""
+    wrong = []
+    for path in SOURCES:
+        own = defined_names(path)
+        for node in nodes_of(path):
+            if isinstance(node, ast.ImportFrom):
+                wrong += [
+                    f"{name_of(path)}:{node.lineno}: {alias.name}" for alias in node.names if is_private(alias.name)
+                ]
+            elif isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in own:
+                if node.attr not in PRIVATE_OF_LIBRARIES and not ast.unparse(node).startswith("torch.ops."):
+                    wrong.append(f"{name_of(path)}:{node.lineno}: {ast.unparse(node)}")
+    assert wrong == []
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def defined_names(path: Path) -> set[str]:
+    """Return the names that a file defines: functions, classes, variables, and attributes of `self` and `cls`."""
+    names = set()
+    for node in nodes_of(path):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"):
+            names.add(node.attr)
+    return names
+
+
+def test_scripts_call_their_command() -> None:
+    """Every file in scripts/ and scripts/data/ is a few lines, so that `tc-clip NAME` does the same."""
+    scripts = [path for path in SCRIPTS if path.parent.name in ("scripts", "data")]
+    long = {name_of(path) for path in scripts if len(text_of(path).splitlines()) >= 12}
+    assert long == LONG_SCRIPTS
 
 
 def test_the_configuration_is_read_in_listed_files() -> None:
