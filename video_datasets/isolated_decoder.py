@@ -1,6 +1,5 @@
 """The child process of `video_datasets.isolation`: reads requests from standard input, answers on standard output."""
 
-import importlib.util
 import json
 import os
 import sys
@@ -10,6 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from video_datasets.child_processes import die_with_parent
+from video_datasets.decoders import DECODERS
 from video_datasets.decoding import VideoReadError, decode
 
 
@@ -62,9 +62,9 @@ def _serve(request: dict, requests: BinaryIO, answers: BinaryIO) -> None:
 
 def _import_decoders() -> None:
     """Import what decoding needs, so that its memory does not count and no file is opened for it afterwards."""
-    for name in ("av", "decord"):
-        if importlib.util.find_spec(name) is not None:
-            importlib.import_module(name)
+    for decoder in DECODERS.values():
+        if decoder.is_installed:
+            decoder.load()
 
 
 def _limit(memory_mb: int) -> None:

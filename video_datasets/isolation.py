@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from video_datasets.child_processes import stop_signals_blocked
-from video_datasets.decoding import VideoBytes, VideoReadError, check_decoder
+from video_datasets.decoders import check_decoder
+from video_datasets.decoding import VideoBytes, VideoReadError
 
 _START_S = 120  # importing decoders, also on a machine that is busy
 _MAX_HEADER = 1 << 20

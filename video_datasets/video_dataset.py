@@ -12,7 +12,8 @@ from torch import Tensor
 
 from video_datasets import sampling
 from video_datasets.annotations import VideoRecord
-from video_datasets.decoding import VideoReadError, check_decoder, decode
+from video_datasets.decoders import check_decoder
+from video_datasets.decoding import VideoReadError, decode
 from video_datasets.frame_cache import FrameCache
 from video_datasets.isolation import IsolatedDecoder, Limits
 from video_datasets.randomness import item_rng, views_rng

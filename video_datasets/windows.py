@@ -1,4 +1,4 @@
-"""A long video as a row of windows in time, decoded once from start to end in bounded memory."""
+"""A long video as a sequence of windows in time, decoded once from start to end in bounded memory."""
 
 import functools
 from collections import deque
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from video_datasets.decoding import VideoReadError, frames_in_time
+from video_datasets.decoding import VideoReadError
 from video_datasets.transforms import TestTransform
 
 
@@ -41,7 +41,7 @@ class _OpenWindow:
         self.num_seen += 1
 
     def ended(self, end: float, num_frames: int) -> Window:
-        """Return the window as it is where the video ends before it does."""
+        """Return the window of a video that ends before the window does."""
         begins = np.array([moment for moment, _ in self.spare])
         moments = self.start + (np.arange(num_frames) + 0.5) * (end - self.start) / num_frames
         shown = np.maximum(np.searchsorted(begins, moments, side="right") - 1, 0)
@@ -68,6 +68,8 @@ def read_windows(
         ValueError: the window or the stride is not above 0.
         VideoReadError: the file cannot be read, or breaks off; the windows before the damage have been yielded then.
     """
+    from video_datasets.timed_frames import frames_in_time  # imports PyAV
+
     if window_s <= 0 or stride_s <= 0:
         raise ValueError(f"window ({window_s:g} s) and stride ({stride_s:g} s) must be above 0")
     offsets = (np.arange(num_frames) + 0.5) * window_s / num_frames  # of the wanted moments in a window

@@ -16,12 +16,13 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from video_datasets.batches import VideoBatch, collate
 from video_datasets.child_processes import settle_worker, start_fork_server
+from video_datasets.decoders import installed_packages
 from video_datasets.video_dataset import ItemKey, VideoDataset, VideoItem
 from video_datasets.video_files import VideoFilesError
 
 # How often a wait for a batch looks whether the workers live and the time is up.
 _POLL_S = 2.0
-_PRELOAD = ["torch", "torchvision.transforms.v2.functional", "av", "decord", "video_datasets.workers"]
+_PRELOAD = ["torch", "torchvision.transforms.v2.functional", "video_datasets.workers"]
 
 
 class VideoTimeoutError(RuntimeError):
@@ -119,7 +120,7 @@ class BatchReader:
                 self.close()
         context = multiprocessing.get_context(self._start_method)
         if self._start_method == "forkserver":
-            context.set_forkserver_preload(_PRELOAD)
+            context.set_forkserver_preload([*_PRELOAD, *installed_packages()])
             start_fork_server()
         self._slots = torch.full((self._num_workers, 3), -1, dtype=torch.int64).share_memory_()
         self._loader = DataLoader(

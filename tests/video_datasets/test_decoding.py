@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import io
+import re
 import sys
 import tarfile
 from pathlib import Path
@@ -11,7 +12,10 @@ import av
 import numpy as np
 import pytest
 
-from video_datasets import decoding, sampling
+from trainers.inference import exported_predict
+from video_datasets import decoders, sampling
+from video_datasets.decoders import pyav
+from video_datasets.decoders.pyav import open_video
 from video_datasets.decoding import VideoReadError, decode
 from video_datasets.video_files import open_video_files
 
@@ -36,7 +40,7 @@ READABLE_IN_PART = {
 @functools.lru_cache(maxsize=2)
 def reference_frames(path: Path) -> list[np.ndarray]:
     """Every frame in the order it is shown, by the plainest loop there is."""
-    with av.open(str(path), metadata_errors="ignore") as container:
+    with open_video(str(path)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(container.streams.best("video"))]
     return [np.rot90(frame, TURNED.get(path.name, 0) // 90) for frame in frames]
 
@@ -106,7 +110,7 @@ def test_long_videos_are_decoded_twice_with_the_same_frames(shared_videos, monke
     path = shared_videos / "good" / "v_SoccerJuggling_g24_c01.avi"
     indices = np.array([200, 3, 3, 57])
     held = decode(path, lambda count: indices, "pyav")
-    monkeypatch.setattr(decoding, "_HELD_BYTES", 1 << 20)
+    monkeypatch.setattr(pyav, "_MAX_KEPT_BYTES", 1 << 20)
     np.testing.assert_array_equal(decode(path, lambda count: indices, "pyav"), held)
 
 
@@ -131,7 +135,7 @@ def test_every_broken_clip_is_an_error_or_readable_in_part(shared_videos):
     broken = sorted((shared_videos / "broken").iterdir())
     assert len(broken) == 18
     for path in broken:
-        for decoder in decoding.DECODERS:
+        for decoder in decoders.DECODER_NAMES:
             if path.name in READABLE_IN_PART:
                 frames, count = decode_noting_count(path, lambda n: sampling.test_indices(n, 16)[0], decoder)
                 assert len(frames) == 16 and count == READABLE_IN_PART[path.name]
@@ -158,10 +162,35 @@ def test_bytes_that_cannot_be_read_are_named(tmp_path):
 def test_pyav_decodes_where_decord_is_not_installed(shared_videos, monkeypatch):
     path = shared_videos / "good" / "x_one_frame.mp4"
     monkeypatch.delitem(sys.modules, "decord", raising=False)
-    monkeypatch.setattr(decoding.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(decoders.importlib.util, "find_spec", lambda name: None if name == "decord" else name)
     assert decode(path, lambda n: np.zeros(2, np.int64)).shape == (2, 256, 340, 3)
     with pytest.raises(ImportError, match="decoder decord is not installed .* use auto or pyav"):
         decode(path, lambda n: np.zeros(2, np.int64), "decord")
+
+
+def test_tags_in_another_encoding_are_no_error(tmp_path, small_videos):
+    path = tmp_path / "tagged.mkv"
+    with open_video(str(small_videos / "v00.mp4")) as source, av.open(str(path), "w") as target:
+        target.metadata["title"] = "cartwheel"
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    content = path.read_bytes()
+    assert content.count(b"cartwheel") == 1
+    path.write_bytes(content.replace(b"cartwheel", b"cartwh?\xd3\xff"))
+    frames = decode(path, np.arange, "pyav")
+    np.testing.assert_array_equal(frames, decode(small_videos / "v00.mp4", np.arange, "pyav"))
+    assert exported_predict.read_frames(str(path), 8).shape == (8, *frames.shape[1:])
+
+
+def test_one_function_opens_videos_for_reading(repository):
+    """PyAV's versions differ in how they open files: everything else calls `open_video`."""
+    sources = [path for room in ("trainers", "video_datasets") for path in (repository / room).rglob("*.py")]
+    opening = re.compile(r"av\.open\((?!.*\"w\")")
+    found = {path.name for path in sources if opening.search(path.read_text(encoding="utf-8"))}
+    assert found == {"pyav.py", "exported_predict.py"}, "the second one is copied beside exports and stands alone"
 
 
 def test_misuse_is_an_error(shared_videos):

@@ -271,8 +271,8 @@ def test_batches_in_pinned_memory_go_to_the_gpu(train_set):
 
 def test_importing_the_package_is_cheap_and_its_names_are_there(repository):
     code = (
-        "import sys, datasets; heavy = {'torch', 'torchvision', 'decord', 'av', 'numpy'} & set(sys.modules); "
-        "assert not heavy, heavy; assert all(getattr(datasets, name) for name in datasets.__all__); "
+        "import sys, video_datasets; heavy = {'torch', 'torchvision', 'decord', 'av', 'numpy'} & set(sys.modules); "
+        "assert not heavy, heavy; assert all(getattr(video_datasets, name) for name in video_datasets.__all__); "
         "assert not {'decord', 'av'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=repository)

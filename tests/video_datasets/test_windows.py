@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from video_datasets import TestTransform, VideoReadError, read_windows
-from video_datasets.decoding import frames_in_time
+from video_datasets.timed_frames import frames_in_time
 
 SIDE = 32
 

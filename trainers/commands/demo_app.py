@@ -177,10 +177,12 @@ def seconds_of(video: str) -> float:
     """
     import av
 
+    from video_datasets.decoders.pyav import PYAV_ERRORS, open_video
+
     try:
-        with av.open(video, metadata_errors="ignore") as container:
+        with open_video(video) as container:
             return (container.duration or 0) / av.time_base
-    except (av.error.FFmpegError, OSError, ValueError):
+    except PYAV_ERRORS:
         raise FriendlyError("This file cannot be read as a video. Is it one, and is it whole?") from None
 
 

@@ -24,6 +24,7 @@ from trainers.commands.shared import (
 from trainers.config.command_line import one_line_errors
 from trainers.errors import ConfigError
 from trainers.inference.inputs import find_videos, read_classes
+from video_datasets.decoders import DECODER_NAMES
 
 BAR_WIDTH = 24
 
@@ -44,7 +45,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--crops", type=int, choices=[1, 3], default=1, help="spatial views of a video (default 1)")
     parser.add_argument("--batch-size", type=positive(int), default=4, help="videos of a forward pass (default 4)")
     parser.add_argument("--workers", type=int, help="processes that decode (default: one a core; none for one video)")
-    parser.add_argument("--decoder", choices=["auto", "decord", "pyav"], default="auto")
+    parser.add_argument("--decoder", choices=DECODER_NAMES, default="auto")
     parser.add_argument("--timeout", type=positive(float), default=60.0, help="seconds after which a video hangs (60)")
     parser.add_argument("--json", metavar="FILE", help="write everything as JSON ('-': to standard output, no table)")
     parser.add_argument("--csv", metavar="FILE", help="write a line a class and video as CSV ('-': likewise)")

@@ -17,6 +17,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -26,7 +27,9 @@ SUFFIXES = {"onnx": ".onnx", "aoti": ".aoti.pt2", "pt2": ".pt2"}
 
 def read_frames(path: str, num_frames: int) -> np.ndarray:
     """Return the middle frames of equal parts of a video, uint8 (T, H, W, 3), upright."""
-    with av.open(path) as container:
+    # Some files have tags that are not UTF-8. PyAV 19 always reads them; before, they were an error unless ignored.
+    options: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
+    with av.open(path, "r", **options) as container:
         stream = container.streams.best("video")
         frames = list(container.decode(stream))
     if not frames:

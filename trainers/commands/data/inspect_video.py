@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from video_datasets.decoders.pyav import PYAV_ERRORS, best_video_stream, open_video, quarter_turns, upright_rgb
 from video_datasets.decoding import VideoReadError, decode
 from video_datasets.sampling import test_indices
 from video_datasets.video_files import TarMember
@@ -127,30 +128,25 @@ def _decode_wanted(job: Job, content: str | bytes, facts: VideoFacts) -> np.ndar
 
 def _read_header(content: str | bytes, facts: VideoFacts) -> None:
     """Note what the container says, where it can be opened at all; decoding decides whether that is a fault."""
-    import av
-
     try:
-        with _open(content) as container:
-            stream = container.streams.best("video")
+        with open_video(content) as container:
+            stream = best_video_stream(container)
             if stream is not None:
                 _note_stream(container, stream, facts)
-    except (av.error.FFmpegError, ValueError, OSError):
+    except PYAV_ERRORS:
         facts.codec = None
 
 
 def _decode_all(content: str | bytes, facts: VideoFacts) -> Any:
     """Decode every frame in order and compare their number with the container's claim."""
-    import av
-
     first = None
     decoded = discarded = damaged = 0
     try:
-        with _open(content) as container:
-            stream = container.streams.best("video")
+        with open_video(content) as container:
+            stream = best_video_stream(container)
             if stream is None:
-                facts.add("error", "unreadable", "it has no video stream")
+                facts.add("error", "unreadable", "it has no video stream that can be decoded")
                 return None
-            stream.codec_context.thread_count = 1
             _note_stream(container, stream, facts)
             for packet in container.demux(stream):
                 discarded += packet.is_discard
@@ -159,7 +155,7 @@ def _decode_all(content: str | bytes, facts: VideoFacts) -> Any:
                     damaged += bool(frame.is_corrupt)
                     if first is None:
                         first = frame
-    except (av.error.FFmpegError, ValueError, OSError) as error:
+    except PYAV_ERRORS as error:
         reason = (str(error).split("\n")[0].split(": '")[0]).partition("] ")[2] or type(error).__name__
         facts.add("error", "unreadable", f"fails after {decoded} frames: {reason}" if decoded else f"fails: {reason}")
         return first
@@ -167,7 +163,7 @@ def _decode_all(content: str | bytes, facts: VideoFacts) -> Any:
         facts.add("error", "unreadable", "it has no frames")
         return None
     facts.frames = decoded
-    if round(first.rotation / 90) % 2:
+    if quarter_turns(first) % 2:
         facts.width, facts.height = facts.height, facts.width
     if discarded:
         facts.add("note", "edit list", f"{discarded} stored frames are not shown")
@@ -180,13 +176,6 @@ def _decode_all(content: str | bytes, facts: VideoFacts) -> Any:
 def _compare(facts: VideoFacts, expected: int | None) -> None:
     if expected is not None and facts.frames is not None and abs(expected - facts.frames) > FRAME_TOLERANCE:
         facts.add("warning", "frame count", f"{facts.frames} frames decode, the file claims {expected}")
-
-
-def _open(content: str | bytes) -> Any:
-    import av
-
-    # HMDB-51 has files whose metadata is not UTF-8.
-    return av.open(content if isinstance(content, str) else io.BytesIO(content), metadata_errors="ignore")
 
 
 def _note_stream(container: Any, stream: Any, facts: VideoFacts) -> None:
@@ -217,7 +206,7 @@ def _thumbnail(picture: Any) -> str:
 
     pixels = picture
     if not isinstance(picture, np.ndarray):
-        pixels = np.rot90(picture.to_ndarray(format="rgb24"), round(picture.rotation / 90))
+        pixels = upright_rgb(picture, picture.width, picture.height)
     image = Image.fromarray(np.ascontiguousarray(pixels))
     width = max(1, round(image.width * _THUMBNAIL_HEIGHT / image.height))
     buffer = io.BytesIO()

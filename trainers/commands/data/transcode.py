@@ -14,7 +14,6 @@ Exit status: 0 all is there; 1 some videos failed; 2 the question is wrong.
 
 import argparse
 import csv
-import io
 import os
 import shutil
 import sys
@@ -24,6 +23,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 from tqdm import tqdm
 
@@ -32,6 +32,7 @@ from trainers.commands.data.progress import Progress, key_of
 from trainers.commands.data.watched_pool import Failure, available_cores, watched_map
 from trainers.files import atomic_path
 from video_datasets.annotations import AnnotationError, read_annotations
+from video_datasets.decoders.pyav import PYAV_ERRORS, best_video_stream, open_video, quarter_turns, upright_rgb
 from video_datasets.decoding import VideoReadError
 from video_datasets.video_files import TarMember, VideoFilesError, open_video_files
 
@@ -83,18 +84,16 @@ def transcode_video(job: Job) -> dict[str, Any]:
     Raises:
         VideoReadError: the video does not decode to the end, or the result does not have its frames.
     """
-    import av
-
     start = time.perf_counter()
-    content = job.source if isinstance(job.source, str) else io.BytesIO(job.source.read())
+    content = job.source if isinstance(job.source, str) else job.source.read()
     size = os.path.getsize(job.source) if isinstance(job.source, str) else job.source.size
     os.makedirs(os.path.dirname(job.target), exist_ok=True)
     with atomic_path(Path(job.target)) as temporary:
         try:
             num_frames = _encode(content, str(temporary), job.options)
-        except (av.error.FFmpegError, ValueError) as error:
+        except PYAV_ERRORS as error:
             raise VideoReadError(job.path, str(error).split("\n")[0].split(": '")[0]) from error
-        with av.open(str(temporary)) as result:
+        with open_video(str(temporary)) as result:
             found = result.streams.video[0].frames
         if found != num_frames:
             raise VideoReadError(job.path, f"{num_frames} frames became {found}")
@@ -106,24 +105,20 @@ def transcode_video(job: Job) -> dict[str, Any]:
     }
 
 
-def _encode(content: str | io.BytesIO, target: str, options: Options) -> int:
+def _encode(content: str | bytes, target: str, options: Options) -> int:
     """Decode in order and encode; return the number of frames."""
-    import av
-
     num_frames = 0
-    # HMDB-51 has files whose metadata is not UTF-8.
-    with av.open(content, metadata_errors="ignore") as source, av.open(target, "w", format="mp4") as result:
-        video = source.streams.best("video")
+    with open_video(content) as source, av.open(target, "w", format="mp4") as result:
+        video = best_video_stream(source)
         if video is None:
-            raise ValueError("it has no video stream")
-        video.codec_context.thread_count = 1
+            raise ValueError("it has no video stream that can be decoded")
         rate = Fraction(video.average_rate or 25).limit_denominator(10_000)
         stream = None
         for frame in source.decode(video):
             if stream is None:
                 stream = _add_stream(result, rate, _target_size(frame, options.short_side), options)
-            if round(frame.rotation / 90) % 4:
-                pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+            if quarter_turns(frame):
+                pixels = upright_rgb(frame, frame.width, frame.height)
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             picture = frame.reformat(stream.width, stream.height, "yuv420p", interpolation="BICUBIC")
             if num_frames == 0:
@@ -162,7 +157,7 @@ def _add_stream(result: Any, rate: Fraction, size: tuple[int, int], options: Opt
 def _target_size(frame: Any, short_side: int) -> tuple[int, int]:
     """Return width and height, upright, even, with the short side at most `short_side`."""
     width, height = frame.width, frame.height
-    if round(frame.rotation / 90) % 2:
+    if quarter_turns(frame) % 2:
         width, height = height, width
     scale = min(1.0, short_side / min(width, height))
     return max(2, 2 * round(width * scale / 2)), max(2, 2 * round(height * scale / 2))

@@ -29,6 +29,7 @@ from trainers.commands.data.progress import Progress, key_of
 from trainers.commands.data.verify_report import Verified, write_report
 from trainers.commands.data.watched_pool import Failure, available_cores, watched_map
 from video_datasets.annotations import AnnotationError, read_annotations, read_class_names
+from video_datasets.decoders import DECODER_NAMES
 from video_datasets.decoding import VideoReadError
 from video_datasets.video_files import VIDEO_SUFFIXES, VideoFiles, VideoFilesError, open_video_files
 
@@ -230,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="folder of the report (runs/verify/<name>)")
     parser.add_argument("--full", action="store_true", help="decode every frame in order, compare with the claim")
     parser.add_argument("--num-frames", type=int, help="frames of a view (16, or the configuration's)")
-    parser.add_argument("--decoder", default="auto", choices=["auto", "decord", "pyav"], help="of the quick way")
+    parser.add_argument("--decoder", default="auto", choices=DECODER_NAMES, help="of the quick way")
     parser.add_argument("--workers", type=int, default=available_cores(), help="processes (default: %(default)s)")
     parser.add_argument("--time-limit", type=float, default=60.0, help="seconds a video (default: %(default)s)")
     parser.add_argument("--max-bad-share", type=float, help="share of unreadable videos that is safe (0.01)")

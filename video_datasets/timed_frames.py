@@ -1,0 +1,55 @@
+"""All frames of a video in order, each with the time at which it is shown."""
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from av.video.frame import VideoFrame
+
+from video_datasets.decoders.base import DecoderError, one_line
+from video_datasets.decoders.pyav import PYAV_ERRORS, decode_in_order, upright_rgb
+from video_datasets.decoding import VideoReadError
+
+
+@dataclass(frozen=True)
+class TimedFrame:
+    """A frame and when it is shown, in seconds since the first frame; `pixels()` gives it as uint8 RGB (H, W, 3)."""
+
+    start: float
+    end: float
+    pixels: Callable[[], np.ndarray]
+
+
+def frames_in_time(path: str) -> Iterator[TimedFrame]:
+    """Yield all frames of a video file in order (PyAV), upright, in the size of the first one.
+
+    Raises:
+        VideoReadError: the file cannot be read, has no frames, or breaks off after those already yielded.
+    """
+    held: VideoFrame | None = None
+    width = height = 0
+    began = 0.0
+    duration = 0.0  # of the frame before
+    end = 0.0
+    try:
+        for frame in decode_in_order(path):
+            if held is None:
+                width, height = frame.width, frame.height
+                began = frame.time or 0.0
+                ticks = getattr(frame, "duration", None)  # PyAV has it from 14.3 on
+                duration = float(ticks * frame.time_base) if ticks and frame.time_base else 0.04
+            else:
+                moment = end + duration if frame.time is None else frame.time - began
+                # A stream may repeat a time stamp or step back; the time shown never does.
+                moment = max(moment, end)
+                yield TimedFrame(end, moment, functools.partial(upright_rgb, held, width, height))
+                duration, end = moment - end, moment
+            held = frame
+        if held is not None:
+            yield TimedFrame(end, end + duration, functools.partial(upright_rgb, held, width, height))
+    except (*PYAV_ERRORS, DecoderError) as error:
+        position = f" after {end:.1f} s" if held is not None else ""
+        raise VideoReadError(path, f"PyAV cannot decode it{position} ({one_line(error, path)})") from error
+    if held is None:
+        raise VideoReadError(path, "PyAV finds no frames")
