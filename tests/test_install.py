@@ -183,8 +183,9 @@ def test_constraints_lie_in_the_ranges(repository: Path) -> None:
             assert requirement.specifier.contains(version), f"{line}: {version}"
 
 
-def test_the_version_has_one_source() -> None:
+def test_the_version_has_one_source(call: Call, wheel: Path) -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", tc_clip.__version__)
+    assert call("tc-clip", "--version").stdout.strip() == tc_clip.__version__ == wheel.name.split("-")[1]
 
 
 def test_hugging_face_datasets_is_another_package() -> None:

@@ -1,4 +1,4 @@
-"""`tc-clip NAME ...`: every command-line tool by its name.
+"""`tc-clip COMMAND ...`: every command-line tool by its name. `trainers.commands.train` is `tc-clip-train`.
 
 A tool is a module with `main(argv) -> int`; it is imported when it is run.
 """
@@ -8,9 +8,11 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import tc_clip
+
 
 class Command(NamedTuple):
-    """Where a command is, and what it does in a line."""
+    """The module of a command, and what the command does in one line."""
 
     module: str
     summary: str
@@ -44,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview())
         return 0
+    if arguments[0] == "--version":
+        print(tc_clip.__version__)
+        return 0
     num_words = 2 if arguments[0] == "data" else 1
     name = " ".join(arguments[:num_words])
     if name not in COMMANDS:
@@ -72,4 +77,12 @@ def overview() -> str:
     """Return the list of commands, one per line."""
     width = max(len(name) for name in COMMANDS)
     lines = [f"  {name.ljust(width)}  {command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(["usage: tc-clip COMMAND ...", "", *lines, "", "tc-clip COMMAND --help describes a command."])
+    return "\n".join(
+        [
+            "usage: tc-clip COMMAND ...",
+            "",
+            *lines,
+            "",
+            "tc-clip COMMAND --help describes a command. tc-clip-train trains and evaluates models.",
+        ]
+    )
