@@ -1,4 +1,4 @@
-"""Fixtures that more than one test file uses."""
+"""Fixtures of more than one test file."""
 
 import importlib.util
 import logging
@@ -14,13 +14,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_VIDEOS = REPOSITORY.parent / "shared" / "videos"
 
 
-# No test may depend on the paths of the machine it runs on (configs/local.yaml).
+# Tests do not depend on the paths of this machine (configs/local.yaml).
 os.environ["TC_CLIP_LOCAL"] = "none"
-# A shell's background job ignores Ctrl-C, and so would all that the tests start.
+# In a shell's background job Ctrl-C is ignored, also by the processes that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 SET_BY_LIBRARIES = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_", "TRITON_", "TOKENIZERS_", "PATH")  # decord adds to PATH
-# Most tests compute little, and threads that wait for one another cost such tests ten times their work.
+# Most tests compute little: with several threads, waiting takes ten times as long as the work.
 torch.set_num_threads(1)
 
 
@@ -34,7 +34,7 @@ def all_cores() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def same_environment() -> Iterator[None]:
-    """Fail a test that leaves the environment changed: the processes that later tests start would inherit it."""
+    """Fail a test that changes the environment: processes that later tests start would inherit it."""
     before = dict(os.environ)
     yield
     changed = {key for key, _ in before.items() ^ os.environ.items() if not key.startswith(SET_BY_LIBRARIES)}
@@ -43,12 +43,12 @@ def same_environment() -> Iterator[None]:
             os.environ[key] = before[key]
         else:
             del os.environ[key]
-    assert not changed, f"the test left these changed in the environment: {', '.join(sorted(changed))}"
+    assert not changed, f"the test changed the environment: {', '.join(sorted(changed))}"
 
 
 @pytest.fixture(autouse=True)
-def audible_loggers() -> None:
-    """Undo what a run inside an earlier test silenced: runs set the levels of our loggers, and Hydra disables some."""
+def reset_loggers() -> None:
+    """Reset the loggers after a run inside an earlier test: runs set their levels, and Hydra disables some."""
     for name, logger in logging.root.manager.loggerDict.items():
         if name.split(".")[0] in ("tc_clip", "video_datasets") and isinstance(logger, logging.Logger):
             logger.disabled, logger.propagate = False, True
@@ -56,7 +56,7 @@ def audible_loggers() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests that need a GPU where there is none."""
+    """Skip the tests that need a GPU if there is none."""
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="no CUDA GPU on this machine")
@@ -73,7 +73,7 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_videos() -> Path:
-    """Return the folder of real and broken test clips, which lies beside the checkout and is not part of it."""
+    """Return the folder of real and broken test clips, which is next to the checkout and not part of it."""
     if not SHARED_VIDEOS.is_dir():
         pytest.skip(f"the test clips are not at {SHARED_VIDEOS}")
     return SHARED_VIDEOS
@@ -87,7 +87,7 @@ def golden_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def golden_weights(golden_dir: Path):
-    """Return the module that makes the deterministic weights and videos of the golden cases."""
+    """Return the module that generates the deterministic weights and videos of the golden cases."""
     spec = importlib.util.spec_from_file_location("golden_weights", golden_dir / "weights.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -110,7 +110,7 @@ TINY_CONTEXT = {"num_context_tokens": 5, "seed_ratio": 0.5, "merge_rate": 8, "pr
 
 @pytest.fixture(scope="session")
 def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Return checkpoints of small models with random weights, by the model's name, as training writes them."""
+    """Return checkpoints of small models with random weights by model name, as training writes them."""
     import tc_clip
 
     folder = tmp_path_factory.mktemp("checkpoints")

@@ -410,6 +410,15 @@ def test_no_notes_to_self_and_no_paths_of_one_machine(document: Path) -> None:
     assert [word for word in ("TODO", "FIXME", "TBD", "XXX", "/work/", "/tmp/", "localhost") if word in text] == []
 
 
+def test_citation_names_this_version_and_the_paper() -> None:
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0" and citation["version"] == tc_clip.__version__
+    readme = " ".join((REPOSITORY / "README.md").read_text(encoding="utf-8").split())
+    paper = citation["preferred-citation"]
+    authors = [f"{author['family-names']}, {author['given-names']}" for author in paper["authors"]]
+    assert f"title = {{{paper['title']}}}, author = {{{' and '.join(authors)}}}" in readme
+
+
 def test_sums_of_the_weights() -> None:
     text = (REPOSITORY / "INSTALL.md").read_text()
     for name, archive in tc_clip.KNOWN_CLIP_WEIGHTS.items():

@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, and what it holds is small."""
+"""The notebook runs from top to bottom, and its file is small."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ def cells_of(repository: Path):
     return nbformat.read(repository / "notebooks" / "tc_clip_demo.ipynb", as_version=4)
 
 
-def test_what_is_stored_is_small_and_of_nobody(repository: Path) -> None:
+def test_the_file_is_small_and_names_no_machine(repository: Path) -> None:
     notebook = cells_of(repository)
     path = repository / "notebooks" / "tc_clip_demo.ipynb"
     assert path.stat().st_size < MAX_BYTES

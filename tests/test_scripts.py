@@ -40,7 +40,7 @@ def test_commands_compose(by_script: dict[Path, list[list[str]]], script: Path) 
     for arguments in by_script[script]:
         assert arguments[0] == "-cn"
         protocol, overrides = arguments[1], arguments[2:]
-        # The number of shots or of the list changes no more than a file name.
+        # The number of shots or of the list only changes a file name.
         shape = (protocol, *(re.sub(r"\d+$", "", item) for item in overrides if "=runs" not in item))
         if shape in seen:
             continue
@@ -60,7 +60,7 @@ def test_every_row_of_the_tables_is_covered(by_script: dict[Path, list[list[str]
         assert len(outputs) == len(set(outputs)) == len(runs)
 
 
-def test_what_is_trained_is_what_is_tested(by_script: dict[Path, list[list[str]]]) -> None:
+def test_every_trained_checkpoint_is_tested(by_script: dict[Path, list[list[str]]]) -> None:
     def values(kind: str, key: str) -> set[str]:
         found = {
             item for script in SCRIPTS if script.parent.name == kind for line in by_script[script] for item in line
@@ -88,7 +88,7 @@ def test_environment_and_arguments_reach_the_command() -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_scripts_are_short_and_careful(script: Path) -> None:
+def test_scripts_are_short_and_stop_on_errors(script: Path) -> None:
     text = script.read_text()
     assert "set -euo pipefail" in text and len(text.splitlines()) < 20
     assert text.splitlines()[1].startswith("# ")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Test the best checkpoints of base-to-novel: row TC-CLIP.
+# Test the best base-to-novel checkpoints: row TC-CLIP.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh" "$@"
 

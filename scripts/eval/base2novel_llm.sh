@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Test the best checkpoints of base-to-novel with LLM-rephrased names: row (LLM).
+# Test the best base-to-novel checkpoints with LLM-rephrased names: row (LLM).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh" "$@"
 

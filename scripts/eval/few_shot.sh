@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Test the best checkpoints of few-shot: row TC-CLIP.
+# Test the best few-shot checkpoints: row TC-CLIP.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh" "$@"
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Test the best checkpoints of few-shot with LLM-rephrased names: row (LLM).
+# Test the best few-shot checkpoints with LLM-rephrased names: row (LLM).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh" "$@"
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Test the best checkpoints of few-shot from the zero-shot checkpoint: row (P).
+# Test the best few-shot checkpoints from the zero-shot checkpoint: row (P).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh" "$@"
 

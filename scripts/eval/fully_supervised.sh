@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Test the best checkpoints of fully supervised on Kinetics-400, tested with 4 x 3 views.
+# Test the best fully supervised checkpoint of Kinetics-400 with 4 x 3 views.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh" "$@"
 

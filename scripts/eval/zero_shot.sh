@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Test the best checkpoints of zero-shot, trained on Kinetics-400: row TC-CLIP.
+# Test the best zero-shot checkpoints, trained on Kinetics-400: row TC-CLIP.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh" "$@"
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train zero-shot, trained on Kinetics-400: row TC-CLIP.
+# Train on Kinetics-400 for the zero-shot test: row TC-CLIP.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh" "$@"
 

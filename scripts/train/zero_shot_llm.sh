@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train zero-shot with LLM-rephrased names (labels=froster takes FROSTER's): row (LLM).
+# Train zero-shot with LLM-rephrased names (labels=froster for those of FROSTER): row (LLM).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh" "$@"
 
