@@ -30,9 +30,9 @@ _between() {
 prepare_environment requirements.txt
 python scripts/make_shapes.py --output data/shapes
 
-machine="$(python -c 'import os, torch
-affinity = getattr(os, "sched_getaffinity", None)
-print(torch.cuda.device_count(), len(affinity(0)) if affinity else os.cpu_count() or 1)')"
+machine="$(python -c 'import torch
+from video_datasets.machine import available_cores
+print(torch.cuda.device_count(), available_cores())')"
 read -r gpus cores <<<"$machine"
 total_batch_size=8 # many small updates, which a model that starts from random weights needs
 if [[ "$gpus" -gt 0 ]]; then
@@ -43,22 +43,20 @@ if [[ "$gpus" -gt 0 ]]; then
     while [[ "$batch_size" -gt 1 && "$((batch_size * gpus))" -gt "$total_batch_size" ]]; do
         batch_size="$((batch_size / 2))"
     done
-    num_workers="$(_between 1 "$((cores / gpus - 1))" 8)"
     threads=1
 else
     echo "training on the CPU, $cores core(s)"
     processes=1
     batch_size="$total_batch_size"
-    # Reading a video takes a third of the time of training on it: one core in three or four reads.
-    num_workers="$(_between 1 "$((cores / 3))" 4)"
-    threads="$(_between 1 "$((cores - num_workers))" 8)"
+    # num_workers=auto reads with a third of the cores.
+    threads="$(_between 1 "$((cores - (cores < 3 ? 1 : cores / 3)))" 8)"
 fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$threads}"
 
 # The published recipe fine-tunes CLIP at rates of 1e-6 to 1e-5; this model starts from random weights.
 torchrun --standalone --nproc_per_node="$processes" main.py -cn zero_shot data=zero_shot_shapes trainer=tc_clip_tiny \
     output="$output" aug=light epochs=16 warmup_epochs=1 lr=8e-4 lr_min=8e-6 save_freq=4 \
-    batch_size="$batch_size" total_batch_size="$total_batch_size" test_batch_size=32 num_workers="$num_workers" \
+    batch_size="$batch_size" total_batch_size="$total_batch_size" test_batch_size=32 \
     logging.print_every=96 "$@"
 python scripts/plot_run.py "$output"
 # What the model attends to in a video of a class that it was not trained on.

@@ -232,5 +232,5 @@ def _activation(clip: ClipWeights, sizes: Mapping[str, Any]) -> str:
 
 def _fingerprint(embedding: Tensor) -> str:
     """Return a short name of a token embedding: checkpoints leave it out, so they must be able to tell it apart."""
-    sample = embedding[::97].double().cpu().numpy().astype(np.float32)
+    sample = embedding[::97].cpu().double().numpy().astype(np.float32)
     return hashlib.sha256(np.ascontiguousarray(sample).tobytes()).hexdigest()[:16]

@@ -9,7 +9,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from tests.documents import CONFIGS, NEEDED, REPOSITORY, compose_config, prose_of
-from trainers.config.settings import PROTOCOLS
+from trainers.config.keys import keys_of
+from trainers.config.settings import PROTOCOLS, Settings
+from trainers.config.tables import keys_in_tables, with_tables
 
 
 def leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -51,19 +53,34 @@ def all_keys() -> dict[str, Any]:
         config = OmegaConf.to_container(compose_config(protocol, *overrides))
         for key, value in leaves(config):
             key = re.sub(r"^dataset\.\w+\.", "dataset.<name>.", key)
-            keys.setdefault(re.sub(r"^label_files\.\w+", "label_files.<set>", key), value)
+            keys.setdefault(re.sub(r"^label_files\.\w+", "label_files", key), value)
     base = yaml.safe_load((CONFIGS / "base.yaml").read_text())
     defaults = dict(leaves({key: value for key, value in base.items() if key not in ("defaults", "hydra")}))
     for group in ("aug", "optimizer", "logging", "trainer"):
         (choice,) = (entry[group] for entry in base["defaults"] if isinstance(entry, dict) and group in entry)
         own = yaml.safe_load((CONFIGS / group / f"{choice}.yaml").read_text())
         defaults |= leaves(own, f"{group}.")
-    return keys | defaults
+    return {**keys, "trainer.options": None, **defaults}
 
 
 @pytest.fixture(scope="module")
 def keys() -> dict[str, Any]:
     return all_keys()
+
+
+def test_the_generated_tables_are_current() -> None:
+    text = (REPOSITORY / "CONFIG.md").read_text(encoding="utf-8")
+    assert with_tables(text) == text, "run: python -m trainers.config.tables"
+    by_hand = {"data.name", "data.protocol", "data.train", "data.val", "data.test", "dataset"}
+    assert sorted(keys_in_tables(text)) == sorted(keys_of(Settings).keys() - by_hand), "one table for every key"
+
+
+def test_a_table_follows_the_files_and_the_fields() -> None:
+    table = with_tables("<!-- keys: base.yaml, Schedule -->\n| old |\n\ntext\n")
+    assert "| `lr` | `8.0e-06` | a number above 0 | Peak learning rate. |\n" in table and "| old |" not in table
+    assert table.endswith("|\n\ntext\n") and "`batch_size`" not in table
+    with pytest.raises(ValueError, match="configs/base.yaml has no section 'None'"):
+        with_tables("<!-- keys: base.yaml, None -->\n")
 
 
 def test_every_key_is_documented_and_every_documented_key_exists(keys: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """From checked settings to built objects: constructors get plain values, never settings."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from trainers.config.settings import DataSettings, Part, Settings
 from trainers.distributed.processes import Ranks
 from trainers.errors import ConfigError
 from trainers.logging.run_log import RunLog
+from trainers.metrics import create_metrics
 from trainers.optim import WarmupCosine, build_adamw
 from trainers.precision import Precision, pick_precision
 from trainers.video_lists import VideoList, read_video_list
 from video_datasets.frame_cache import FrameCache
 from video_datasets.isolation import Limits
 from video_datasets.loaders import EvalLoader, TrainLoader
+from video_datasets.machine import available_cores, pick_num_workers, total_memory
 from video_datasets.mixing import Mixing
 from video_datasets.transforms import TestTransform, TrainTransform
 from video_datasets.video_dataset import VideoDataset
@@ -94,7 +97,7 @@ def build_train_loader(settings: Settings, videos: VideoList, ranks: Ranks) -> T
         dataset,
         batch_size=settings.batch_size,
         seed=settings.seed,
-        num_workers=settings.num_workers,
+        num_workers=num_workers_of(settings, ranks.device),
         rank=ranks.rank,
         world_size=ranks.world_size,
         pin_memory=ranks.device.type == "cuda",
@@ -124,7 +127,7 @@ def build_eval_loader(
     return EvalLoader(
         dataset,
         batch_size=settings.test_batch_size,
-        num_workers=settings.num_workers,
+        num_workers=num_workers_of(settings, ranks.device),
         rank=ranks.rank,
         world_size=ranks.world_size,
         pin_memory=ranks.device.type == "cuda",
@@ -133,6 +136,24 @@ def build_eval_loader(
         seed=settings.seed,
         keep_workers=keep_workers,
     )
+
+
+def num_workers_of(settings: Settings, device: torch.device) -> int:
+    """Return how many workers read videos for this process."""
+    if settings.num_workers != "auto":
+        return settings.num_workers
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return pick_num_workers(available_cores(), total_memory(), processes, on_gpu=device.type != "cpu")
+
+
+def check_best_metric(settings: Settings, num_classes: int) -> None:
+    """Raise ConfigError if `best_metric` is no metric, or has no value for so few classes."""
+    values = {name: value for metric in create_metrics(num_classes) for name, value in metric.values()}
+    chosen = settings.best_metric
+    if chosen not in values:
+        raise ConfigError(f"best_metric={chosen}: must be one of {', '.join(values)}")
+    if values[chosen] is None:
+        raise ConfigError(f"best_metric={chosen}: has no value for {num_classes} classes; choose another metric")
 
 
 def build_batch_plan(settings: Settings, num_videos: int) -> BatchPlan:

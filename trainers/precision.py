@@ -33,10 +33,10 @@ def pick_precision(name: str, device: torch.device, tf32: bool = False) -> Preci
     """Choose the number format and set whether float32 products on GPUs may use TF32.
 
     Args:
-        name: auto (bf16, or else fp16, on a GPU; fp32 on a CPU), fp32, bf16, fp16 or fp64.
+        name: auto (bf16, or else fp16, with CUDA; else fp32), fp32, bf16, fp16 or fp64.
     """
     if name == "auto":
-        name = "fp32" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"
+        name = "fp32" if device.type != "cuda" else "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
     autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)

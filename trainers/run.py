@@ -107,6 +107,8 @@ def _prepare(settings: Settings, ranks: Ranks) -> Job:
     lists = build.read_lists(settings, _parts(settings))
     if settings.dry_run:
         _look_for_videos(lists)
+    if settings.eval is None:
+        build.check_best_metric(settings, len(lists["val"][0].class_names))
     model = build.build_model(settings, next(iter(lists.values()))[0])
     if settings.eval is None and not model.trainable:
         raise ConfigError(f"trainer={settings.trainer.name} is not trained: give eval=val or eval=test")
@@ -190,7 +192,8 @@ def _train(job: Job) -> list[ResultRow]:
         fixed_facts=fixed_facts(train.records, train.class_names, job.model.info()["token_embedding"]),
         config=hide_in_config(settings.to_dict()),
         print_every=settings.logging.print_every,
-        num_workers=settings.num_workers,
+        num_workers=build.num_workers_of(settings, ranks.device),
+        best_metric=settings.best_metric,
         interrupts=job.interrupts,
     )
     said = session.load_last() if settings.auto_resume else None
@@ -379,6 +382,8 @@ def _say_plan(job: Job, training: list[tuple[str, str]], continued_at: Any) -> N
     settings = job.settings
     trained, total = count_parameters(job.model)
     lines = device_lines(job.ranks, job.precision)
+    workers = build.num_workers_of(settings, job.ranks.device)
+    lines.append(("workers", f"{workers} for each process" + (" (auto)" if settings.num_workers == "auto" else "")))
     for part, lists in job.lists.items():
         for videos in lists:
             views = "" if part == "train" else ", {} x {} views".format(*settings.views_of(part))

@@ -207,7 +207,7 @@ class Trainer:
 
         Everything in one small reduction, ahead of the gradients', so that all ranks decide alike.
         """
-        losses = torch.stack([loss for _, loss in done]).double().cpu() if done else torch.zeros(0, dtype=torch.double)
+        losses = torch.stack([loss for _, loss in done]).cpu().double() if done else torch.zeros(0, dtype=torch.double)
         not_finite = ~torch.isfinite(losses)
         num_bad = sum(len(batch.bad_videos) for batch, _ in done)
         wishes = self.wishes()

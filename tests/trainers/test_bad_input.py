@@ -264,7 +264,13 @@ VALUES: list[tuple[dict, str]] = [
     ({"input_size": 33}, r"33 is not a multiple of patch_size 8"),
     ({"shot": None}, r"^few_shot needs the number of training videos per class: give shot=2, 4, 8 or 16$"),
     ({"wise_ft": 0.5}, r"^wise_ft=0\.5: this model starts from random weights"),
+    ({"best_metric": "top4"}, r"^best_metric=top4: must be one of top1, top5, mean_class$"),
+    ({"best_metric": "top5"}, r"^best_metric=top5: has no value for 3 classes; choose another metric$"),
     ({"trainer__options__vision_depth": 2, "+trainer__options__dept": 2}, r"dept"),
+    (
+        {"device": "mps"},
+        r"^device=mps: this (machine has no|build of PyTorch is not built for) Apple GPUs?; set device",
+    ),
     (
         {"device": "cuda"},
         r"^device=cuda: there is no GPU that CUDA can use here \(nvidia-smi\?\); set device=cpu or auto$",
@@ -276,8 +282,9 @@ VALUES: list[tuple[dict, str]] = [
     ("options", "expected"), VALUES, ids=lambda value: next(iter(value)) if isinstance(value, dict) else ""
 )
 def test_configurations(tell, tmp_path: Path, options: dict, expected: str) -> None:
-    if options.get("device") == "cuda" and torch.cuda.is_available():
-        pytest.skip("there is a GPU")
+    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if options.get("device") in available and available[options["device"]]():
+        pytest.skip("there is such a GPU")
     with_defaults = {"epochs": 1, **options}
     assert re.search(expected, said := tell(**with_defaults)), said
     assert not (tmp_path / "run").exists() or list((tmp_path / "run").iterdir()) == []

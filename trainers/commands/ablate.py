@@ -26,8 +26,9 @@ from typing import Any
 import yaml
 
 from trainers.paths import CONFIGS, PROGRAM
+from video_datasets.machine import available_cores
 from video_datasets.shapes.classes import Settings, ShapesError
-from video_datasets.shapes.making import available_cores, make_shapes
+from video_datasets.shapes.making import make_shapes
 
 KEYS = {"title", "protocol", "seeds", "shapes", "common", "columns", "variants"}
 

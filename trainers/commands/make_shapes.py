@@ -7,8 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from video_datasets.machine import available_cores
 from video_datasets.shapes.classes import MOTION_SETS, Settings, ShapesError
-from video_datasets.shapes.making import available_cores, make_shapes
+from video_datasets.shapes.making import make_shapes
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -176,7 +176,7 @@ def check_of(hint: Any, limits: Limits) -> Check:
         bool: Check(lambda value: type(value) is bool, "true or false"),
         int: Check(lambda value: type(value) is int and limits.contain(value), f"a whole number{limits}"),
         float: Check(lambda value: type(value) in (int, float) and limits.contain(value), f"a number{limits}"),
-        str: Check(lambda value: isinstance(value, str) and value != "", "a text"),
+        str: Check(lambda value: isinstance(value, str) and value != "", "text"),
         dict: Check(lambda value: isinstance(value, dict), "a group of keys"),
         NoneType: Check(lambda value: value is None, "null"),
     }[kind or hint]

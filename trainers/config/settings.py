@@ -19,8 +19,8 @@ Part = Literal["train", "val", "test"]
 class ViewCounts:
     """Views of a video in one kind of evaluation."""
 
-    num_clip: int = key("Temporal views of a video.", at_least=1)
-    num_crop: Literal[1, 3] = key("Spatial views of a video.")
+    num_clip: int = key("Temporal views of a video in validation or test.", at_least=1)
+    num_crop: Literal[1, 3] = key("Spatial views of a video in validation or test.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class DataSettings:
     allow_outside: bool = key("Paths of a list may lead out of the data set's root (absolute paths, and `..`).")
     isolate: bool = key(
         "Decode in separate processes, one for each worker, for untrusted files: a crash costs one video. See "
-        "[docs/fault_tolerance.md](docs/fault_tolerance.md#untrusted-files)."
+        "[docs/fault_tolerance.md](docs/fault_tolerance.md)."
     )
     isolate_memory_mb: int = key("Memory limit for decoding one video there, in MB.", at_least=256)
     isolate_timeout_s: float = key("Time limit for decoding one video there, in seconds.", above=0)
@@ -214,9 +214,10 @@ class Settings:
         "Evaluation: videos of a batch, and views of one forward pass. Changes memory and speed, not results.",
         at_least=1,
     )
-    num_workers: int = key(
-        "Worker processes that read videos, for each process of the run. 0: in the process itself, where a hang "
-        "cannot be noticed.",
+    num_workers: int | Literal["auto"] = key(
+        "Worker processes that read videos, for each process of the run. `auto`: with a GPU all cores of the process "
+        "but one, without a third of them, at most 16, and fewer if memory is short; the plan shows the number. 0: in "
+        "the process itself, where a hang cannot be noticed.",
         at_least=0,
     )
     epochs: int = key("Passes over the training list.", at_least=1)
@@ -235,6 +236,9 @@ class Settings:
     save_updates: int | None = key(
         "Also write `last.pth` after this many updates within an epoch; `null`: off.", at_least=1
     )
+    best_metric: str = key(
+        "Metric of the validation whose highest value `best.pth` belongs to: `top1`, `top5` or `mean_class`."
+    )
     keep: int = key(
         "How many of the last checkpoints to keep: `last.pth`, and before it `last_1.pth`, `last_2.pth`, ... A "
         "damaged one is skipped for the one before.",
@@ -249,7 +253,9 @@ class Settings:
         at_least=1,
     )
     final_test: FinalTestSettings
-    device: Literal["auto", "cuda", "cpu"] = key("`auto`: a GPU if there is one, else the CPU.")
+    device: Literal["auto", "cuda", "mps", "cpu"] = key(
+        "`auto`: a GPU that CUDA can use if there is one, else the CPU. `mps`: the GPU of an Apple machine."
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = key(
         "`auto`: bf16, or else fp16, on GPUs and fp32 on CPUs. `fp64` is for tests. Weights stay float32 with bf16 "
         "and fp16."
@@ -272,9 +278,7 @@ class Settings:
         "Folder of the class-name files. `labels=llm` sets `labels/llm`, `labels=froster` sets `labels/froster`."
     )
     label_files: dict[str, str | None] = key(
-        "The file of each class set (`k400`, `k400_base`, `hmdb51`, ...), which the facts of a data set name. "
-        "`labels` chooses them: `names` (the default), `llm` (rephrased, written for this project; chosen by "
-        "`data=..._llm`), `froster` (FROSTER's)."
+        "The file of each class set (`k400`, `k400_base`, `hmdb51`, ...). The facts of a data set refer to them."
     )
     dataset: dict[str, Any] = key("Facts of the data sets, see below.")
 

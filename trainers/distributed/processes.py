@@ -168,7 +168,8 @@ def start_distributed(device: str = "auto", timeout_minutes: float = 30, interru
     """Join the processes that torchrun started; without torchrun, return a single rank.
 
     Args:
-        device: auto (a GPU if there is one), cuda or cpu. NCCL connects GPUs, gloo CPUs; LOCAL_RANK selects the GPU.
+        device: auto (a GPU if CUDA can use one), cuda, mps (an Apple GPU, for one process) or cpu. NCCL connects GPUs,
+            gloo CPUs; LOCAL_RANK selects the GPU.
         timeout_minutes: how long a process waits for the others, at the start and in a collective operation.
         interrupts: receives the stop request of another process.
 
@@ -242,6 +243,8 @@ def stop_distributed(ranks: Ranks) -> None:
 
 def pick_device(device: str, local_rank: int) -> torch.device:
     """Return the device of a process (see `start_distributed`)."""
+    if device == "mps":
+        return _apple_gpu()
     num_gpus = torch.cuda.device_count()
     if device == "cpu" or (device == "auto" and num_gpus == 0):
         return torch.device("cpu")
@@ -259,6 +262,17 @@ def pick_device(device: str, local_rank: int) -> torch.device:
     if not is_usable:
         raise ConfigError(_unusable_gpus(num_gpus, " ".join(str(warning.message) for warning in caught)))
     return torch.device("cuda", local_rank)
+
+
+def _apple_gpu() -> torch.device:
+    """Return the GPU of an Apple machine; it works for a single process."""
+    if not torch.backends.mps.is_available():
+        is_built = torch.backends.mps.is_built()
+        reason = "this machine has no Apple GPU" if is_built else "this build of PyTorch is not built for Apple GPUs"
+        raise ConfigError(f"device=mps: {reason}; set device=auto or cpu")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ConfigError("device=mps: an Apple GPU works for one process; start one, or set device=cpu")
+    return torch.device("mps")
 
 
 def _unusable_gpus(num_gpus: int, reason: str) -> str:

@@ -2,6 +2,8 @@
 
 import os
 
+from video_datasets.machine import available_cores
+
 WAIT_SHARE = 0.05  # of the time; less is not worth a word
 
 
@@ -29,5 +31,4 @@ def loading_advice(wait_share: float, videos_per_second: float, num_workers: int
 
 def cores_of_a_process() -> int:
     """Return how many cores each process of this machine has for its workers."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -17,8 +17,9 @@ def count_parameters(model: TorchModule) -> tuple[int, int]:
 
 def device_lines(ranks: Ranks, precision: Precision) -> list[tuple[str, str]]:
     """Return where the run computes."""
-    on_gpu = ranks.device.type == "cuda"
-    device = torch.cuda.get_device_name(ranks.device) if on_gpu else f"CPU, threads each: {torch.get_num_threads()}"
+    device = f"CPU, threads each: {torch.get_num_threads()}" if ranks.device.type == "cpu" else "Apple GPU"
+    if ranks.device.type == "cuda":
+        device = torch.cuda.get_device_name(ranks.device)
     return [("processes", f"{ranks.world_size} ({device}), {precision.name}")]
 
 

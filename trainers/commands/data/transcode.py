@@ -29,11 +29,12 @@ from tqdm import tqdm
 
 from trainers.commands.data.listing import DataError, all_videos
 from trainers.commands.data.progress import Progress, key_of
-from trainers.commands.data.watched_pool import Failure, available_cores, watched_map
+from trainers.commands.data.watched_pool import Failure, watched_map
 from trainers.files import atomic_path
 from video_datasets.annotations import AnnotationError, read_annotations
 from video_datasets.decoders.pyav import PYAV_ERRORS, best_video_stream, open_video, quarter_turns, upright_rgb
 from video_datasets.decoding import VideoReadError
+from video_datasets.machine import available_cores
 from video_datasets.video_files import TarMember, VideoFilesError, open_video_files
 
 STATE = ".transcode"  # folder below the output: progress, failures

@@ -27,10 +27,11 @@ from trainers.commands.data.labels_in_paths import class_in_path
 from trainers.commands.data.listing import DataError, all_videos
 from trainers.commands.data.progress import Progress, key_of
 from trainers.commands.data.verify_report import Verified, write_report
-from trainers.commands.data.watched_pool import Failure, available_cores, watched_map
+from trainers.commands.data.watched_pool import Failure, watched_map
 from video_datasets.annotations import AnnotationError, read_annotations, read_class_names
 from video_datasets.decoders import DECODER_NAMES
 from video_datasets.decoding import VideoReadError
+from video_datasets.machine import available_cores
 from video_datasets.video_files import VIDEO_SUFFIXES, VideoFiles, VideoFilesError, open_video_files
 
 NUM_SAMPLES = 24

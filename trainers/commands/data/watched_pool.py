@@ -103,11 +103,6 @@ _NOTHING = object()
 _START_S = 120.0
 
 
-def available_cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _end(worker: _Worker) -> None:
     worker.pipe.close()  # a process that waits for a job ends on this
     worker.process.join()
