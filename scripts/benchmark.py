@@ -1,9 +1,9 @@
 """Measure speed and memory of the models in one run, as Markdown tables and JSON.
 
-The references: `plain` is the readable implementation, which runs the text encoder over the full context length for
-every video and materialises attention; `frames` is the frame-wise vifi_clip; the machine's best matmul rate, and the
-bare video decoder. Equality with `plain` is checked in float64 before anything is timed. Rounds are interleaved, so a
-disturbance affects all cases alike.
+The references: `plain` is the readable implementation (tc_clip/reference.py), which runs the text encoder over the
+full context length for every video and materialises attention; `frames` is the frame-wise vifi_clip; the machine's
+best matmul rate, and the bare video decoder. Equality with `plain` is checked in float64 before anything is timed.
+Rounds are interleaved, so a disturbance affects all cases alike.
 
 Without options it measures everything that docs/benchmarks.md shows: on a CPU in about 25 minutes with 21 GB of
 memory, on a GPU in at most 8 minutes.

@@ -1,4 +1,4 @@
-"""Sizes and options of the models as frozen values; everything that can be computed from them is a property."""
+"""Sizes and options of the models as frozen values; what follows from them is a property."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class VisionConfig:
         depth: number of blocks.
         embed_dim: channels of the joint space (`E`).
         head_width: channels of an attention head.
-        activation: of the feed-forward parts, "quick_gelu" (OpenAI's CLIP) or "gelu" (most of open_clip's).
+        activation: of the feed-forward layers, "quick_gelu" (OpenAI's CLIP) or "gelu" (most of open_clip's).
     """
 
     image_size: int
@@ -54,7 +54,7 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Sizes of a causal text transformer; `max_length` is the number of positions it has embeddings for."""
+    """Sizes of a causal text transformer; `max_length` is the number of its position embeddings."""
 
     width: int
     depth: int
@@ -77,14 +77,14 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class ContextConfig:
-    """How a block's frames become context tokens, which the next block or the prompts look at.
+    """How a block's frames become context tokens, which the next block or the prompts attend to.
 
     Args:
-        num_context_tokens: context tokens of a video (`K`); all seeds, where there are fewer.
+        num_context_tokens: context tokens of a video (`K`); all seeds, if there are fewer.
         seed_ratio: share of a frame's patches that are seeds (`S = floor(P * seed_ratio)`).
         merge_rate: pairs merged in a full round of bipartite matching.
-        seed_selection: which patches are seeds, a name of `tc_clip.seed_selection.SEED_SELECTORS`.
-        summarisation: how seeds become context tokens, a name of `tc_clip.summarisation.SUMMARISERS`.
+        seed_selection: which patches are seeds, a name of `tc_clip.context_tokens.SEED_SELECTORS`.
+        summarisation: how seeds become context tokens, a name of `tc_clip.context_tokens.SUMMARISERS`.
     """
 
     num_context_tokens: int = 96
@@ -100,11 +100,11 @@ class ContextConfig:
 
     @property
     def is_random(self) -> bool:
-        """Whether anything is left to chance."""
+        """Whether anything is chosen at random."""
         return "random" in (self.seed_selection, self.summarisation)
 
     def num_seeds(self, num_patches: int) -> int:
-        """Return the seeds of a frame with so many patches (`S`)."""
+        """Return the number of seeds of a frame (`S`)."""
         num_seeds = int(num_patches * self.seed_ratio)
         if num_seeds < 1:
             raise ValueError(
@@ -120,7 +120,7 @@ class PromptConfig:
     Args:
         num_prompt_vectors: learned vectors at positions `1..M` of every class prompt.
         prompt_init: words that initialise the vectors.
-        prompt_layers: text blocks, counted from 1, before which the prompts look at the video.
+        prompt_layers: text blocks, counted from 1, before which the prompts attend to the video.
         detach_context: whether no gradient flows from the prompts to the vision encoder.
     """
 
@@ -132,10 +132,10 @@ class PromptConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "num_prompt_vectors")
         if not self.prompt_layers or list(self.prompt_layers) != sorted(set(self.prompt_layers)):
-            raise ValueError(f"prompt_layers must be different block numbers in rising order, not {self.prompt_layers}")
+            raise ValueError(f"prompt_layers must be different and ascending block numbers, not {self.prompt_layers}")
 
     def check_depth(self, text_depth: int) -> None:
-        """Raise ValueError where a prompt layer stands before a block that the text encoder does not have."""
+        """Raise ValueError if a prompt layer is before a block that the text encoder does not have."""
         if self.prompt_layers[0] < 1 or self.prompt_layers[-1] > text_depth:
             raise ValueError(
                 f"prompt_layers {self.prompt_layers} name blocks outside 1..{text_depth}, the text encoder's blocks"
@@ -143,15 +143,15 @@ class PromptConfig:
 
 
 def vision_block_of(text_block: int, text_depth: int, vision_depth: int) -> int:
-    """Return the vision block (from 1) whose context tokens the prompts before a text block (from 1) look at."""
+    """Return the vision block (from 1) whose context tokens the prompts before a text block (from 1) attend to."""
     return max(1, round(text_block * vision_depth / text_depth))
 
 
 def as_block_numbers(value: int | str | Sequence[int], name: str = "prompt_layers") -> tuple[int, ...]:
-    """Read block numbers from 12, "6+12" or (6, 12); `name` is the option that they are the value of.
+    """Read block numbers from 12, "6+12" or (6, 12); `name` is the option, for messages.
 
     Raises:
-        ValueError: where the value has another form.
+        ValueError: if the value has another form.
     """
     parts = value.split("+") if isinstance(value, str) else [value] if isinstance(value, int) else list(value)
     try:
@@ -161,7 +161,7 @@ def as_block_numbers(value: int | str | Sequence[int], name: str = "prompt_layer
 
 
 def require_choice(name: str, value: object, known: Collection[str]) -> None:
-    """Raise ValueError where a value is not among those known."""
+    """Raise ValueError if a value is not one of those known."""
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
 

@@ -1,22 +1,14 @@
-"""What CLIP's two transformers are made of: attention, feed-forward, residual block."""
+"""What CLIP's two transformers share: feed-forward layers, residual blocks, lists of blocks, their start weights."""
 
 import copy
-from typing import TypeVar
+from collections.abc import Iterator
+from typing import Generic, TypeVar, cast, overload
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tc_clip.ops.kernels import feed_forward, linear
-
-M = TypeVar("M", bound=nn.Module)
-
-
-class Linear(nn.Linear):
-    """A linear layer that runs the fastest form of its product."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+from tc_clip import ops
+from tc_clip.attention import Attention
 
 
 class FeedForward(nn.Module):
@@ -30,67 +22,13 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.activation == "gelu":
-            return linear(F.gelu(linear(x, self.c_fc.weight, self.c_fc.bias)), self.c_proj.weight, self.c_proj.bias)
-        return feed_forward(x, self.c_fc.weight, self.c_fc.bias, self.c_proj.weight, self.c_proj.bias)
-
-
-class Attention(nn.Module):
-    """Parameters of multi-head attention and the steps that every kind of attention here takes with them.
-
-    One weight holds the projections of queries, keys and values one above the other, as in CLIP. Callers put the
-    steps together: which tokens ask, which answer, with what bias.
-    """
-
-    def __init__(self, width: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.width = width
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = Linear(width, width)
-        nn.init.normal_(self.in_proj_weight, std=width**-0.5)
-
-    def queries(self, x: Tensor) -> Tensor:
-        """Project tokens (..., n, D) to queries (..., A, n, D / A)."""
-        return self.split_heads(self._project(x, 0, 1))[0]
-
-    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Project tokens (..., n, D) to keys and values, each (..., A, n, D / A)."""
-        return self.split_heads(self.project_keys_values(x))
-
-    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Project tokens (..., n, D) to queries, keys and values, each (..., A, n, D / A), in one multiplication."""
-        return self.split_heads(self.project(x))
-
-    def merge_heads(self, x: Tensor) -> Tensor:
-        """Put the heads' outputs (..., A, n, D / A) side by side, (..., n, D), and project them."""
-        return self.out_proj(self.join_heads(x))
-
-    def project(self, x: Tensor) -> Tensor:
-        """Project tokens (..., n, D) to queries, keys and values side by side: (..., n, 3 * D)."""
-        return self._project(x, 0, 3)
-
-    def project_keys_values(self, x: Tensor) -> Tensor:
-        """Project tokens (..., n, D) to keys and values side by side: (..., n, 2 * D)."""
-        return self._project(x, 1, 3)
-
-    def split_heads(self, projected: Tensor) -> tuple[Tensor, ...]:
-        """Split projections that stand side by side, (..., n, parts * D), by part and head: each (..., A, n, D / A)."""
-        parts = projected.split(self.width, dim=-1)
-        return tuple(part.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2) for part in parts)
-
-    @staticmethod
-    def join_heads(x: Tensor) -> Tensor:
-        """Put the heads' outputs (..., A, n, D / A) side by side: (..., n, D)."""
-        return x.transpose(-3, -2).flatten(-2)
-
-    def _project(self, x: Tensor, first: int, stop: int) -> Tensor:
-        rows = slice(first * self.width, stop * self.width)
-        return linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
+            hidden = F.gelu(ops.linear(x, self.c_fc.weight, self.c_fc.bias))
+            return ops.linear(hidden, self.c_proj.weight, self.c_proj.bias)
+        return ops.feed_forward(x, self.c_fc.weight, self.c_fc.bias, self.c_proj.weight, self.c_proj.bias)
 
 
 class ResidualBlock(nn.Module):
-    """The parameters of one pre-norm transformer block."""
+    """The weights of one pre-norm transformer block."""
 
     def __init__(self, width: int, num_heads: int, activation: str = "quick_gelu"):
         super().__init__()
@@ -104,8 +42,26 @@ class ResidualBlock(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
-def init_tower(blocks: nn.ModuleList, width: int) -> None:
-    """Initialise the blocks of a tower from random numbers, with the standard deviations of CLIP's training."""
+M = TypeVar("M", bound=nn.Module)
+Member = TypeVar("Member", bound=nn.Module, covariant=True)
+
+
+class Modules(nn.ModuleList, Generic[Member]):
+    """A list of modules of one class, which `nn.ModuleList` hides from type checkers."""
+
+    def __iter__(self) -> Iterator[Member]:
+        return cast(Iterator[Member], super().__iter__())
+
+    @overload
+    def __getitem__(self, idx: slice) -> "Modules[Member]": ...
+    @overload
+    def __getitem__(self, idx: int) -> Member: ...
+    def __getitem__(self, idx: int | slice) -> "Member | Modules[Member]":
+        return cast("Member | Modules[Member]", super().__getitem__(idx))
+
+
+def init_tower(blocks: Modules[ResidualBlock], width: int) -> None:
+    """Draw the start weights of a tower's blocks, with the standard deviations of CLIP's training."""
     out_std = width**-0.5 * (2 * len(blocks)) ** -0.5
     for block in blocks:
         nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)

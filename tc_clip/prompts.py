@@ -1,4 +1,4 @@
-"""From class names to prompts, and prompts that look at the video (paper, section 3.3; learned vectors as in CoOp)."""
+"""From class names to prompts, and prompts that attend to the video (paper, section 3.3; vectors as in CoOp)."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -9,20 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tc_clip.config import PromptConfig, TextConfig
-from tc_clip.layers import ResidualBlock
+from tc_clip.layers import Modules, ResidualBlock
 from tc_clip.text_encoder import SharedLastBlock, TextEncoder, replace_prompts, scaled_products
 from tc_clip.text_rows import TextRows
 from tc_clip.tokenizer import encode, tokenize
 
-# Bounds the memory of evaluation however many classes there are; larger chunks were not faster.
+# Bounds the memory of evaluation for any number of classes; larger chunks were not faster.
 MAX_TOKENS_AT_ONCE = 16384
-PLACEHOLDER = "X"  # stands in the prompt for a learned vector that no word initialises
+PLACEHOLDER = "X"  # in the prompt, at the position of a learned vector that no word initialises
 
 
 def clean_class_name(name: str, split_camel_case: bool) -> str:
     """Return a class name as words: underscores are spaces and, if asked for, every capital starts a word."""
     name = name.replace("_", " ")
-    # As published: two spaces where a capital follows one already; the tokenizer sees no difference.
+    # As published: two spaces if a capital follows a space; to the tokenizer they are one.
     return re.sub(r"([A-Z])", r" \1", name).strip() if split_camel_case else name
 
 
@@ -37,7 +37,7 @@ def tokenize_prompts(prompts: Sequence[str], class_names: Sequence[str], context
     """Tokenize the prompts of the classes, (C, context_length).
 
     Raises:
-        ValueError: where a prompt does not fit; names the class.
+        ValueError: if a prompt does not fit; names the class.
     """
     for prompt, name in zip(prompts, class_names, strict=True):
         num_tokens = len(encode(prompt)) + 2
@@ -50,7 +50,7 @@ def tokenize_prompts(prompts: Sequence[str], class_names: Sequence[str], context
 
 
 def check_prompt_init(config: PromptConfig) -> None:
-    """Raise ValueError where the words of `prompt_init` do not give the first prompt vectors, one a word."""
+    """Raise ValueError unless each word of `prompt_init` initialises one prompt vector."""
     words = config.prompt_init.split()
     if len(words) > config.num_prompt_vectors:
         raise ValueError(
@@ -63,7 +63,7 @@ def check_prompt_init(config: PromptConfig) -> None:
 
 
 class PromptLayer(ResidualBlock):
-    """Cross-attention from prompt vectors to a video's context tokens, then a feed-forward part."""
+    """Cross-attention from prompt vectors to a video's context tokens, then feed-forward layers."""
 
     def __init__(self, width: int, num_heads: int, activation: str):
         super().__init__(width, num_heads, activation)
@@ -77,14 +77,14 @@ class PromptLayer(ResidualBlock):
         return self.feed_forward(prompts + self.attn.merge_heads(attended))
 
     def attention(self, prompts: Tensor, context: Tensor) -> Tensor:
-        """Return how much prompts (1 or B, M, D) look at each context token (B, K, D): (B, M, K), sum 1."""
+        """Return the weights of context tokens (B, K, D) for prompts (1 or B, M, D): (B, M, K), sums 1 over K."""
         keys, _ = self.attn.keys_values(self.ln_1_kv(context))  # (B, A, K, h)
         queries = self.attn.queries(self.ln_1(prompts))  # (1 or B, A, M, h)
         return scaled_products(queries, keys).softmax(dim=-1).mean(dim=1)
 
     @torch.no_grad()
     def init_from(self, block: ResidualBlock) -> None:
-        """Start as the text block that this layer stands before."""
+        """Copy the weights of the text block that follows this layer."""
         state = block.state_dict()
         state |= {f"ln_1_kv.{name}": state[f"ln_1.{name}"] for name in ("weight", "bias")}
         self.load_state_dict(state)
@@ -95,8 +95,8 @@ class SharedText(NamedTuple):
 
     Attributes:
         x: (R, D), the rows before the first prompt layer.
-        rows: which positions they are; may be None to finish `last_block`, which needs only the prompts' rows of `x`.
-        last_block: the last block's share, where the only prompt layer stands before it, else None.
+        rows: their positions; can be None if there is `last_block`, which needs only the prompts' rows of `x`.
+        last_block: what the last block shares, if the only prompt layer is before it, else None.
     """
 
     x: Tensor
@@ -106,26 +106,35 @@ class SharedText(NamedTuple):
     @property
     def num_classes(self) -> int:
         """Classes (`C`)."""
-        return self.rows.num_texts if self.last_block is None else self.last_block.residual.shape[0]
+        return self.text_rows.num_texts if self.last_block is None else self.last_block.residual.shape[0]
+
+    @property
+    def text_rows(self) -> TextRows:
+        """The positions of the rows.
+
+        Raises:
+            ValueError: if they were left out.
+        """
+        if self.rows is None:
+            raise ValueError("these class prompts were kept without the positions of their rows")
+        return self.rows
 
     def part(self, first: int, stop: int) -> "SharedText":
         """Return the part of the classes `first .. stop - 1`."""
-        if self.last_block is not None:  # of the rows only the prompts' are still needed
+        if self.last_block is not None:  # only the prompts' rows are still needed
             return self._replace(last_block=SharedLastBlock(*(x[first:stop] for x in self.last_block)))
-        return SharedText(self.rows.rows_of(self.x, first, stop), self.rows.part(first, stop), None)
+        return SharedText(self.text_rows.rows_of(self.x, first, stop), self.text_rows.part(first, stop), None)
 
 
 class LearnedPrompts(nn.Module):
-    """Prompt tuning of the text side: learned vectors at positions 1..M, in some blocks anew, the same for all videos.
+    """Prompt tuning of the text side: learned vectors at positions 1..M, the same for all videos.
 
     Args:
         num_vectors: vectors of a block (`M`).
-        depth: blocks, from the first, with vectors of their own; in each but the first they replace what the block
-            before made of its own.
+        depth: blocks, from the first, with their own vectors; after the first block they replace the tokens at their
+            positions.
         text: sizes of the text encoder.
     """
-
-    looks_at_video = False
 
     def __init__(self, num_vectors: int, depth: int, text: TextConfig):
         super().__init__()
@@ -133,7 +142,7 @@ class LearnedPrompts(nn.Module):
         self.vectors = nn.Parameter(torch.randn(depth, num_vectors, text.width) * 0.02)
 
     def init_from(self, text: TextEncoder) -> None:
-        """Keep the random start: words would initialise the first block's vectors alone."""
+        """Keep the random start: words could initialise only the first block's vectors."""
 
     def share(self, text: TextEncoder, rows: TextRows) -> Tensor:
         """Encode class prompts: features (C, E), not normalised."""
@@ -148,9 +157,7 @@ class LearnedPrompts(nn.Module):
 
 
 class VideoConditionalPrompts(nn.Module):
-    """Learned prompt vectors, and layers that let them look at the video before chosen text blocks."""
-
-    looks_at_video = True
+    """Learned prompt vectors, and layers that let them attend to the video before chosen text blocks."""
 
     def __init__(self, config: PromptConfig, text: TextConfig):
         super().__init__()
@@ -163,7 +170,7 @@ class VideoConditionalPrompts(nn.Module):
             )
         self.config = config
         self.vectors = nn.Parameter(torch.randn(config.num_prompt_vectors, text.width) * 0.02)
-        self.layers = nn.ModuleList(
+        self.layers: Modules[PromptLayer] = Modules(
             PromptLayer(text.width, text.num_heads, text.activation) for _ in config.prompt_layers
         )
 
@@ -174,14 +181,14 @@ class VideoConditionalPrompts(nn.Module):
 
     @torch.no_grad()
     def init_from(self, text: TextEncoder) -> None:
-        """Start from a text encoder: vectors from the embeddings of `prompt_init`, layers from its blocks."""
+        """Initialise from a text encoder: vectors from the embeddings of `prompt_init`, layers from its blocks."""
         words = [encode(word)[0] for word in self.config.prompt_init.split()]
         self.vectors[: len(words)] = text.token_embedding[words]
         for layer, number in zip(self.layers, self.config.prompt_layers, strict=True):
             layer.init_from(text.blocks[number - 1])
 
     def share(self, text: TextEncoder, rows: TextRows) -> SharedText:
-        """Run what no video changes on class prompts."""
+        """Run the text encoder on class prompts as far as it does not depend on the video."""
         numbers = self.config.prompt_layers
         x = text(rows, self.vectors, numbers[0] - 1)  # (R, D)
         only_last = numbers == (text.config.depth,)
@@ -194,28 +201,28 @@ class VideoConditionalPrompts(nn.Module):
         Args:
             text: the text encoder.
             shared: of `share`.
-            contexts: one (B, K, E) a prompt layer.
+            contexts: (B, K, E) for each prompt layer.
 
         Returns:
             (B, C, E), not normalised.
         """
         if self.config.detach_context:
             contexts = [context.detach() for context in contexts]
-        # The backward pass keeps every chunk, so chunks would save nothing; an exported graph has to fit every size.
+        # The backward pass keeps every chunk, so chunks would save nothing; an exported graph must fit every size.
         if torch.is_grad_enabled() or torch.compiler.is_exporting():
             return self._condition(text, shared, contexts)
         C = shared.num_classes
-        tokens_a_class = contexts[0].shape[0] * (1 if shared.last_block is not None else shared.rows.length)
-        chunk = max(1, MAX_TOKENS_AT_ONCE // tokens_a_class)
+        tokens_per_class = contexts[0].shape[0] * (1 if shared.last_block is not None else shared.text_rows.length)
+        chunk = max(1, MAX_TOKENS_AT_ONCE // tokens_per_class)
         parts = [self._condition(text, shared.part(c, min(c + chunk, C)), contexts) for c in range(0, C, chunk)]
         return torch.cat(parts, dim=1)
 
     def attention(self, text: TextEncoder, shared: SharedText, contexts: Sequence[Tensor]) -> list[Tensor]:
-        """Return how much each class looks at each context token through the prompts: a layer (B, C, K), sum 1.
+        """Return for each prompt layer the weight of each context token for each class: (B, C, K), sums 1 over K.
 
-        The prompts stand before the class names, so they look at the same tokens for all classes; but in the block
-        after the layer the end of a class's text looks at one prompt more than at another, which weighs what each
-        looks at. All weights are means over the heads.
+        The prompts precede the class names, so their own weights are the same for all classes. They are weighted by the
+        attention of the end of a class's text to each prompt, in the block after the layer. All weights are means over
+        the heads.
         """
         found = []
         prompt_rows = slice(1, 1 + self.num_vectors)
@@ -224,7 +231,7 @@ class VideoConditionalPrompts(nn.Module):
             steps, self.layers, contexts, self.config.prompt_layers, strict=True
         ):
             block = text.blocks[number - 1]
-            queries = block.attn.queries(block.ln_1(after.index_select(1, shared.rows.ends)))  # (B, A, C, h)
+            queries = block.attn.queries(block.ln_1(after.index_select(1, shared.text_rows.ends)))  # (B, A, C, h)
             keys, _ = block.attn.keys_values(block.ln_1(after[:, prompt_rows]))  # (B, A, M, h)
             shares = scaled_products(queries, keys).softmax(dim=-1).mean(dim=1)  # (B, C, M)
             found.append(shares @ layer.attention(before[:, prompt_rows], context).to(shares.dtype))
@@ -236,8 +243,8 @@ class VideoConditionalPrompts(nn.Module):
             return text.finish_shared(shared.last_block, prompts)
         for _, after in self._run_layers(text, shared, contexts):
             x = after  # (B, R, D)
-        x = text.run(x, shared.rows, self.config.prompt_layers[-1] - 1, text.config.depth - 1)
-        return text.finish(x, shared.rows)
+        x = text.run(x, shared.text_rows, self.config.prompt_layers[-1] - 1, text.config.depth - 1)
+        return text.finish(x, shared.text_rows)
 
     def _run_layers(
         self, text: TextEncoder, shared: SharedText, contexts: Sequence[Tensor]
@@ -247,7 +254,7 @@ class VideoConditionalPrompts(nn.Module):
         numbers = self.config.prompt_layers
         reached = numbers[0] - 1
         for layer, context, number in zip(self.layers, contexts, numbers, strict=True):
-            before = text.run(x, shared.rows, reached, number - 1)
+            before = text.run(x, shared.text_rows, reached, number - 1)
             prompts = layer(before[:, 1 : 1 + self.num_vectors], context)  # (B, M, D)
             x = replace_prompts(before.expand(prompts.shape[0], -1, -1), prompts)
             yield before, x

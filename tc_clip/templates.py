@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from itertools import product
 
 _MEDIA = ("photo", "video", "example", "demonstration")
-_DEEDS = ("", "doing ", "performing ", "practicing ")
+_VERBS = ("", "doing ", "performing ", "practicing ")
 
 TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
     "bare": ("{}",),
     "photo": ("a photo of a {}.",),
     "video": ("a video of a person {}.",),
-    # Every medium with every deed: an action's name may be a verb, a sport or a thing.
-    "actions": tuple(f"a {medium} of a person {deed}{{}}." for medium, deed in product(_MEDIA, _DEEDS)),
+    # Every medium with every verb: the name of an action can be a verb, a sport or an object.
+    "actions": tuple(f"a {medium} of a person {verb}{{}}." for medium, verb in product(_MEDIA, _VERBS)),
 }
 
 
@@ -19,7 +19,7 @@ def templates_of(value: str | Sequence[str] | None) -> tuple[str, ...]:
     """Return templates from the name of a set, a template, or several templates; none for None.
 
     Raises:
-        ValueError: where the name is unknown or a template has no place for the class name.
+        ValueError: if the name is unknown, or a template has no `{}` for the class name.
     """
     if value is None:
         return ()

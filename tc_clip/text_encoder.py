@@ -1,8 +1,8 @@
-"""CLIP's causal text transformer, with everything that serves several classes or several videos computed once.
+"""CLIP's causal text transformer; what several classes or several videos have in common is computed once.
 
-Class prompts are rows (`TextRows`): what all of them begin with stands there once. Only the end-of-text position of the
-last block is wanted, and only keys and values of the prompt positions depend on the video there: everything else of a
-class prompt is shared by all videos.
+Class prompts are rows (`TextRows`), which hold their common beginning once. Only the end-of-text position of the last
+block is needed, and only keys and values of the prompt positions depend on the video there: everything else of a class
+prompt is shared by all videos.
 """
 
 from typing import NamedTuple
@@ -13,20 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tc_clip.config import TextConfig
-from tc_clip.layers import ResidualBlock, init_tower
+from tc_clip.layers import Modules, ResidualBlock, init_tower
 from tc_clip.text_rows import TextRows
 
 TOKEN_EMBEDDING_SEED = 0
 
 
 class SharedLastBlock(NamedTuple):
-    """What the last block computes of the class prompts for all videos alike.
+    """What the last block computes of the class prompts for all videos.
 
     Attributes:
         residual: (C, D), the end-of-text tokens before the block.
         query: (C, A, h), of the end-of-text tokens.
-        log_weight: (C, A, 1), log-sum-exp of their logits towards the positions that no video changes.
-        value: (C, A, h), what they attend to there.
+        log_weight: (C, A, 1), log-sum-exp of their logits for the positions that do not depend on the video.
+        value: (C, A, h), their attention output over these positions.
     """
 
     residual: Tensor
@@ -36,9 +36,9 @@ class SharedLastBlock(NamedTuple):
 
 
 class TextEncoder(nn.Module):
-    """A causal text transformer whose token embeddings are frozen and no part of a checkpoint.
+    """A causal text transformer whose token embeddings are frozen and not in checkpoints.
 
-    The token embeddings start at zero: whoever builds the encoder fills them, from CLIP or `random_token_embedding`.
+    The token embeddings start at zero; `create_model` fills them, from CLIP or with `random_token_embedding`.
     """
 
     token_embedding: Tensor
@@ -49,7 +49,9 @@ class TextEncoder(nn.Module):
         D = config.width
         self.register_buffer("token_embedding", torch.zeros(config.vocab_size, D), persistent=False)
         self.positional_embedding = nn.Parameter(torch.randn(config.max_length, D) * 0.01)
-        self.blocks = nn.ModuleList(ResidualBlock(D, config.num_heads, config.activation) for _ in range(config.depth))
+        self.blocks: Modules[ResidualBlock] = Modules(
+            ResidualBlock(D, config.num_heads, config.activation) for _ in range(config.depth)
+        )
         self.ln_final = nn.LayerNorm(D)
         self.projection = nn.Parameter(torch.randn(D, config.embed_dim) * D**-0.5)
         init_tower(self.blocks, D)
@@ -69,7 +71,8 @@ class TextEncoder(nn.Module):
         """Run blocks `first .. stop - 1` (from 0) on the rows (..., R, D) of texts."""
         for block in self.blocks[first:stop]:
             projected = rows.spread(block.attn.project(block.ln_1(x)))  # (..., C, L, 3 * D)
-            attended = F.scaled_dot_product_attention(*block.attn.split_heads(projected), is_causal=True)
+            queries, keys, values = (block.attn.split_heads(part) for part in projected.chunk(3, dim=-1))
+            attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)  # (..., C, A, L, h)
             attended = rows.gather(block.attn.join_heads(attended))  # (..., R, D)
             x = block.feed_forward(x + block.attn.out_proj(attended))
         return x
@@ -80,18 +83,19 @@ class TextEncoder(nn.Module):
         normed = block.ln_1(x)
         query = block.attn.queries(normed.index_select(-2, rows.ends).unsqueeze(-2))  # (..., C, A, 1, h)
         projected = rows.spread(block.attn.project_keys_values(normed))  # (..., C, L, 2 * D)
-        keys, values = block.attn.split_heads(projected)  # (..., C, A, L, h)
+        keys, values = (block.attn.split_heads(part) for part in projected.chunk(2, dim=-1))  # (..., C, A, L, h)
         visible = rows.visible[:, None, None]  # (C, 1, 1, L)
         attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=visible)
         return self._features(x.index_select(-2, rows.ends), block.attn.merge_heads(attended).squeeze(-2))
 
     def share_last_block(self, x: Tensor, rows: TextRows, num_prompts: int) -> SharedLastBlock:
-        """Compute what the last block does with texts' rows (R, D) apart from their prompt positions 1..M."""
+        """Compute the last block for texts' rows (R, D) without their prompt positions 1..M."""
         block = self.blocks[-1]
         normed = block.ln_1(x)
         query = block.attn.queries(normed.index_select(0, rows.ends).unsqueeze(1))  # (C, A, 1, h)
         projected = rows.spread(block.attn.project_keys_values(normed))  # (C, L, 2 * D)
-        keys, values = block.attn.split_heads(_without_prompts(projected, num_prompts))  # (C, A, L - M, h)
+        projected = _without_prompts(projected, num_prompts)
+        keys, values = (block.attn.split_heads(part) for part in projected.chunk(2, dim=-1))  # (C, A, L - M, h)
         visible = _without_prompts(rows.visible.unsqueeze(-1), num_prompts).squeeze(-1)  # (C, L - M)
         logits = scaled_products(query, keys).masked_fill(~visible[:, None, None], -torch.inf)  # (C, A, 1, L - M)
         value = logits.softmax(dim=-1).to(values.dtype) @ values  # (C, A, 1, h)
@@ -110,7 +114,7 @@ class TextEncoder(nn.Module):
         return self._features(shared.residual, block.attn.out_proj(attended.flatten(2)))
 
     def _features(self, residual: Tensor, attended: Tensor) -> Tensor:
-        """Finish the last block of end-of-text tokens (..., D): the texts' features (..., E), not normalised."""
+        """Finish the last block for end-of-text tokens (..., D): the texts' features (..., E), not normalised."""
         x = self.blocks[-1].feed_forward(residual + attended)
         return self.ln_final(x) @ self.projection
 
@@ -118,14 +122,14 @@ class TextEncoder(nn.Module):
 def random_token_embedding(vocab_size: int, width: int) -> Tensor:
     """Return the token embedding (vocab_size, width) of models without CLIP weights.
 
-    It is no part of a checkpoint, so it must be the same on every machine: numpy's RandomState has a frozen stream.
+    Checkpoints leave it out, so it must be the same on every machine: the stream of numpy's RandomState is fixed.
     """
     numbers = np.random.RandomState(TOKEN_EMBEDDING_SEED).standard_normal((vocab_size, width))
     return torch.from_numpy((numbers * 0.02).astype(np.float32))
 
 
 def replace_prompts(x: Tensor, prompts: Tensor) -> Tensor:
-    """Put prompts (..., M, D) at the positions 1..M of texts, which are the rows 1..M of all of them, (..., R, D)."""
+    """Put prompts (..., M, D) at the positions 1..M of all texts, which are their rows 1..M: (..., R, D)."""
     return torch.cat((x[..., :1, :], prompts, x[..., 1 + prompts.shape[-2] :, :]), dim=-2)
 
 
@@ -136,5 +140,5 @@ def scaled_products(queries: Tensor, keys: Tensor) -> Tensor:
 
 
 def _without_prompts(x: Tensor, num_prompts: int) -> Tensor:
-    """Leave the positions 1..M of (C, L, W) out."""
+    """Remove the positions 1..M of (C, L, W)."""
     return torch.cat((x[:, :1], x[:, 1 + num_prompts :]), dim=1)

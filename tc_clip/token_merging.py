@@ -1,21 +1,20 @@
 """Repeated bipartite soft matching (ToMe, Bolya et al. 2023) as pure functions: decide without gradient, then average.
 
-A round of matching changes nothing but which seed belongs to which context token, and a mean of means weighted by
-their sizes is the mean of all members. So the rounds only have to decide an assignment; the merged tokens are one
-differentiable average over it.
+A round of matching only changes which seed belongs to which context token, and a mean of means, weighted by sizes, is
+the mean of all members. So the rounds decide an assignment, and the merged tokens are one differentiable average.
 """
 
 import torch
 from torch import Tensor
 
-from tc_clip.ops.kernels import pairwise_products
+from tc_clip import ops
 
 
 def merge_schedule(num_tokens: int, num_kept: int, merge_rate: int) -> tuple[int, ...]:
     """Return how many tokens each round merges away until `num_kept` are left.
 
-    Rounds of `merge_rate` come first, as many as fit; then as much as a round can do. A round merges at most half of
-    its tokens. Nothing is to be done where `num_tokens <= num_kept`.
+    Rounds of `merge_rate` come first, as many as fit; then rounds that merge as many as they can. A round merges at
+    most half of its tokens. There are no rounds if `num_tokens <= num_kept`.
     """
     rounds: list[int] = []
     num_left = num_tokens
@@ -41,8 +40,8 @@ def match_tokens(tokens: Tensor, schedule: tuple[int, ...]) -> Tensor:
     """
     B, n, D = tokens.shape
     offsets = _row_offsets(B, n, tokens.device)
-    # Cosine similarity does not see scale, so sums of members serve as well as their means. A merged token lives on in
-    # the row of one of its members; `rows` are the rows that live, in the order of the merged tokens.
+    # Cosine similarity does not depend on scale, so sums of members serve as well as their means. A merged token is
+    # kept in the row of one of its members; `rows` are the rows in use, in the order of the merged tokens.
     sums = tokens.reshape(B * n, D).clone()
     owners = rows = torch.arange(n, device=tokens.device) + offsets  # (B, n), into `sums`
     for num_merged in schedule:
@@ -54,21 +53,21 @@ def match_tokens(tokens: Tensor, schedule: tuple[int, ...]) -> Tensor:
 
 
 def _merge_round(sums: Tensor, rows: Tensor, num_merged: int) -> tuple[Tensor, Tensor]:
-    """Merge the `num_merged` even tokens that are most like an odd one, each into that one.
+    """Merge the `num_merged` even tokens that are most similar to an odd one, each into that one.
 
     Args:
-        sums: (B * n, D), changed in place: rows of odd tokens take up those of the even tokens merged into them.
+        sums: (B * n, D), changed in place: rows of even tokens are added to those of the odd tokens they merge into.
         rows: (B, m), the tokens' rows in `sums`.
         num_merged: at most half of `m`.
 
     Returns:
-        Rows of the tokens afterwards (B, m - num_merged), staying even ones first, and for every row of `sums` the
-        row that it lives on in (B * n,).
+        Rows of the tokens afterwards (B, m - num_merged), even ones that stay first, and for every row of `sums` the
+        row that it is now part of, (B * n,).
     """
     even_rows, odd_rows = rows[:, ::2], rows[:, 1::2]
     even, odd = _rows(sums, even_rows), _rows(sums, odd_rows)  # (B, even, D), (B, odd, D)
     even_norms, odd_norms = (x.norm(dim=-1).clamp_(min=1e-12) for x in (even, odd))
-    cosines = pairwise_products(even, odd).div_(odd_norms.unsqueeze(1))  # but for the norms of the even tokens
+    cosines = ops.pairwise_products(even, odd).div_(odd_norms.unsqueeze(1))  # without the norms of the even tokens
     best, partner = cosines.max(dim=-1)  # (B, even)
     order = (best / even_norms).argsort(dim=-1, descending=True)
     merged, staying = order[:, :num_merged], order[:, num_merged:]
@@ -92,15 +91,22 @@ def _rows(x: Tensor, rows: Tensor) -> Tensor:
 
 
 def _row_offsets(batch: int, num_rows: int, device: torch.device) -> Tensor:
-    """Return where each batch element's rows begin in the flattened tensor, (B, 1)."""
+    """Return the first row of each batch element in the flattened tensor, (B, 1)."""
     return torch.arange(0, batch * num_rows, num_rows, device=device).unsqueeze(1)
+
+
+def count_members(tokens: Tensor, assignment: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Return the membership matrix (B, K, n) of tokens in groups, 0 or 1, and the groups' sizes (B, K, 1)."""
+    groups = torch.arange(num_groups, device=tokens.device)
+    members = (assignment.unsqueeze(1) == groups.unsqueeze(-1)).to(tokens.dtype)
+    return members, members.sum(dim=-1, keepdim=True)
 
 
 def average_tokens(tokens: Tensor, assignment: Tensor, num_groups: int) -> Tensor:
     """Return the mean of each group's tokens.
 
-    A multiplication with the membership matrix: differentiable, and the same sums in the same order on every run,
-    which scattered additions on a GPU are not.
+    A product with the membership matrix: differentiable, and with the same order of additions in every run, unlike
+    scattered additions on a GPU.
 
     Args:
         tokens: (B, n, D).
@@ -110,8 +116,6 @@ def average_tokens(tokens: Tensor, assignment: Tensor, num_groups: int) -> Tenso
     Returns:
         (B, K, D), in the dtype of `tokens`.
     """
-    groups = torch.arange(num_groups, device=tokens.device)
-    members = (assignment.unsqueeze(1) == groups.unsqueeze(-1)).to(tokens.dtype)  # (B, K, n)
-    sizes = members.sum(dim=-1, keepdim=True)  # (B, K, 1)
+    members, sizes = count_members(tokens, assignment, num_groups)
     with torch.autocast(tokens.device.type, enabled=False):
-        return pairwise_products(members, tokens.mT) / sizes
+        return ops.pairwise_products(members, tokens.mT) / sizes

@@ -34,7 +34,7 @@ _WORD = regex.compile(
 def tokenize(texts: Sequence[str] | str, context_length: int = 77) -> torch.Tensor:
     """Return the token ids of texts, int64 (len(texts), context_length): start, text, end, zeros.
 
-    Raises ValueError for a text that does not fit, with the text, its token count and the limit. Nothing is cut off.
+    Raises ValueError for a text that does not fit, with the text, its number of tokens and the limit. No text is cut.
     """
     if isinstance(texts, str):
         texts = [texts]
@@ -50,7 +50,7 @@ def tokenize(texts: Sequence[str] | str, context_length: int = 77) -> torch.Tens
 
 
 def count_tokens(text: str) -> int:
-    """Return the smallest context_length that the text fits into, start and end token included."""
+    """Return the smallest context_length of the text, start and end token included."""
     return len(encode(text)) + 2
 
 
@@ -80,7 +80,7 @@ def _encode_word(word: str) -> tuple[int, ...]:
     ids = [byte_ids[byte] for byte in word.encode("utf-8")]
     ids[-1] += _NUM_BYTES  # the last byte of a word has its own id
     while len(ids) > 1:
-        # An id grows with its place in the table, so the smallest result is the earliest merge.
+        # Ids are in the order of the table, so the smallest result is the earliest merge.
         known = [merges[pair] for pair in itertools.pairwise(ids) if pair in merges]
         if not known:
             break
@@ -93,7 +93,7 @@ def _merge(ids: list[int], merged: int, merges: dict[tuple[int, int], int]) -> l
     result: list[int] = []
     position = 0
     while position < len(ids):
-        if merges.get(tuple(ids[position : position + 2])) == merged:
+        if position + 1 < len(ids) and merges.get((ids[position], ids[position + 1])) == merged:
             result.append(merged)
             position += 2
         else:
@@ -104,9 +104,9 @@ def _merge(ids: list[int], merged: int, merges: dict[tuple[int, int], int]) -> l
 
 @functools.cache
 def _load_vocabulary() -> tuple[dict[int, int], dict[tuple[int, int], int]]:
-    """Return (byte -> id, pair of ids -> merged id), read once from the vocabulary file at the first use."""
-    # The file writes each byte as one printable character: the printable bytes of Latin-1 as themselves (and first in
-    # the order of ids), all others as the characters from U+0100 on.
+    """Return (byte -> id, pair of ids -> merged id), read from the vocabulary file at the first use."""
+    # The file has one printable character for each byte: the printable bytes of Latin-1 as themselves (and first in the
+    # order of ids), all others as the characters from U+0100 on.
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = sorted(set(range(_NUM_BYTES)) - set(printable))
     byte_ids = {byte: index for index, byte in enumerate(printable + others)}

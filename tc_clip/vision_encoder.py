@@ -1,33 +1,38 @@
-"""CLIP's vision transformer over the frames of a video; `frame_attention` says what a frame sees beyond itself.
+"""CLIP's vision transformer over the frames of a video, with the attention of `tc_clip.attention`.
 
-Frame tokens (B, T, N, D) and context tokens (B, K, D) are two tensors. A block that contextualizes (paper, 3.2) attends
-to the context tokens that the block before it produced, and produces its own for the next one.
+Frame tokens (B, T, N, D) and context tokens (B, K, D) are two tensors. A block with temporal contextualization (paper,
+3.2) attends to the context tokens that the block before it produced, and produces its own for the next one.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tc_clip.attention import FrameAttention
 from tc_clip.checkpointing import recompute_in_backward
 from tc_clip.config import ContextConfig, VisionConfig, require_choice
-from tc_clip.frame_attention import FrameAttention, VisionAttention
-from tc_clip.layers import ResidualBlock, init_tower
-from tc_clip.seed_selection import SEED_SELECTORS
-from tc_clip.summarisation import SUMMARISERS
-from tc_clip.temporal_context import BlockTrace, gather_patches, select_seeds, summarise_seeds
+from tc_clip.context_tokens import (
+    SEED_SELECTORS,
+    SUMMARISERS,
+    BlockTrace,
+    gather_patches,
+    select_seeds,
+    summarise_seeds,
+)
+from tc_clip.layers import Modules, ResidualBlock, init_tower
 
 
 class VisionOutput(NamedTuple):
-    """What the vision encoder says of a batch of videos, in the joint space.
+    """The vision encoder's output for a batch of videos, in the joint space.
 
     Attributes:
-        class_tokens: (B, T, E), the last block's.
-        context_tokens: block number (from 1) -> (B, K, E), of the blocks asked for.
-        traces: one `BlockTrace` a block where asked for, else empty.
+        class_tokens: (B, T, E), of the last block.
+        context_tokens: block number (from 1) -> (B, K, E), of the requested blocks.
+        traces: one `BlockTrace` per block if requested, else empty.
     """
 
     class_tokens: Tensor
@@ -45,77 +50,74 @@ class VisionBlock(ResidualBlock):
 
     Args:
         config: sizes.
-        sees: the part that says what a frame's tokens see.
-        local_global_bias: whether logits towards further keys get a learned bias.
+        attention: makes the block's attention from width and number of heads.
     """
 
     attn: FrameAttention
 
-    def __init__(self, config: VisionConfig, sees: VisionAttention, local_global_bias: bool):
+    def __init__(self, config: VisionConfig, attention: Callable[[int, int], FrameAttention]):
         super().__init__(config.width, config.num_heads, config.activation)
-        self.attn = FrameAttention(config.width, config.num_heads, local_global_bias and sees.looks_further)
-        self.sees = sees
+        self.attn = attention(config.width, config.num_heads)
 
     def forward(
         self,
         frames: Tensor,
         context: Tensor | None,
         summary: ContextConfig | None,
-        only_class: bool,
+        is_last: bool,
         with_trace: bool,
     ) -> tuple[Tensor, Tensor | None, BlockTrace | None]:
         """Run the block.
 
         Args:
             frames: (B, T, N, D).
-            context: (B, K, D) of the block before, where this block uses it.
+            context: (B, K, D) of the block before, for a block that uses it.
             summary: how to make this block's context tokens, or None for none.
-            only_class: the last block: the patches' outputs are needed by nobody, so only class tokens go on.
+            is_last: of the last block nothing needs the patches' outputs, so it computes only those of the class tokens
+                and the seeds.
             with_trace: whether to return what was decided.
 
         Returns:
-            Frame tokens (B, T, N or 1, D), context tokens (B, K, D) or None, and the trace or None.
+            Frame tokens (B, T, N, D), of the last block class tokens (B, T, 1, D); context tokens (B, K, D) or None;
+            the trace or None.
         """
         normed = self.ln_1(frames)
-        further = self.attn.keys_values(self.ln_1(context)) if self.sees.uses_context else None  # (B, A, K, h) each
-        if only_class:
-            keys, values = self.attn.keys_values(normed)  # (B, T, A, N, h)
+        context_keys_values = None
+        if context is not None and self.attn.uses_context:
+            context_keys_values = self.attn.keys_values(self.ln_1(context))  # (B, A, K, h) each
+        if is_last:
             queries = self.attn.queries(normed[:, :, :1])  # (B, T, A, 1, h)
+            keys, values = self.attn.keys_values(normed)  # (B, T, A, N, h) each
         else:
             queries, keys, values = self.attn.queries_keys_values(normed)
+        attended, class_weights = self.attn.attend(
+            queries, keys, values, context_keys_values, with_class_weights=summary is not None or with_trace
+        )
+        residual = frames[:, :, :1] if is_last else frames
+        if class_weights is None:  # neither seeds nor a trace
+            return self.feed_forward(residual + self.attn.merge_heads(attended)), None, None
 
-        seeds = class_attention = attended = None
-        generator = None if summary is None else self._generator(summary, frames.device)
-        if summary is not None or with_trace:
-            if only_class:  # which patches go on has to be known before
-                class_attention = self.sees.class_attention(self.attn, queries, keys, further)
-            else:
-                attended, class_attention = self.sees.attend_and_rank(self.attn, queries, keys, values, further)
+        seeds = generator = assignment = new_context = None
         if summary is not None:
-            seeds = select_seeds(class_attention, frames[:, :, 1:], summary, generator)  # (B, T, S)
-
-        if only_class:
-            kept = frames[:, :, :1]
-            if seeds is not None:
-                queries = torch.cat((queries, self.attn.queries(gather_patches(normed, seeds))), dim=3)
-                kept = torch.cat((kept, gather_patches(frames, seeds)), dim=2)  # (B, T, 1 + S, D)
-            frames = kept
-        if attended is None:
-            attended = self.sees.attend(self.attn, queries, keys, values, further)
-        frames = frames + self.attn.merge_heads(attended)
-
-        context = assignment = None
-        if seeds is not None:
-            seed_tokens = frames[:, :, 1:] if only_class else gather_patches(frames, seeds)  # (B, T, S, D)
-            context, assignment = summarise_seeds(seed_tokens, summary, generator)
-        if only_class:
+            generator = self._generator(summary, frames.device)
+            seeds = select_seeds(class_weights[..., 1:], frames[:, :, 1:], summary, generator)  # (B, T, S)
+            if is_last:
+                queries = self.attn.queries(gather_patches(normed, seeds))  # (B, T, A, S, h)
+                attended_seeds, _ = self.attn.attend(queries, keys, values, context_keys_values)
+                attended = torch.cat((attended, attended_seeds), dim=3)
+                residual = torch.cat((residual, gather_patches(frames, seeds)), dim=2)
+        frames = residual + self.attn.merge_heads(attended)  # (B, T, N or 1 or 1 + S, D)
+        if summary is not None and seeds is not None:
+            seed_tokens = frames[:, :, 1:] if is_last else gather_patches(frames, seeds)  # (B, T, S, D)
+            new_context, assignment = summarise_seeds(seed_tokens, summary, generator)
+        if is_last:
             frames = frames[:, :, :1]
-        trace = BlockTrace(class_attention, seeds, assignment, context) if with_trace else None
-        frames, context = self._feed_forward_together(frames, context)
-        return frames, context, trace
+        trace = BlockTrace(class_weights[..., 1:], seeds, assignment, new_context) if with_trace else None
+        frames, new_context = self._feed_forward_together(frames, new_context)
+        return frames, new_context, trace
 
     def _generator(self, summary: ContextConfig, device: torch.device) -> torch.Generator | None:
-        """Return the source of random choices: None, torch's own, in training; in evaluation one that starts anew."""
+        """Return the source of random choices: None, torch's own, in training; in evaluation one with a fixed seed."""
         if self.training or not summary.is_random:
             return None
         return torch.Generator(device).manual_seed(0)
@@ -130,24 +132,28 @@ class VisionBlock(ResidualBlock):
 
 
 class VisionEncoder(nn.Module):
-    """A vision transformer that reads videos.
+    """A vision transformer for videos.
 
     Args:
         config: sizes.
-        attention: what a frame's tokens see beyond their own frame.
-        contextual_blocks: the blocks (from 0) that look further; the others see a frame alone. A part that uses context
-            tokens cannot look further in the first block.
-        context: how context tokens are made, where the part or anybody else wants them.
-        local_global_bias: whether logits towards further keys get a learned bias.
-        positional_frames: None for one table of positions for all frames; else the frames of a joint table.
+        attention: the kind of attention of the contextual blocks; the others attend frame by frame.
+        attention_options: further arguments of its class.
+        contextual_blocks: the blocks (from 0) with extra keys. The first block cannot use context tokens.
+        context: how context tokens are made, if the attention or the prompts use them.
+        local_global_bias: whether logits of extra keys get a learned bias.
+        positional_frames: None for one table of positions for all frames; else the number of frames of a joint table.
         num_prompt_vectors: learned tokens after the patches (prompt tuning).
-        prompt_depth: blocks with prompt vectors of their own.
+        prompt_depth: blocks with their own prompt vectors.
+
+    Raises:
+        ValueError: if the contextual blocks do not fit the attention or the depth, or a choice of `context` is unknown.
     """
 
     def __init__(
         self,
         config: VisionConfig,
-        attention: VisionAttention | None = None,
+        attention: type[FrameAttention] = FrameAttention,
+        attention_options: Mapping[str, Any] | None = None,
         contextual_blocks: Collection[int] = (),
         context: ContextConfig | None = None,
         local_global_bias: bool = False,
@@ -156,7 +162,6 @@ class VisionEncoder(nn.Module):
         prompt_depth: int = 1,
     ):
         super().__init__()
-        attention = attention or VisionAttention()
         _check_context(attention, contextual_blocks, context, config.depth)
         self.config = config
         self.attention = attention
@@ -164,21 +169,22 @@ class VisionEncoder(nn.Module):
         self.checkpointing = False  # compute blocks again in the backward pass: a third more time, little memory
         self.contextual_blocks = frozenset(contextual_blocks)
         D, N = config.width, 1 + config.num_patches
-        self.patch_embedding = nn.Conv2d(3, D, config.patch_size, stride=config.patch_size, bias=False)
+        self.patch_embedding: nn.Module = nn.Conv2d(3, D, config.patch_size, stride=config.patch_size, bias=False)
         self.class_embedding = nn.Parameter(torch.randn(D) * D**-0.5)
-        # Five times CLIP's own start, so that a model from random weights sees places as clearly as colours.
+        # Five times CLIP's own scale, so that a model from random weights separates positions as well as colours.
         positions = torch.randn(N, D) * 5 * D**-0.5
         if positional_frames is not None:
             positions = positions.repeat(positional_frames, 1, 1)
         self.positional_embedding = nn.Parameter(positions)
         self.ln_pre = nn.LayerNorm(D)
-        self.blocks = nn.ModuleList(
-            VisionBlock(config, attention if i in self.contextual_blocks else VisionAttention(), local_global_bias)
+        contextual = partial(attention, local_global_bias=local_global_bias, **(attention_options or {}))
+        self.blocks: Modules[VisionBlock] = Modules(
+            VisionBlock(config, contextual if i in self.contextual_blocks else FrameAttention)
             for i in range(config.depth)
         )
         self.ln_post = nn.LayerNorm(D)
         self.projection = nn.Parameter(torch.randn(D, config.embed_dim) * D**-0.5)
-        self.prompt_vectors = None
+        self.prompt_vectors: nn.Parameter | None = None
         if num_prompt_vectors:
             self.prompt_vectors = nn.Parameter(torch.randn(prompt_depth, num_prompt_vectors, D) * 0.02)
         init_tower(self.blocks, D)
@@ -188,16 +194,16 @@ class VisionEncoder(nn.Module):
 
         Args:
             video: (B, T, 3, H, W), normalised.
-            context_blocks: numbers (from 1) of the blocks whose context tokens are wanted.
+            context_blocks: numbers (from 1) of the blocks whose context tokens are returned.
             with_traces: whether to return what each block decided.
 
         Raises:
-            ValueError: where the video does not fit the encoder.
+            ValueError: if the video does not fit the encoder.
         """
         frames = self.embed(video)  # (B, T, N, D)
         context = None
-        wanted: dict[int, Tensor] = {}
-        traces = []
+        requested: dict[int, Tensor] = {}
+        traces: list[BlockTrace] = []
         recompute = self.checkpointing and torch.is_grad_enabled()
         for i, block in enumerate(self.blocks):
             produces = (self.attention.uses_context and i + 1 in self.contextual_blocks) or i + 1 in context_blocks
@@ -206,18 +212,18 @@ class VisionEncoder(nn.Module):
                 self._with_prompt_vectors(frames, i),
                 context,
                 self.context if produces else None,
-                only_class=i == len(self.blocks) - 1,
+                is_last=i == len(self.blocks) - 1,
                 with_trace=with_traces,
             )
             if i + 1 in context_blocks:
-                wanted[i + 1] = self.project(context)  # (B, K, E)
-            if with_traces:
+                requested[i + 1] = self.project(context)  # (B, K, E)
+            if trace is not None:
                 P = self.config.num_patches
                 traces.append(trace._replace(class_attention=trace.class_attention[..., :P]))
-        return VisionOutput(self.project(frames[:, :, 0]), wanted, tuple(traces))
+        return VisionOutput(self.project(frames[:, :, 0]), requested, tuple(traces))
 
     def embed(self, video: Tensor) -> Tensor:
-        """Turn videos (B, T, 3, H, W) into the first block's frame tokens (B, T, N, D)."""
+        """Embed videos (B, T, 3, H, W) as the first block's frame tokens (B, T, N, D)."""
         self._check(video)
         B, T, _, H, W = video.shape
         patches = self.patch_embedding(video.flatten(0, 1))  # (B * T, D, H / p, W / p)
@@ -229,14 +235,14 @@ class VisionEncoder(nn.Module):
         return self.ln_pre(tokens)
 
     def _with_prompt_vectors(self, frames: Tensor, block: int) -> Tensor:
-        """Put a block's own prompt vectors in the place of what the block before made of its own."""
+        """Replace the last tokens by the block's own prompt vectors, if it has any."""
         if self.prompt_vectors is None or not 0 < block < self.prompt_vectors.shape[0]:
             return frames
         vectors = self.prompt_vectors[block].to(frames.dtype)  # (m, D)
         return torch.cat((frames[:, :, : -len(vectors)], vectors.expand(*frames.shape[:2], -1, -1)), dim=2)
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Take tokens (..., D) to the joint space (..., E)."""
+        """Project tokens (..., D) to the joint space (..., E)."""
         return self.ln_post(tokens) @ self.projection
 
     def _check(self, video: Tensor) -> None:
@@ -252,17 +258,17 @@ class VisionEncoder(nn.Module):
 
 
 def _check_context(
-    attention: VisionAttention, blocks: Collection[int], context: ContextConfig | None, depth: int
+    attention: type[FrameAttention], blocks: Collection[int], context: ContextConfig | None, depth: int
 ) -> None:
-    """Raise ValueError where the blocks that look further do not fit the part or the depth."""
+    """Raise ValueError if the contextual blocks do not fit the attention or the depth."""
     first = 1 if attention.uses_context else 0
-    if attention.looks_further and not blocks:
+    if attention.has_extra_keys and not blocks:
         raise ValueError(f"{attention.name} attention needs contextual blocks, there are none among {depth}")
-    if blocks and not attention.looks_further:
-        raise ValueError(f"{attention.name} attention sees nothing beyond a frame: there are no contextual blocks")
+    if blocks and not attention.has_extra_keys:
+        raise ValueError(f"{attention.name} attention has no extra keys: there are no contextual blocks")
     wrong = [block + 1 for block in blocks if not first <= block < depth]
     if wrong:
-        reason = " (the first block has none before it to take context tokens from)" if first else ""
+        reason = " (the first block has no block before it to get context tokens from)" if first else ""
         raise ValueError(f"contextual_blocks: {wrong[0]} is outside {first + 1}..{depth}{reason}")
     if attention.uses_context and context is None:
         raise ValueError(f"{attention.name} attention needs a context configuration")

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 import tc_clip
+from tc_clip.reference import ReferenceClip
 from tc_clip.weights.loading import to_published
-from tests.plain.plain_clip import PlainClip
 from video_datasets.annotations import read_class_names
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -36,7 +36,7 @@ class Case:
     """One thing to measure.
 
     Args:
-        model: `plain` and `frames`, the yardsticks, or a model's name.
+        model: `plain` and `frames`, the references, or a model's name.
         mode: inference, or training: forward, backward and the optimizer's step.
         precision: fp32, or autocast to bf16 or fp16.
         batch, num_frames, num_classes: sizes of a step.
@@ -86,8 +86,8 @@ class PlainModel(torch.nn.Module):
         options = {"attention": "frame_wise", "makes_context": False} if frame_wise else {}
         return self._plain(**options).encode_video(video)[0]
 
-    def _plain(self, **options) -> PlainClip:
-        return PlainClip(
+    def _plain(self, **options) -> ReferenceClip:
+        return ReferenceClip(
             dict(zip(self.names, self.weights, strict=True)),
             self.token_embedding,
             num_context_tokens=self.config.num_context_tokens,

@@ -191,13 +191,9 @@ def _flop_formulas() -> dict[Any, Callable[..., int]]:
     def attention_backward(_: Shape, query: Shape, key: Shape, *__: object, **___: object) -> int:
         return attention(query, key) * 5 // 2
 
-    def convolution(x: Shape, weight: Shape, *_: object, **__: object) -> int:
-        return 2 * x[0] * x[2] * x[3] * math.prod(weight)  # of size 1 x 1
-
     ops = torch.ops
     return {
         ops.mkldnn._linear_pointwise: linear,
-        ops.mkldnn._convolution_pointwise: convolution,
         ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
         ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
     }

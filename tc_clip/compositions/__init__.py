@@ -1,4 +1,4 @@
-"""The models by name. Each module here holds one `MODEL`: a new file is a new model, nothing else lists it."""
+"""The models by name. Each module here holds one `MODEL`: a new file is a new model, and nothing else lists it."""
 
 import importlib
 import pkgutil
@@ -11,7 +11,7 @@ _FIRST = ("tc_clip", "vifi_clip", "vanilla_clip")  # the paper's model and its t
 
 @cache
 def compositions() -> dict[str, Composition]:
-    """Return every model by name: the paper's first, then the others by the alphabet."""
+    """Return every model by name: the paper's first, then the others in alphabetical order."""
     modules = [name for _, name, _ in pkgutil.iter_modules(__path__) if name != "base"]
     found = [importlib.import_module(f"{__name__}.{name}").MODEL for name in modules]
     by_name = {model.name: model for model in found}

@@ -1,25 +1,24 @@
-"""What a model by name is: a vision attention, a text conditioning, and the options that both have."""
+"""What a model by name is: a kind of vision attention, learned prompts or none, and the options of both."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tc_clip.attention import FrameAttention
 from tc_clip.config import (
     ContextConfig,
     PromptConfig,
     TextConfig,
     VisionConfig,
     as_block_numbers,
-    vision_block_of,
 )
-from tc_clip.frame_attention import VisionAttention
 from tc_clip.models import VideoClip
 from tc_clip.prompts import LearnedPrompts, VideoConditionalPrompts
 from tc_clip.templates import templates_of
 from tc_clip.text_encoder import TextEncoder
 from tc_clip.vision_encoder import VisionEncoder
 
-# Options by what they belong to. The options of a part that is off have no effect.
+# Options by what they belong to. Options of what is switched off have no effect.
 COMMON = {"num_frames": 16, "context_length": 30, "split_camel_case": True}
 TRAINED = COMMON | {"prompt_init": "a photo of a", "positional_embedding": "space", "freeze": None}
 CONTEXT = asdict(ContextConfig())
@@ -30,8 +29,8 @@ LEARNED_VECTORS = {
     "num_vision_vectors": 0,
     "vision_vector_depth": 1,
 }
-# Of models whose tokens see other frames; with prompts that look at the video if wanted.
-FURTHER = TRAINED | {"contextual_blocks": None, "local_global_bias": False, "video_prompts": False} | VIDEO_PROMPTS
+# Of models whose attention has extra keys; their prompts can attend to the video.
+EXTRA_KEYS = TRAINED | {"contextual_blocks": None, "local_global_bias": False, "video_prompts": False} | VIDEO_PROMPTS
 
 
 @dataclass(frozen=True)
@@ -39,17 +38,19 @@ class Composition:
     """A model by name.
 
     Attributes:
-        name: as `create_model` takes it.
-        options: every option with its default. What is not among them the model does not have: `video_prompts` makes
-            it a choice whether prompts look at the video, `num_text_vectors` and so on bring prompt tuning,
-            `contextual_blocks` the choice of blocks that look further, `templates` prompt ensembles.
-        attention: makes the vision attention from the options.
+        name: as `create_model` accepts it.
+        options: every option with its default. A model has only the features of its options: `video_prompts` is the
+            choice whether prompts attend to the video; `num_text_vectors` and the like are prompt tuning;
+            `contextual_blocks` is the choice of blocks with extra keys; `templates` are prompt ensembles.
+        attention: the kind of vision attention.
+        attention_options: names of options that are arguments of its class.
         trainable: whether it is meant to be trained.
     """
 
     name: str
     options: Mapping[str, Any]
-    attention: Callable[[Mapping[str, Any]], VisionAttention] = lambda options: VisionAttention()
+    attention: type[FrameAttention] = FrameAttention
+    attention_options: tuple[str, ...] = ()
     trainable: bool = True
 
     def build(
@@ -69,27 +70,23 @@ class Composition:
         Raises:
             ValueError: if a value is invalid, or values do not fit each other.
         """
-        has = options.get
-        templates = templates_of(has("templates"))
+        templates = templates_of(options.get("templates"))
         if templates and options["prompt_init"]:
-            raise ValueError(
-                f"{self.name}: templates and prompt_init both say what stands around a class name: give one"
-            )
-        prompts = self._prompts(vision, text, options)
-        looks_at_video = prompts is not None and prompts.looks_at_video
-        attention = self.attention(options)
-        with_context = attention.uses_context or looks_at_video
-        position = has("positional_embedding", "space")
+            raise ValueError(f"{self.name}: templates and prompt_init both set the text around a class name: give one")
+        prompts = self._prompts(text, options)
+        with_context = self.attention.uses_context or isinstance(prompts, VideoConditionalPrompts)
+        position = options.get("positional_embedding", "space")
         if position not in ("space", "joint"):
             raise ValueError(f"positional_embedding is 'space' or 'joint', not {position!r}")
         encoder = VisionEncoder(
             vision,
-            attention,
-            contextual_blocks=_blocks(attention, has("contextual_blocks"), vision.depth),
+            self.attention,
+            attention_options={key: options[key] for key in self.attention_options},
+            contextual_blocks=_blocks(self.attention, options.get("contextual_blocks"), vision.depth),
             context=ContextConfig(**{key: options[key] for key in CONTEXT}) if with_context else None,
-            local_global_bias=has("local_global_bias", False),
+            local_global_bias=options.get("local_global_bias", False),
             positional_frames=options["num_frames"] if position == "joint" else None,
-            num_prompt_vectors=has("num_vision_vectors", 0),
+            num_prompt_vectors=options.get("num_vision_vectors", 0),
             prompt_depth=_vector_depth(options, "vision", vision.depth),
         )
         model = VideoClip(
@@ -105,13 +102,11 @@ class Composition:
             templates=templates,
             info=info,
         )
-        if has("freeze") is not None:
+        if options.get("freeze") is not None:
             model.freeze(options["freeze"])
         return model
 
-    def _prompts(
-        self, vision: VisionConfig, text: TextConfig, options: Mapping[str, Any]
-    ) -> VideoConditionalPrompts | LearnedPrompts | None:
+    def _prompts(self, text: TextConfig, options: Mapping[str, Any]) -> VideoConditionalPrompts | LearnedPrompts | None:
         depth = _vector_depth(options, "text", text.depth)
         num_vectors = options.get("num_text_vectors", 0)
         if not options.get("video_prompts", False):
@@ -123,14 +118,12 @@ class Composition:
         values = {key: options[key] for key in asdict(PromptConfig())}
         config = PromptConfig(**values | {"prompt_layers": as_block_numbers(options["prompt_layers"])})
         config.check_depth(text.depth)
-        for number in config.prompt_layers:
-            vision_block_of(number, text.depth, vision.depth)
         return VideoConditionalPrompts(config, text)
 
 
-def _blocks(attention: VisionAttention, numbers: Any, depth: int) -> tuple[int, ...]:
-    """Return the blocks (from 0) that look further, given by number (from 1) or None for all that can."""
-    if not attention.looks_further:
+def _blocks(attention: type[FrameAttention], numbers: Any, depth: int) -> tuple[int, ...]:
+    """Return the blocks (from 0) whose attention has extra keys, given by number (from 1) or None for all possible."""
+    if not attention.has_extra_keys:
         return ()
     if numbers is None:
         return tuple(range(1 if attention.uses_context else 0, depth))
@@ -138,7 +131,7 @@ def _blocks(attention: VisionAttention, numbers: Any, depth: int) -> tuple[int, 
 
 
 def _vector_depth(options: Mapping[str, Any], side: str, depth: int) -> int:
-    """Return the number of blocks with learned vectors of their own on a side."""
+    """Return the number of blocks with their own learned vectors on a side."""
     count, chosen = options.get(f"num_{side}_vectors", 0), options.get(f"{side}_vector_depth", 1)
     if count < 0:
         raise ValueError(f"num_{side}_vectors must be at least 0, not {count}")

@@ -1,6 +1,6 @@
-"""Cross-frame attention: the tokens of a frame also see the class tokens of the other frames."""
+"""Cross-frame attention: the tokens of a frame also attend to the class tokens of the other frames."""
 
-from tc_clip.compositions.base import FURTHER, Composition
-from tc_clip.frame_attention import OtherClassTokens
+from tc_clip.attention import CrossFrameAttention
+from tc_clip.compositions.base import EXTRA_KEYS, Composition
 
-MODEL = Composition(name="cross_frame_clip", options=FURTHER, attention=lambda options: OtherClassTokens())
+MODEL = Composition(name="cross_frame_clip", options=EXTRA_KEYS, attention=CrossFrameAttention)

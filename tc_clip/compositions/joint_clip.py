@@ -1,6 +1,6 @@
-"""Joint space-time attention: all tokens of all frames see each other."""
+"""Joint space-time attention: all tokens of all frames attend to each other."""
 
-from tc_clip.compositions.base import FURTHER, Composition
-from tc_clip.frame_attention import AllTokens
+from tc_clip.attention import JointAttention
+from tc_clip.compositions.base import EXTRA_KEYS, Composition
 
-MODEL = Composition(name="joint_clip", options=FURTHER, attention=lambda options: AllTokens())
+MODEL = Composition(name="joint_clip", options=EXTRA_KEYS, attention=JointAttention)

@@ -1,10 +1,10 @@
-"""Temporally contextualized CLIP (the paper): context tokens of the block before, prompts that look at the video."""
+"""Temporally contextualized CLIP (the paper): context tokens of the block before, prompts that attend to the video."""
 
-from tc_clip.compositions.base import FURTHER, Composition
-from tc_clip.frame_attention import ContextTokens
+from tc_clip.attention import ContextAttention
+from tc_clip.compositions.base import EXTRA_KEYS, Composition
 
 MODEL = Composition(
     name="tc_clip",
-    options=FURTHER | {"local_global_bias": True, "video_prompts": True},
-    attention=lambda options: ContextTokens(),
+    options=EXTRA_KEYS | {"local_global_bias": True, "video_prompts": True},
+    attention=ContextAttention,
 )

@@ -1,4 +1,4 @@
-"""CLIP as it is, frame by frame, not trained: bare class names, a template, or an ensemble of templates."""
+"""CLIP frame by frame, not trained: bare class names, a template, or an ensemble of templates."""
 
 from tc_clip.compositions.base import COMMON, Composition
 

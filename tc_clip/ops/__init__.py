@@ -1,1 +1,106 @@
-"""Operations in the fastest form that a device has, each beside its plain formula."""
+"""The operations that need most of the time. Each is one function here, and this module alone chooses its form.
+
+- `plain`: PyTorch's public operators, for every device, the compiler and the exporter
+- `cpu`: faster forms for eager PyTorch on CPUs
+
+All forms of an operation compute the same function and all of its gradients (tests compare them in float64). The
+environment variable `TC_CLIP_FAST=0` or `use_fast_forms(False)` switches the faster forms off. To support another
+device, add a module with the functions of `Forms` to `_FORMS`.
+"""
+
+import os
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tc_clip.ops import cpu, plain
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+class Forms(Protocol):
+    """The functions of a module that holds the forms for a device; the public functions below describe them."""
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
+    def feed_forward(self, x: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor) -> Tensor: ...
+    def pairwise_products(self, a: Tensor, b: Tensor) -> Tensor: ...
+    def attention(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        extra: KeysValues | None,
+        bias: Tensor | None,
+        with_class_weights: bool,
+    ) -> tuple[Tensor, Tensor | None]: ...
+    def joint_attention(
+        self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, with_class_weights: bool
+    ) -> tuple[Tensor, Tensor | None]: ...
+
+
+_FORMS: dict[str, Forms] = {"cpu": cpu}
+_fast = os.environ.get("TC_CLIP_FAST", "1") != "0"
+
+
+def use_fast_forms(enabled: bool) -> None:
+    """Use the forms made for a device (the default), or with False the plain forms everywhere."""
+    global _fast
+    _fast = enabled
+
+
+def _forms_for(x: Tensor) -> Forms:
+    if not _fast or torch.compiler.is_compiling():  # true while a program is exported, too
+        return plain
+    return _FORMS.get(x.device.type, plain)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return `x @ weight.T + bias` for x (..., in) and weight (out, in): (..., out)."""
+    return _forms_for(x).linear(x, weight, bias)
+
+
+def feed_forward(x: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor) -> Tensor:
+    """Return `quick_gelu(x @ w_in.T + b_in) @ w_out.T + b_out`, with `quick_gelu(h) = h * sigmoid(1.702 * h)`."""
+    return _forms_for(x).feed_forward(x, w_in, b_in, w_out, b_out)
+
+
+def pairwise_products(a: Tensor, b: Tensor) -> Tensor:
+    """Return `a @ b.mT` for (B, n, D) and (B, m, D): (B, n, m)."""
+    return _forms_for(a).pairwise_products(a, b)
+
+
+def attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    extra: KeysValues | None = None,
+    bias: Tensor | None = None,
+    with_class_weights: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend from the tokens of each frame to its own keys and to extra keys.
+
+    For each frame and head: `softmax(queries @ [keys, extra_keys].T / sqrt(h) + [0, bias]) @ [values, extra_values]`.
+
+    Args:
+        queries: (B, T, A, n, h), some or all tokens of each frame.
+        keys, values: (B, T, A, N, h), all tokens of each frame.
+        extra: extra keys and values, (B, A, K, h) each if all frames of a video share them, else (B, T, A, K, h).
+        bias: (A,), added to the logits of extra keys.
+        with_class_weights: whether to return the weights of each frame's first query, its class token.
+
+    Returns:
+        (B, T, A, n, h), and the first query's weights of the frame's own keys, averaged over the heads, (B, T, N) in
+        float32 at least and without gradient, or None. The softmax of these weights includes the extra keys.
+    """
+    return _forms_for(queries).attention(queries, keys, values, extra, bias, with_class_weights)
+
+
+def joint_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None, with_class_weights: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Attend from the tokens of each frame to the keys of all frames of the video, without a copy of them per frame.
+
+    As `attention` with the tokens of all other frames as extra keys: arguments and results are the same.
+    """
+    return _forms_for(queries).joint_attention(queries, keys, values, bias, with_class_weights)

@@ -1,20 +1,21 @@
-"""Memory of the process on CPUs: what one step frees serves the next."""
+"""Memory of the process on CPUs: what one step frees is used by the next."""
 
 import ctypes
 import os
 import sys
+from collections.abc import Callable
 
 _MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # names of glibc's <malloc.h>, without the M_ before them
-# What a user has set by the C library's own variables stays.
+# Variables of the C library: if a user has set one, nothing is changed.
 _SET_BY_USER = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 def keep_freed_memory() -> bool:
     """Let this process keep freed memory for its next tensors, and return whether it does.
 
-    The C library gives large blocks back to the system at once and asks for them again a moment later, and the system
-    clears every page anew: a million page faults in a step of training on a CPU (docs/benchmarks.md has the cost).
-    Only glibc can be told otherwise, for the main thread; other C libraries are left as they are.
+    By default the C library returns large blocks to the system and requests them again a moment later, and the system
+    clears every page: a million page faults in a training step on a CPU (docs/benchmarks.md has the cost). Only glibc
+    has a setting for it, for the main thread; other C libraries are left as they are.
     """
     if sys.platform != "linux" or any(name in os.environ for name in _SET_BY_USER):
         return False
@@ -25,12 +26,12 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> None:
-    """Give what is kept but unused back to the system, where one kind of work ends and another begins."""
+    """Return kept but unused memory to the system, between two kinds of work."""
     malloc_trim = _of_libc("malloc_trim") if sys.platform == "linux" else None
     if malloc_trim is not None:
         malloc_trim(ctypes.c_size_t(0))
 
 
-def _of_libc(name: str):
-    """Return a function of the C library, None where it has none of that name."""
+def _of_libc(name: str) -> Callable[..., int] | None:
+    """Return a function of the C library, or None if it has none of that name."""
     return getattr(ctypes.CDLL(None), name, None)

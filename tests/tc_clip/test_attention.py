@@ -1,123 +1,90 @@
-"""Attention to a shared context in every form that can run, against the plain formula."""
+"""The kinds of vision attention: visible tokens, the bias of extra keys, the weights of the class tokens."""
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from tc_clip.frame_attention import ContextTokens, FrameAttention, NeighbourPatches, VisionAttention
-from tc_clip.ops import attention
-from tests.tc_clip.formulas import TOLERANCE, compare, random
+from tc_clip import attention
+from tests.tc_clip.formulas import random
 
-
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, context_k, context_v, bias) -> Tensor:
-    """Attend with everything written out."""
-    T, N = q.shape[1], k.shape[3]
-    if context_k is not None:
-        k, v = (
-            torch.cat((own, shared.unsqueeze(1).expand(-1, T, -1, -1, -1)), dim=3)
-            for own, shared in ((k, context_k), (v, context_v))
-        )
-    logits = q @ k.mT * q.shape[-1] ** -0.5
-    if bias is not None:
-        logits = logits + F.pad(bias[:, None].expand(-1, k.shape[3] - N), (N, 0))[:, None]
-    return logits.softmax(-1) @ v
-
-
-def attention_inputs(dtype: torch.dtype, num_queries: int, with_context: bool, with_bias: bool) -> list:
-    B, T, A, N, K, h = 2, 3, 4, 11, 6, 8
-    tensors = [random(B, T, A, n, h, dtype=dtype, seed=seed) for seed, n in enumerate((num_queries, N, N))]
-    context = [random(B, A, K, h, dtype=dtype, seed=seed) for seed in (5, 6)] if with_context else [None, None]
-    return [*tensors, *context, random(A, dtype=dtype) if with_bias else None]
-
-
-def plain_first_weights(q: Tensor, k: Tensor, context_k, bias) -> Tensor:
-    """Return the first query's weights over its frame's own keys, mean over the heads: (B, T, N)."""
-    N = k.shape[3]
-    one_hot = torch.eye(N, dtype=k.dtype).expand(*k.shape[:3], -1, -1)
-    context_v = None if context_k is None else torch.zeros(*context_k.shape[:3], N, dtype=k.dtype)
-    return plain_attention(q[:, :, :, :1], k, one_hot, context_k, context_v, bias)[:, :, :, 0].mean(dim=2)
-
-
-def materialised(*inputs):
-    return attention._MaterialisedAttention.apply(*inputs, False)[0]
-
-
-FORMS = {
-    "flash, twice": (attention._SharedContextAttention.apply, torch.float64),
-    "flash, twice, float32": (attention._SharedContextAttention.apply, torch.float32),
-    "materialised": (materialised, torch.float64),
-    "materialised, bfloat16": (materialised, torch.bfloat16),
+B, T, A, N, K, h = 2, 4, 2, 5, 3, 8
+KINDS = {
+    "frame-wise": attention.FrameAttention,
+    "context": attention.ContextAttention,
+    "cross-frame": attention.CrossFrameAttention,
+    "window": attention.WindowAttention,
+    "joint": attention.JointAttention,
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("num_queries", [11, 1])
-@pytest.mark.parametrize("case", ["bias", "no bias", "no context"])
-def test_attention(form, num_queries, case, monkeypatch):
-    function, dtype = FORMS[form]
-    if case == "no context" and form.startswith("flash"):
-        pytest.skip("this form is for shared context alone")
-    monkeypatch.setattr(attention, "_CHUNK_BYTES", 2 * 4 * num_queries * 17 * dtype.itemsize)  # two frames a chunk
-    inputs = attention_inputs(dtype, num_queries, case != "no context", case == "bias")
-    compare(function, plain_attention, inputs)
+def inputs_of(kind: str) -> tuple:
+    q, k, v = (random(B, T, A, N, h, seed=seed).detach() for seed in range(3))
+    context = tuple(random(B, A, K, h, seed=seed).detach() for seed in (5, 6)) if kind == "context" else None
+    return q, k, v, context
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("with_gradient", [False, True])
-@pytest.mark.parametrize("case", ["bias", "no bias", "no context"])
-def test_attention_and_what_first_queries_attend_to(dtype, with_gradient, case, monkeypatch):
-    """Whatever form runs of itself, with queries, keys and values side by side in memory as a layer makes them."""
-    convolved = []
-    run = attention._convolved_attention
-    monkeypatch.setattr(attention, "_convolved_attention", lambda *args: convolved.append(args) or run(*args))
-    B, T, A, n, K, h = 2, 3, 4, 33, 6, 16
-    projected = random(B, T, n, 3 * A * h, dtype=dtype)
-    q, k, v = (x.unflatten(-1, (A, h)).transpose(2, 3) for x in projected.split(A * h, dim=-1))
-    context = [random(B, A, K, h, dtype=dtype, seed=seed) for seed in (5, 6)] if case != "no context" else None
-    bias = random(A, dtype=torch.float32) if case == "bias" else None
-    with torch.set_grad_enabled(with_gradient):
-        out, first = attention.attend_and_rank(q, k, v, context, bias)
-        assert torch.equal(attention.attend(q, k, v, context, bias), out)
-    context_k, context_v = context or (None, None)
-    doubles = [None if x is None else x.detach().double() for x in (q, k, v, context_k, context_v, bias)]
-    expected = plain_attention(*doubles)
-    assert (out.double() - expected).norm() <= TOLERANCE[dtype] * expected.norm()
-    q, k, _, context_k, _, bias = doubles
-    assert len(convolved) == (2 if dtype == torch.float32 and not with_gradient else 0)
-    assert (first is not None) == (dtype == torch.bfloat16 or bool(convolved))
-    if first is not None:
-        assert not first.requires_grad and first.dtype == torch.float32
-        expected = plain_first_weights(q, k, context_k, bias)
-        assert (first.double() - expected).norm() <= TOLERANCE[dtype] * expected.norm()
+def build(kind: str, bias: float | None = None, **options: int) -> attention.FrameAttention:
+    layer = KINDS[kind](A * h, A, bias is not None, **options).double().requires_grad_(False)
+    if bias is not None and layer.local_global_bias is not None:
+        layer.local_global_bias.copy_(torch.tensor([0.0, bias]))
+    return layer
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("part", [VisionAttention(), ContextTokens(), NeighbourPatches()])
-def test_class_attention_is_the_same_as_a_by_product(part, dtype):
-    """It chooses the seeds: read off what attention computes, or computed for itself."""
-    B, T, A, N, K, h = 2, 3, 4, 33, 6, 16
-    layer = FrameAttention(A * h, A, part.looks_further).to(dtype).requires_grad_(False)
-    q, k, v = (random(B, T, A, N, h, dtype=dtype, seed=seed).detach() for seed in range(3))
-    context = (
-        tuple(random(B, A, K, h, dtype=dtype, seed=seed).detach() for seed in (5, 6)) if part.uses_context else None
-    )
-    attended, weights = part.attend_and_rank(layer, q, k, v, context)
-    assert torch.equal(attended, part.attend(layer, q, k, v, context))
-    expected = part.class_attention(layer, q, k, context).double()
-    assert weights.shape == (B, T, N - 1)
-    assert (weights.double() - expected).norm() <= TOLERANCE[dtype] * expected.norm()
+def visible(kind: str, frame: int, **options: int) -> set[tuple[int, int]]:
+    """Return the (frame, token) pairs whose values change what the tokens of a frame attend to."""
+    layer, (q, k, v, context) = build(kind, **options), inputs_of(kind)
+    out, _ = layer.attend(q, k, v, context)
+    found = set()
+    for other in range(T):
+        for token in range(N):
+            changed = v.clone()
+            changed[:, other, :, token] += 1
+            difference = layer.attend(q, k, changed, context)[0] - out
+            if difference[:, frame].abs().max() > 1e-6:
+                found.add((other, token))
+    return found
 
 
-@pytest.mark.parametrize("with_context", [True, False])
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_attention_of_other_devices(with_context, with_bias, monkeypatch):
-    """What runs on GPUs, and under the compiler, on the CPU."""
-    if with_bias and not with_context:
-        pytest.skip("a bias is of the context")
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+def tokens(frames: list[int], which: range) -> set[tuple[int, int]]:
+    return {(frame, token) for frame in frames for token in which}
 
-    def ours(q, k, v, context_k, context_v, bias):
-        return attention.attend(q, k, v, (context_k, context_v) if with_context else None, bias)
 
-    compare(ours, plain_attention, attention_inputs(torch.float64, 11, with_context, with_bias))
+@pytest.mark.parametrize("frame", [0, 2])
+def test_visible_tokens(frame):
+    own, others = tokens([frame], range(N)), [other for other in range(T) if other != frame]
+    assert visible("frame-wise", frame) == visible("context", frame) == own
+    assert visible("cross-frame", frame) == own | tokens(others, range(1))
+    assert visible("joint", frame) == tokens(list(range(T)), range(N))
+    for window in (1, 2):
+        near = [other for other in others if abs(other - frame) <= window]
+        assert visible("window", frame, window=window) == own | tokens(near, range(1, N))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bias_hides_extra_keys_or_own_keys(kind):
+    q, k, v, context = inputs_of(kind)
+    alone, weights_alone = build("frame-wise").attend(q, k, v, None, with_class_weights=True)
+    hidden, weights = build(kind, bias=-50.0).attend(q, k, v, context, with_class_weights=True)
+    torch.testing.assert_close(hidden, alone)
+    torch.testing.assert_close(weights, weights_alone)
+    _, weights = build(kind, bias=50.0).attend(q, k, v, context, with_class_weights=True)
+    assert weights.sum(dim=-1).max() < 1e-9 if KINDS[kind].has_extra_keys else torch.equal(weights, weights_alone)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_class_tokens_weights(kind):
+    """They are those of the first query, whatever other queries there are."""
+    q, k, v, context = inputs_of(kind)
+    layer = build(kind, bias=0.5)
+    out, weights = layer.attend(q, k, v, context, with_class_weights=True)
+    assert weights.shape == (B, T, N)
+    assert layer.attend(q, k, v, context)[1] is None
+    first, weights_alone = layer.attend(q[:, :, :, :1], k, v, context, with_class_weights=True)
+    torch.testing.assert_close(weights, weights_alone)
+    torch.testing.assert_close(out[:, :, :, :1], first)
+    total = weights.sum(dim=-1)
+    assert (total < 1 - 1e-6).all() if layer.has_extra_keys else torch.allclose(total, torch.ones_like(total))
+
+
+def test_a_window_has_at_least_one_frame():
+    with pytest.raises(ValueError, match="window must be at least 1 frame, not 0"):
+        build("window", window=0)

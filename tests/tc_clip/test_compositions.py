@@ -1,4 +1,4 @@
-"""Every vision attention and text conditioning against the plain implementation in float64; illegal combinations."""
+"""Every kind of vision attention and of prompts against the reference in float64; illegal combinations."""
 
 import pytest
 import torch
@@ -7,9 +7,8 @@ import torch.nn.functional as F
 import tc_clip
 from tc_clip.compositions import compositions
 from tc_clip.config import TextConfig, VisionConfig
-from tc_clip.seed_selection import SEED_SELECTORS
-from tc_clip.summarisation import SUMMARISERS
-from tests.plain.compare import CONTEXT, NAMES, PROMPTS, TINY, build, check, random_video
+from tc_clip.context_tokens import SEED_SELECTORS, SUMMARISERS
+from tests.tc_clip.comparison import CONTEXT, NAMES, PROMPTS, TINY, build, check, random_video
 
 BIAS = {"local_global_bias": True}
 WITH_PROMPTS = PROMPTS | {"video_prompts": True}
@@ -51,25 +50,25 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_equals_plain(case):
+def test_equals_the_reference(case):
     name, options, num_frames = CASES[case]
     check(build(name, **options), random_video(num_frames))
 
 
 @pytest.mark.parametrize("selection", SEED_SELECTORS)
 @pytest.mark.parametrize("name", ["tc_clip", "vp_clip"])
-def test_seed_selections_equal_plain(name, selection):
+def test_seed_selections_equal_the_reference(name, selection):
     check(build(name, seed_selection=selection), random_video(3), evaluation=selection == "random")
 
 
 @pytest.mark.parametrize("summarisation", SUMMARISERS)
-def test_summarisations_equal_plain(summarisation):
+def test_summarisations_equal_the_reference(summarisation):
     check(build(summarisation=summarisation, seed_ratio=0.5), random_video(3), evaluation=summarisation == "random")
 
 
 @pytest.mark.parametrize("summarisation", SUMMARISERS)
 def test_repeated_frames_give_finite_context_tokens(summarisation):
-    """Twins: frames that are all alike, as in a video at rest, leave clusters without members."""
+    """Equal frames, as in a video at rest, leave clusters without members."""
     model = build(summarisation=summarisation, seed_ratio=1.0)
     video = random_video(1).expand(-1, 6, -1, -1, -1)
     F.cross_entropy(model(video), torch.tensor([0, 1])).backward()
@@ -83,7 +82,7 @@ def test_repeated_frames_give_finite_context_tokens(summarisation):
 
 
 @pytest.mark.parametrize("choice", [{"seed_selection": "random"}, {"summarisation": "random"}])
-def test_chance_is_drawn_in_training_and_fixed_in_evaluation(choice):
+def test_random_choices_vary_in_training_and_are_fixed_in_evaluation(choice):
     model, video = build(**choice), random_video(4, batch=3)
     with torch.no_grad():
         torch.manual_seed(1)
@@ -99,7 +98,7 @@ def test_chance_is_drawn_in_training_and_fixed_in_evaluation(choice):
 
 @pytest.mark.parametrize("name", ["cross_frame_clip", "window_clip", "joint_clip", "tc_only_clip", "vp_clip"])
 def test_one_frame_at_a_time_is_vifi_clip(name):
-    """Without other frames to see, the comparison models are frame-wise CLIP."""
+    """Without other frames, the comparison models are frame-wise CLIP."""
     if name in ("tc_only_clip", "vp_clip"):
         frame_wise = tc_clip.create_model("vifi_clip", class_names=NAMES, **TINY).double()
         model = build(name)
@@ -113,12 +112,12 @@ def test_one_frame_at_a_time_is_vifi_clip(name):
     assert not torch.allclose(model(random_video(3)), frame_wise(random_video(3)))
 
 
-ORDER_BLIND = ["vifi_clip", "cross_frame_clip", "window_clip", "joint_clip"]
+ORDER_INVARIANT = ["vifi_clip", "cross_frame_clip", "window_clip", "joint_clip"]
 
 
-@pytest.mark.parametrize("name", ORDER_BLIND)
-def test_who_can_tell_a_video_from_its_reverse(name):
-    """A symmetric choice of keys with one table of positions cannot; with positions of space and time all can."""
+@pytest.mark.parametrize("name", ORDER_INVARIANT)
+def test_a_video_and_its_reverse(name):
+    """Equal logits with a symmetric choice of keys and one table of positions; not with positions of space and time."""
     video = random_video(4)
     with torch.no_grad():
         model = build(name)
@@ -157,7 +156,11 @@ def test_templates_average_their_features():
         ("vifi_clip", {"video_prompts": True}, "vifi_clip has no option 'video_prompts'"),
         ("vanilla_clip", {"freeze": "image"}, "vanilla_clip has no option 'freeze'"),
         ("window_clip", {"window": 0}, "window must be at least 1 frame"),
-        ("tc_clip", {"contextual_blocks": [1, 2]}, r"contextual_blocks: 1 is outside 2\.\.4 .the first block has none"),
+        (
+            "tc_clip",
+            {"contextual_blocks": [1, 2]},
+            r"contextual_blocks: 1 is outside 2\.\.4 .the first block has",
+        ),
         ("joint_clip", {"contextual_blocks": 5}, r"contextual_blocks: 5 is outside 1\.\.4"),
         ("joint_clip", {"contextual_blocks": "late"}, "contextual_blocks must be like 12"),
         ("tc_clip", {"contextual_blocks": []}, "needs contextual blocks"),
@@ -180,7 +183,7 @@ def test_templates_average_their_features():
             {"templates": ["a photo"]},
             "templates need {} for the class name, there is none in 'a photo'",
         ),
-        ("vanilla_clip", {"templates": "photo", "prompt_init": "a photo"}, "templates and prompt_init both say"),
+        ("vanilla_clip", {"templates": "photo", "prompt_init": "a photo"}, "templates and prompt_init both set"),
         ("tc_clip", {"activation": "relu"}, "activation must be one of quick_gelu, gelu, not 'relu'"),
     ],
 )
@@ -218,15 +221,15 @@ def test_prompt_tuning_trains_vectors_alone():
     assert all(model.get_parameter(name).grad.abs().sum() > 0 for name in trained)
 
 
-def test_blocks_without_further_keys_have_no_bias():
+def test_blocks_without_extra_keys_have_no_bias():
     model = build("joint_clip", contextual_blocks="2+4", **BIAS)
     with_bias = [name for name, _ in model.named_parameters() if name.endswith("local_global_bias")]
     assert with_bias == [f"vision.blocks.{i}.attn.local_global_bias" for i in (1, 3)]
     assert model.new_parameter_names() == frozenset(with_bias)
 
 
-def test_parts_that_are_off_cost_nothing():
-    """The comparison models have the parameters of frame-wise CLIP and no context tokens where nobody wants them."""
+def test_what_is_switched_off_costs_nothing():
+    """The comparison models have the parameters of frame-wise CLIP, and no context tokens unless prompts use them."""
     names = set(dict(build("vifi_clip").named_parameters()))
     for name in ("cross_frame_clip", "window_clip", "joint_clip"):
         model = build(name, **CONTEXT)

@@ -1,7 +1,4 @@
-"""bf16 moves numbers by its last digits; which tokens are chosen may flip with that, and then moves more than it.
-
-So what is computed is compared where the choices are those of float32, and the choices alone where they are free.
-"""
+"""bf16 against float32, with the same tokens chosen: a choice that flips changes more than rounding does."""
 
 from collections.abc import Callable
 
@@ -11,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tc_clip
-from tc_clip import summarisation, vision_encoder
+from tc_clip import context_tokens, vision_encoder
 
 NUM_CLASSES, NUM_FRAMES, SIDE, DEPTH = 6, 6, 48, 3
 SIZES = {"image_size": SIDE, "patch_size": 12, "num_frames": NUM_FRAMES, "vision_depth": DEPTH, "text_depth": 3}
@@ -20,21 +17,21 @@ CONTEXT = {"num_context_tokens": 5, "seed_ratio": 0.5, "merge_rate": 8, "prompt_
 
 
 class Choices:
-    """Stands in for the functions that choose tokens: notes what they choose, or answers what was noted."""
+    """Replaces the functions that choose tokens: records their choices, or returns the recorded ones."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.noted: list[Tensor] = []
+        self.recorded: list[Tensor] = []
         self.next: int | None = None
-        for module, name in ((vision_encoder, "select_seeds"), (summarisation, "match_tokens")):
+        for module, name in ((vision_encoder, "select_seeds"), (context_tokens, "match_tokens")):
             monkeypatch.setattr(module, name, self._around(getattr(module, name)))
 
     def _around(self, choose: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def chosen(*arguments) -> Tensor:
             if self.next is None:
-                self.noted.append(choose(*arguments))
-                return self.noted[-1]
+                self.recorded.append(choose(*arguments))
+                return self.recorded[-1]
             self.next += 1
-            return self.noted[self.next - 1]
+            return self.recorded[self.next - 1]
 
         return chosen
 
@@ -55,9 +52,9 @@ def test_bf16_computes_what_float32_does(monkeypatch: pytest.MonkeyPatch, seed: 
     video = torch.randn(4, NUM_FRAMES, 3, SIDE, SIDE)
     choices = Choices(monkeypatch)
     expected, expected_grad = logits_and_gradient(model, video, torch.float32)
-    assert len(choices.noted) == 2 * DEPTH
+    assert len(choices.recorded) == 2 * DEPTH
     choices.next = 0
     logits, grad = logits_and_gradient(model, video, torch.bfloat16)
-    assert choices.next == len(choices.noted)
+    assert choices.next == len(choices.recorded)
     assert 0 < (logits - expected).abs().max() < 0.1
     assert (grad - expected_grad).norm() < 0.06 * expected_grad.norm()

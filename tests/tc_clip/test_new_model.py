@@ -1,4 +1,4 @@
-"""The model that CONFIG.md adds: its one file is written, found, and works."""
+"""The model that CONFIG.md adds as an example: its one file is found and works."""
 
 import re
 from pathlib import Path
@@ -8,12 +8,12 @@ import torch
 
 import tc_clip
 from tc_clip import compositions
-from tests.plain.compare import NAMES, PROMPTS, TINY, build, random_video
+from tests.tc_clip.comparison import NAMES, PROMPTS, TINY, build, random_video
 
 
 @pytest.fixture
 def past_clip(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write the file of the document and let it be found."""
+    """Write the file of the document into the package's search path."""
     text = (repository / "CONFIG.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```python\n# tc_clip/compositions/past_clip\.py\n(.*?)```", text, flags=re.DOTALL)
     (tmp_path / "past_clip.py").write_text(block, encoding="utf-8")

@@ -1,13 +1,14 @@
-"""Tiny models, their plain counterparts, and the comparison of the two: logits and the gradient of every weight."""
+"""Tiny models, their references, and the comparison of the two: logits and the gradient of every weight."""
 
 from dataclasses import asdict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 import tc_clip
+from tc_clip.reference import ReferenceClip
 from tc_clip.weights.loading import to_published
-from tests.plain.plain_clip import PlainClip
 
 TINY = {
     "image_size": 48,
@@ -25,7 +26,7 @@ PROMPTS = CONTEXT | {"prompt_layers": (4,)}
 DEFAULTS = {"tc_clip": PROMPTS, "vp_clip": PROMPTS, "tc_only_clip": CONTEXT}
 
 
-def build(name: str = "tc_clip", seed: int = 0, **options) -> tc_clip.VideoClip:
+def build(name: str = "tc_clip", seed: int = 0, **options: Any) -> tc_clip.VideoClip:
     """Create a tiny float64 model whose parameters all differ from zero and one."""
     torch.manual_seed(seed)
     options = TINY | DEFAULTS.get(name, {}) | options
@@ -36,33 +37,32 @@ def build(name: str = "tc_clip", seed: int = 0, **options) -> tc_clip.VideoClip:
     return model
 
 
-def plain_options(model: tc_clip.VideoClip) -> dict:
-    """Return what the plain implementation must be told beside the weights."""
-    vision, prompts = model.vision, model.prompts
-    looks_at_video = prompts is not None and prompts.looks_at_video
+def reference_options(model: tc_clip.VideoClip) -> dict[str, Any]:
+    """Return what the reference needs besides the weights."""
+    vision, prompts = model.vision, model.video_prompts
     return {
         **({} if vision.context is None else asdict(vision.context)),
         "attention": vision.attention.name,
         "contextual_blocks": sorted(vision.contextual_blocks),
         "makes_context": vision.context is not None,
-        "window": getattr(vision.attention, "window", 1),
+        "window": getattr(vision.blocks[-1].attn, "window", 1),
         "activation": vision.config.activation,
-        "prompt_layers": prompts.config.prompt_layers if looks_at_video else (),
-        "detach_context": not looks_at_video or prompts.config.detach_context,
+        "prompt_layers": model.prompt_layers,
+        "detach_context": prompts is None or prompts.config.detach_context,
         "head_width": vision.config.head_width,
     }
 
 
-def plain_of(model: tc_clip.VideoClip, gradients: bool = False) -> PlainClip:
-    """Return the plain implementation with a copy of the model's weights."""
+def reference_of(model: tc_clip.VideoClip, gradients: bool = False) -> ReferenceClip:
+    """Return the reference with a copy of the model's weights."""
     weights = {name: value.detach().clone() for name, value in to_published(model.state_dict()).items()}
     if gradients:
         weights = {name: value.requires_grad_() for name, value in weights.items()}
-    return PlainClip(weights, model.text.token_embedding, **plain_options(model))
+    return ReferenceClip(weights, model.text.token_embedding, **reference_options(model))
 
 
 def full_tokens(model: tc_clip.VideoClip) -> torch.Tensor:
-    """Return the class prompts at full context length, as the published way runs them."""
+    """Return the class prompts at full context length, as the published code runs them."""
     missing = model.context_length - model.class_tokens.shape[1]
     return F.pad(model.class_tokens, (0, missing))
 
@@ -75,8 +75,8 @@ def random_video(num_frames: int, batch: int = 2, seed: int = 1) -> torch.Tensor
 def check(model: tc_clip.VideoClip, video: torch.Tensor, evaluation: bool = False) -> None:
     """Compare logits in training and in evaluation, and all gradients; with `evaluation` all of it in evaluation."""
     model.train(not evaluation)
-    plain = plain_of(model, gradients=True)
-    expected = plain.logits(video, full_tokens(model))
+    reference = reference_of(model, gradients=True)
+    expected = reference.logits(video, full_tokens(model))
     logits = model(video)
     torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-10)
     labels = torch.tensor([0, 3])
@@ -84,9 +84,9 @@ def check(model: tc_clip.VideoClip, video: torch.Tensor, evaluation: bool = Fals
     F.cross_entropy(logits, labels).backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     gradients = to_published(gradients)
-    assert gradients.keys() == {name for name, weight in plain.weights.items() if weight.grad is not None}
+    assert gradients.keys() == {name for name, weight in reference.weights.items() if weight.grad is not None}
     for name in gradients:
-        weight = plain.weights[name]
+        weight = reference.weights[name]
         scale = weight.grad.norm().item()
         difference = (gradients[name] - weight.grad).abs().max().item()
         assert difference <= 1e-9 * scale + 1e-12, f"gradient of {name} differs by {difference} of {scale}"

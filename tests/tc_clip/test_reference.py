@@ -1,10 +1,10 @@
-"""The models against the plain implementation in float64: logits and all gradients, over geometries and options."""
+"""The models against the reference in float64: logits and all gradients, over geometries and options."""
 
 import pytest
 import torch
 
 import tc_clip
-from tests.plain.compare import NAMES, build, check, full_tokens, plain_of, random_video
+from tests.tc_clip.comparison import NAMES, build, check, full_tokens, random_video, reference_of
 
 CASES = {
     "default": ({}, 8),
@@ -30,12 +30,12 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_tc_clip_equals_plain(case):
+def test_tc_clip_equals_the_reference(case):
     options, num_frames = CASES[case]
     check(build(**options), random_video(num_frames))
 
 
-def test_vifi_clip_equals_plain():
+def test_vifi_clip_equals_the_reference():
     check(build("vifi_clip"), random_video(4))
 
 
@@ -54,7 +54,7 @@ def test_chunks_of_classes_change_nothing(monkeypatch):
 
 @pytest.mark.parametrize("prompt_layers", [(4,), (2, 4)])
 def test_prompt_attention_of_a_class(prompt_layers):
-    """Through one prompt vector all classes look alike; through several each for itself, whatever else is named."""
+    """With one prompt vector all classes have equal weights; with several each has its own, whatever the others are."""
     model = build(prompt_layers=prompt_layers, num_prompt_vectors=1, prompt_init="a").eval()
     with torch.no_grad():
         output = model.encode_video(random_video(4))
@@ -73,7 +73,7 @@ def test_prompt_attention_of_a_class(prompt_layers):
     assert build("vifi_clip").prompt_attention(output) == []
 
 
-def test_several_videos_do_not_see_each_other():
+def test_videos_of_a_batch_are_independent():
     model = build().eval()
     video = random_video(4, batch=3)
     with torch.no_grad():
@@ -101,5 +101,5 @@ def test_geometry_of_clip_b32_and_l14():
         model = model.double().eval()
         video = torch.randn(1, 2, 3, image_size, image_size, dtype=torch.float64)
         with torch.no_grad():
-            expected = plain_of(model).logits(video, full_tokens(model))
+            expected = reference_of(model).logits(video, full_tokens(model))
             torch.testing.assert_close(model(video), expected, rtol=1e-9, atol=1e-10)
