@@ -6,7 +6,6 @@ python scripts/predict.py long.mp4 --checkpoint best.pth --classes classes.txt -
 """
 
 import argparse
-import csv
 import json
 import shutil
 import sys
@@ -22,6 +21,7 @@ from trainers.commands.shared import (
     write_timeline_csv,
 )
 from trainers.config.command_line import one_line_errors
+from trainers.csv_files import write_csv
 from trainers.errors import ConfigError
 from trainers.inference.inputs import find_videos, read_classes
 from video_datasets.decoders import DECODER_NAMES
@@ -127,17 +127,18 @@ def write_machine_files(done: list, args: argparse.Namespace) -> None:
         ]
         _write(args.json, json.dumps(records, indent=1, ensure_ascii=False) + "\n")
     if args.csv:
-        rows = [["video", "rank", "class", "score", "error"]]
+        header = ["video", "rank", "class", "score", "error"]
+        rows: list[list[object]] = []
         for item in done:
             if item.error is not None:
                 rows.append([item.path, "", "", "", item.error])
             for rank, (name, score) in enumerate(zip(item.classes, item.scores, strict=True), start=1):
                 rows.append([item.path, rank, name, f"{score:.6f}", ""])
         if args.csv == "-":
-            csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+            write_csv(sys.stdout, header, rows, lineterminator="\n")
         else:
             with open(args.csv, "w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows(rows)
+                write_csv(file, header, rows)
 
 
 def timelines(model, videos: list[str], args: argparse.Namespace) -> int:

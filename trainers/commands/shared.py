@@ -1,7 +1,6 @@
 """What the command-line tools in `scripts/` share: arguments that name a model, timelines as files."""
 
 import argparse
-import csv
 import logging
 import os
 import sys
@@ -9,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainers.csv_files import write_csv
 from trainers.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -106,11 +106,10 @@ def names_for(videos: Sequence[str]) -> list[str]:
 def write_timeline_csv(path: Path, timeline, top: int) -> None:
     """Write a timeline as CSV: a window a line, its best classes and their scores."""
     top = min(top, len(timeline.class_names))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        header = [f"{word}{place}" for place in range(1, top + 1) for word in ("class", "score")]
-        writer.writerow(["start_s", "end_s", *header])
-        for start, end, scores in zip(timeline.starts, timeline.ends, timeline.scores, strict=True):
-            best = (-scores).argsort(kind="stable")[:top]
-            cells = [cell for index in best for cell in (timeline.class_names[index], f"{scores[index]:.6f}")]
-            writer.writerow([f"{start:.3f}", f"{end:.3f}", *cells])
+    rows = []
+    for start, end, scores in zip(timeline.starts, timeline.ends, timeline.scores, strict=True):
+        best = (-scores).argsort(kind="stable")[:top]
+        cells = [cell for index in best for cell in (timeline.class_names[index], f"{scores[index]:.6f}")]
+        rows.append([f"{start:.3f}", f"{end:.3f}", *cells])
+    columns = [f"{column}{rank}" for rank in range(1, top + 1) for column in ("class", "score")]
+    write_csv(path, ["start_s", "end_s", *columns], rows)

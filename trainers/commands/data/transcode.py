@@ -13,7 +13,6 @@ Exit status: 0 all is there; 1 some videos failed; 2 the question is wrong.
 """
 
 import argparse
-import csv
 import os
 import shutil
 import sys
@@ -30,6 +29,7 @@ from tqdm import tqdm
 from trainers.commands.data.listing import DataError, all_videos
 from trainers.commands.data.progress import Progress, key_of
 from trainers.commands.data.watched_pool import Failure, watched_map
+from trainers.csv_files import write_csv
 from trainers.files import atomic_path
 from video_datasets.annotations import AnnotationError, read_annotations
 from video_datasets.decoders.pyav import PYAV_ERRORS, best_video_stream, open_video, quarter_turns, upright_rgb
@@ -190,8 +190,7 @@ def transcode(videos: str | Path, output: Path, options: Options, lists: list[Pa
                     _count(outcome, result)
                 bar.update()
     _remove_leftovers(output)
-    with (output / STATE / "failures.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("path", "reason"), *sorted(outcome.failures.items())])
+    write_csv(output / STATE / "failures.csv", ["path", "reason"], sorted(outcome.failures.items()))
     return outcome
 
 

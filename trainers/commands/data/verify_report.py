@@ -1,7 +1,6 @@
 """The report of verify.py: tables as CSV, a summary in HTML and markdown, pictures of samples and of problems."""
 
 import base64
-import csv
 import html
 import io
 from collections import Counter
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainers.commands.data.inspect_video import LEVELS, VideoFacts
+from trainers.csv_files import write_csv
 
 _MAX_ROWS = 500  # of the table of problems in the summaries; problems.csv has all
 _MAX_PICTURES = 48
@@ -145,16 +145,13 @@ def _html(title: str, facts: list[tuple[str, str]], problems: Sequence[Verified]
 
 
 def _write_table(path: Path, items: Sequence[Verified]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(_COLUMNS)
-        for item in items:
-            facts = item.facts
-            values = [facts.frames, facts.claimed_frames, facts.width, facts.height, facts.fps, facts.codec]
-            writer.writerow(
-                [item.path, item.class_name, item.level, item.text(), *values, facts.bytes, facts.seconds]
-                + [";".join(item.lists)]
-            )
+    rows = []
+    for item in items:
+        facts = item.facts
+        values = [facts.frames, facts.claimed_frames, facts.width, facts.height, facts.fps, facts.codec]
+        values += [facts.bytes, facts.seconds, ";".join(item.lists)]
+        rows.append([item.path, item.class_name, item.level, item.text(), *values])
+    write_csv(path, _COLUMNS, rows)
 
 
 def _contact_sheet(items: Sequence[Verified], columns: int = 6) -> bytes:
