@@ -1,8 +1,8 @@
-"""Draw the pictures of the documents (`docs/images`) anew, from a quickstart run and its videos.
+"""Redraw the pictures of the documents (`docs/images`) from a quickstart run and its videos.
 
     python scripts/doc_images.py --run runs/quickstart
 
-Needs what the tests of the pages need: `requirements-dev.txt`, and chromium (another browser: CHROMIUM=/path/to/it).
+Needs the packages of the `dev` extra, and chromium (another browser: CHROMIUM=/path/to/it).
 """
 
 import argparse
@@ -17,18 +17,27 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from trainers.config.command_line import one_line_errors
 from trainers.errors import ConfigError
-from trainers.paths import REPOSITORY
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 VIDEO = "data/shapes/videos/red_square_moving_sideways_065.mp4"
 CLASSES = "data/shapes/labels/held_out.csv"
-# No sandbox: root has none in a container. The rest keeps the browser from the network and from a GPU.
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking")
-FLAGS += ("--disable-component-update", "--disable-default-apps", "--disable-sync", "--no-first-run")
+# No sandbox: root cannot have one in a container. The others keep the browser off the network and the GPU.
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-default-apps",
+    "--disable-sync",
+    "--no-first-run",
+]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PATIENCE_MS = 120_000
+TIMEOUT_MS = 120_000
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     with one_line_errors():
         checkpoint, report = args.run / "best.pth", args.run / "report.html"
         if missing := [path for path in (checkpoint, report, Path(args.video)) if not path.is_file()]:
-            raise ConfigError(f"{missing[0]} is not there: bash scripts/quickstart.sh makes it")
+            raise ConfigError(f"{missing[0]} does not exist: bash scripts/quickstart.sh creates it")
         args.output.mkdir(parents=True, exist_ok=True)
         contact_sheet(checkpoint, args.video, args.classes, args.output / "contact_sheet.png")
         with tempfile.TemporaryDirectory() as folder, browser() as opened:
@@ -61,14 +70,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def contact_sheet(checkpoint: Path, video: str, classes: str, target: Path) -> None:
-    """Draw what the model sees, through `scripts/visualize.py` as a user calls it."""
+    """Draw what the model attends to, with `tc-clip visualize`."""
     from trainers.commands import visualize
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = [video, "--checkpoint", str(checkpoint), "--class", classes, "--show", "1", "--kinds", "png"]
         visualize.main([*arguments, "--output", folder, "--device", "cpu", "--precision", "fp32"])
         (drawn,) = Path(folder).iterdir()
-        shutil.copyfile(drawn, target)  # colours mean something here: no palette
+        shutil.copyfile(drawn, target)  # its colours carry information: no palette
 
 
 def save_small(source: Path, target: Path) -> None:
@@ -85,11 +94,11 @@ def find_browser() -> str | None:
 
 
 @contextmanager
-def browser() -> Iterator:
-    """Give a headless Playwright browser.
+def browser() -> Iterator[Any]:
+    """Yield a headless Playwright browser.
 
     Raises:
-        ConfigError: where there is none.
+        ConfigError: if there is none.
     """
     try:
         from playwright.sync_api import sync_playwright
@@ -99,7 +108,7 @@ def browser() -> Iterator:
     if program is None:
         raise ConfigError(f"no browser: none of {', '.join(BROWSERS)} is installed (Debian: apt-get install chromium)")
     with sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=program, headless=True, args=list(FLAGS))
+        opened = started.chromium.launch(executable_path=program, headless=True, args=FLAGS)
         try:
             yield opened
         finally:
@@ -108,10 +117,10 @@ def browser() -> Iterator:
 
 @contextmanager
 def demo_page(checkpoint: Path, folder: Path, *more: str) -> Iterator[str]:
-    """Run `scripts/demo_app.py` with its temporary files in a folder, and give its address.
+    """Run `scripts/demo_app.py` with its temporary files in a folder, and yield its address.
 
     Raises:
-        ConfigError: where it does not start; with what it said.
+        ConfigError: if it does not start; with the end of its log.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -137,17 +146,21 @@ def demo_page(checkpoint: Path, folder: Path, *more: str) -> Iterator[str]:
         process.wait(timeout=60)
 
 
-def try_video(page, address: str, video: str, classes: list[str]) -> None:
-    """Do what a visitor does: drop a video, type class names (none: those that are there), look, wait for it all."""
-    page.goto(address, timeout=PATIENCE_MS)
-    page.wait_for_selector("#look", timeout=PATIENCE_MS)
+def try_video(page: Any, address: str, video: str, classes: list[str]) -> None:
+    """Use the page: upload a video, enter class names (none: the default ones), and wait for the results.
+
+    Args:
+        page: of Playwright.
+    """
+    page.goto(address, timeout=TIMEOUT_MS)
+    page.wait_for_selector("#look", timeout=TIMEOUT_MS)
     page.locator("input[type=file]").first.set_input_files(video)
-    page.wait_for_selector("video", timeout=PATIENCE_MS)
+    page.wait_for_selector("video", timeout=TIMEOUT_MS)
     if classes:
         page.locator("#classes textarea").fill("\n".join(classes))
     page.locator("#look").click()
-    page.get_by_text("Most like").wait_for(timeout=PATIENCE_MS)
-    page.frame_locator("#tokens iframe").locator("body[data-ready=yes]").wait_for(timeout=PATIENCE_MS)
+    page.get_by_text("Most like").wait_for(timeout=TIMEOUT_MS)
+    page.frame_locator("#tokens iframe").locator("body[data-ready=yes]").wait_for(timeout=TIMEOUT_MS)
 
 
 if __name__ == "__main__":

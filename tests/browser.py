@@ -1,7 +1,8 @@
-"""A headless browser for tests of pages; without one the test is skipped, and says why."""
+"""A headless browser for tests of pages; without one the test is skipped with the reason."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -9,8 +10,8 @@ from scripts import doc_images
 
 
 @contextmanager
-def open_browser() -> Iterator:
-    """Give a Playwright browser; skip the test, with the reason, where there is none."""
+def open_browser() -> Iterator[Any]:
+    """Yield a Playwright browser; skip the test with the reason if there is none."""
     pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if doc_images.find_browser() is None:
         names = ", ".join(doc_images.BROWSERS)
@@ -19,8 +20,8 @@ def open_browser() -> Iterator:
         yield browser
 
 
-def watch(page) -> tuple[list[str], set[str]]:
-    """Return what will hold the page's script errors, and the hosts that it asks."""
+def watch(page: Any) -> tuple[list[str], set[str]]:
+    """Return two collections that fill with the page's script errors and the hosts that it contacts."""
     errors: list[str] = []
     hosts: set[str] = set()
     page.on("pageerror", lambda error: errors.append(str(error)))

@@ -211,10 +211,10 @@ def _peak_memory(case: Case) -> float:
     step = step_of(case, build(case))
     if case.device == "cuda":
         step()
-        before = torch.cuda.memory_allocated()
+        allocated = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         step()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return (torch.cuda.max_memory_allocated() - allocated) / 2**20
     Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's record of the peak
     before = _resident_mib("VmRSS")
     step()
