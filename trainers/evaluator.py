@@ -1,10 +1,8 @@
 """Evaluation: every video once over all ranks, the views' softmax scores summed, sums and counts returned."""
 
-import csv
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -161,21 +159,3 @@ def _predictions(batch: VideoBatch, scores: Tensor, metrics: Sequence[Metric]) -
         )
         for row in batch.valid.nonzero().flatten().tolist()
     ]
-
-
-def write_predictions(
-    path: Path, predictions: Sequence[Prediction], video_paths: Sequence[str], class_names: Sequence[str]
-) -> None:
-    """Write predictions as CSV: the video, its class and the best classes with their scores, a video a line."""
-    width = max((len(prediction.classes) for prediction in predictions), default=0)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        header = [f"{word}{place}" for place in range(1, width + 1) for word in ("predicted", "score")]
-        writer.writerow(["video", "label", "name", *header])
-        for item in predictions:
-            best = [
-                value
-                for index, score in zip(item.classes, item.scores, strict=True)
-                for value in (class_names[index], f"{score:.6f}")
-            ]
-            writer.writerow([video_paths[item.index], item.label, class_names[item.label], *best])

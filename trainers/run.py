@@ -31,6 +31,7 @@ from trainers.logging.run_log import RunLog, quiet_libraries
 from trainers.metrics import format_metrics, metric_titles
 from trainers.paths import REPOSITORY
 from trainers.precision import Precision
+from trainers.reporting.pictures import side_product
 from trainers.reporting.tables import ResultRow, results_dict, results_table, summarise
 from trainers.reporting.write_results import WeightsFile, file_stem, list_facts, run_facts, sha256_of, write_evaluation
 from trainers.session import TrainingRun
@@ -288,10 +289,11 @@ def _write_files(job: Job, part: Part, videos: VideoList, wise_ft: float | None,
     if job.ranks.is_main and settings.logging.predictions:
         stem = file_stem(part, videos, wise_ft)
         try:
-            write_evaluation(settings.folder, stem, evaluation, videos, pictures=settings.logging.pictures)
+            write_evaluation(settings.folder, stem, evaluation, videos, settings.logging.pictures, job.log.warning)
         except OSError as error:
             job.log.warning(
-                f"predictions_{stem}.csv and what follows from it cannot be written ({error}); the run goes on"
+                f"predictions_{stem}.csv and the tables that follow from it cannot be written ({error}); "
+                "the run continues"
             )
 
 
@@ -419,10 +421,8 @@ def _tell_results(job: Job, rows: Sequence[ResultRow], weights: WeightsFile | No
 
 
 def _write_report(job: Job) -> None:
-    """Write the page about the run; what is wrong with older files in its folder must not fail a finished run."""
-    from trainers.reporting.html import write_report
+    """Write the page about the run; a finished run does not fail because of it."""
+    with side_product("report.html", job.log.warning):
+        from trainers.reporting.html import write_report
 
-    try:
         job.log.info(f"report: {write_report(job.settings.folder)}")
-    except ConfigError as error:
-        job.log.warning(f"no report: {error}")

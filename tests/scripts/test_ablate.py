@@ -1,4 +1,4 @@
-"""Lists of variants: their plan, their runs, what a second start does, and the table."""
+"""Ablations: lists of variants, their runs, a second start, and the table."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,8 @@ def test_every_run_of_every_list_is_valid(path: Path, tmp_path: Path) -> None:
         for run in ablate.plan(ablation, tmp_path, [1], None, []):
             settings = resolve(compose(run.command[1], overrides=list(run.command[2:])))
             assert settings.folder == run.folder
-            assert build_model(settings, videos).name == settings.trainer.name
+            if run.column == next(iter(ablation.columns)):  # columns differ in data
+                assert build_model(settings, videos).name == settings.trainer.name
     for values in ablation.shapes.values():
         ablate.Settings(**values)
 
@@ -69,7 +70,7 @@ def test_table_of_means_and_deviations(listed: Path, tmp_path: Path, capsys) -> 
     assert [cell["top1"] for cell in cells] == [[40, 60], [50, 70], [40, 60], [50, 70]]
 
 
-def test_a_second_start_does_what_is_missing(listed: Path, tmp_path: Path) -> None:
+def test_a_second_start_does_missing_runs(listed: Path, tmp_path: Path) -> None:
     output, started = tmp_path / "out", []
 
     def start(run: Run, threads: int) -> None:
@@ -93,7 +94,7 @@ def test_runs_with_other_settings_are_not_mixed(listed: Path, tmp_path: Path, ca
     options = ["--output", str(tmp_path / "out"), "--seeds", "1"]
     assert ablate.main([str(listed), "epochs=1", *options], start=finish) == 0
     assert ablate.main([str(listed), "epochs=2", *options], start=finish) == 2
-    assert "made with other settings (epochs=1, epochs=2): choose another --output" in capsys.readouterr().err
+    assert "has a run with other settings (epochs=1, epochs=2): choose another --output" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_runs_with_other_settings_are_not_mixed(listed: Path, tmp_path: Path, ca
         (LIST + "\nshapes: {shapes: {side: 3}}", "side is 3; it must be at least 32"),
     ],
 )
-def test_lists_that_do_not_fit(text: str, message: str, tmp_path: Path, capsys) -> None:
+def test_wrong_lists_are_one_line_errors(text: str, message: str, tmp_path: Path, capsys) -> None:
     path = tmp_path / "list.yaml"
     path.write_text(text)
     assert ablate.main([str(path), "--output", str(tmp_path / "out")], start=finish) == 2
@@ -114,7 +115,7 @@ def test_lists_that_do_not_fit(text: str, message: str, tmp_path: Path, capsys) 
     assert message.split(".*")[-1] in error and error.count("\n") == 1
 
 
-def test_names_that_are_not_there(tmp_path: Path, capsys) -> None:
+def test_unknown_names_are_errors(tmp_path: Path, capsys) -> None:
     assert ablate.main(["nothing", "--output", str(tmp_path)]) == 2
     assert "no such list; there are contextualization, " in capsys.readouterr().err
     assert ablate.main(["temporal_models", "--output", str(tmp_path), "--variants", "best"]) == 2

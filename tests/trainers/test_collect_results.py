@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from trainers.commands import sweep_wise_ft
-from trainers.commands.collect_results import COLUMNS, PUBLISHED, main, read_results
+from trainers.commands.collect_results import main
+from trainers.reporting.paper_tables import COLUMNS, PUBLISHED, collect_results
 from trainers.run import run
 
 SHORT = {"epochs": 1, "warmup_epochs": 0, "lr": 1e-2}
 
 
-def answers(folder: Path, name: str) -> float:
-    """Return the accuracy, in percent, that a predictions file shows."""
+def accuracy_of(folder: Path, name: str) -> float:
+    """Return the accuracy of a predictions file, in percent."""
     with (folder / f"predictions_{name}.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     return 100 * sum(row["name"] == row["predicted1"] for row in rows) / len(rows)
@@ -57,12 +58,12 @@ def test_tables_follow_from_the_predictions(runs: Path, tmp_path: Path, capsys: 
     zero_shot = ours(tmp_path, "zero_shot")
     assert zero_shot == {
         (vifi, "shapes_held_out", "top-1"): (
-            pytest.approx(answers(runs / "zero_shot", "test_shapes_held_out")),
+            pytest.approx(accuracy_of(runs / "zero_shot", "test_shapes_held_out")),
             "",
             "1",
         )
     }
-    values = [answers(runs / "few_shot" / name, "val_few_shot_shapes") for name in ("one", "two")]
+    values = [accuracy_of(runs / "few_shot" / name, "val_few_shot_shapes") for name in ("one", "two")]
     few_shot = ours(tmp_path, "few_shot")
     mean, std, count = few_shot[vifi, "shapes", "K=2"]
     assert (mean, float(std), count) == (
@@ -70,12 +71,12 @@ def test_tables_follow_from_the_predictions(runs: Path, tmp_path: Path, capsys: 
         pytest.approx(statistics.pstdev(values)),
         "2",
     )
-    pretrained = answers(runs / "few_shot" / "pretrained" / "eval", "test_shapes")
+    pretrained = accuracy_of(runs / "few_shot" / "pretrained" / "eval", "test_shapes")
     assert few_shot[f"{vifi} (P)", "shapes", "K=2"][0] == pytest.approx(pretrained)
 
     folders = [runs / "base2novel" / str(base) for base in (1, 2, 3)]
-    base = statistics.mean(answers(folder, "val_base2novel_shapes") for folder in folders)
-    novel = statistics.mean(answers(folder, "test_shapes_novel") for folder in folders)
+    base = statistics.mean(accuracy_of(folder, "val_base2novel_shapes") for folder in folders)
+    novel = statistics.mean(accuracy_of(folder, "test_shapes_novel") for folder in folders)
     table = ours(tmp_path, "base2novel")
     assert table[vifi, "shapes", "base"] == (pytest.approx(base), "", "3")
     assert table[vifi, "shapes", "novel"][0] == pytest.approx(novel)
@@ -83,7 +84,7 @@ def test_tables_follow_from_the_predictions(runs: Path, tmp_path: Path, capsys: 
     assert table[vifi, "shapes", "HM"][0] == pytest.approx(harmonic)
 
     full = ours(tmp_path, "fully_supervised")
-    assert full[vifi, "shapes", "top-1"][0] == pytest.approx(answers(runs / "fully_supervised", "test_shapes"))
+    assert full[vifi, "shapes", "top-1"][0] == pytest.approx(accuracy_of(runs / "fully_supervised", "test_shapes"))
     assert (vifi, "shapes", "top-5") not in full, "three classes have no top-5"
 
     for title in ("### Zero-shot", "### Few-shot", "### Base to novel", "### Fully supervised"):
@@ -134,7 +135,7 @@ def test_splits_are_averaged_and_the_ensemble_has_its_row(tmp_path: Path, capsys
     write("llm", 3, [("split1", 57, None)], data="zero_shot_k400_llm")
     write("no", 4, [], results=[{}])
     (tmp_path / "no" / "results.json").write_text("{}")
-    results, notes = read_results([tmp_path])
+    results, notes = collect_results([tmp_path])
     assert len(results) == 5 and any("a/results.json: replaced by the newer" in note for note in notes)
     assert any("no/results.json: left out" in note for note in notes)
     assert main([str(tmp_path)]) == 0
@@ -167,7 +168,7 @@ def test_splits_are_averaged_and_the_ensemble_has_its_row(tmp_path: Path, capsys
         ("zero_shot_k400", "names", {"data": "few_shot_ssv2"}, "TC-CLIP (trained on few_shot_ssv2)"),
     ],
 )
-def test_only_what_reproduces_a_row_stands_in_it(
+def test_a_row_has_only_results_that_reproduce_it(
     tmp_path: Path, data: str, labels: str | None, training: dict, row: str, capsys: pytest.CaptureFixture
 ) -> None:
     protocol = next(name for name in COLUMNS if data.startswith(name))
@@ -176,13 +177,13 @@ def test_only_what_reproduces_a_row_stands_in_it(
     content = {"protocol": protocol, "data": data, "trainer": "tc_clip", "seed": 1, "labels": labels}
     content["clip_weights"] = None if "random" in row else "ViT-B/16"
     (tmp_path / "results.json").write_text(json.dumps({**content, "training": training, "results": [entry]}))
-    results, notes = read_results([tmp_path])
+    results, notes = collect_results([tmp_path])
     assert not results or results[0].value == 50
     assert [result.row.text() for result in results] == ([row] if not notes else [])
     assert notes == [] or (len(notes) == 1 and notes[0].endswith(row))
 
 
-def test_nothing_to_collect_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_nothing_to_collect_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main([str(tmp_path)]) == 1
     assert "no results of runs" in capsys.readouterr().err
     assert main([str(tmp_path / "none")]) == 2
@@ -213,7 +214,7 @@ def test_a_sweep_of_the_ensemble(
     for line in lines:
         folder = tmp_path / "sweep" / f"wise_ft_{float(line['wise_ft']):g}"
         stem = f"test_shapes_held_out_wise_ft_{float(line['wise_ft']):g}"
-        assert float(line["top1"]) == pytest.approx(answers(folder, stem))
+        assert float(line["top1"]) == pytest.approx(accuracy_of(folder, stem))
     tuned = json.loads((tmp_path / "run" / "results.json").read_text())["results"][-1]
     assert float(lines[-1]["top1"]) == pytest.approx(tuned["top1"]), "1 is the fine-tuned model"
     assert (tmp_path / "sweep" / "sweep.png").read_bytes()[:4] == b"\x89PNG" and "shapes_held_out" in table

@@ -1,4 +1,4 @@
-"""The page about a run: what it reads, what it shows, and that it needs nothing else."""
+"""The page about a run: what it reads, what it shows, and that it needs no network."""
 
 import csv
 import json
@@ -11,8 +11,10 @@ import pytest
 from trainers.commands import report as script
 from trainers.errors import ConfigError
 from trainers.reporting import charts
-from trainers.reporting.html import published_beside, write_report
-from trainers.reporting.read_results import read_answers, read_run
+from trainers.reporting.confusion import count_confusion
+from trainers.reporting.html import write_report
+from trainers.reporting.published_numbers import published_numbers
+from trainers.reporting.read_results import read_predictions, read_run
 
 ROW = {"part": "test", "name": "shapes", "group": "shapes", "weights": "best.pth, epoch 2", "wise_ft": None}
 ROW |= {"num_clip": 2, "num_crop": 1, "videos": 5, "unreadable": 1, "top1": 60.0, "top5": None, "chance": 33.3}
@@ -20,7 +22,7 @@ ROW |= {"num_clip": 2, "num_crop": 1, "videos": 5, "unreadable": 1, "top1": 60.0
 
 @pytest.fixture
 def folder(tmp_path: Path, shape_clips: list[Path]) -> Path:
-    """Return a run's folder: five answers on videos that are there and one that is gone, and fields of the future."""
+    """Return a run's folder: predictions for four videos and one that is missing, and fields of a newer version."""
     run = tmp_path / "run"
     run.mkdir()
     summary = [{"kind": "mean", "name": "shapes", "splits": 3, "top1": 60.0, "top1_std": 1.5, "future": 1}]
@@ -55,7 +57,7 @@ def folder(tmp_path: Path, shape_clips: list[Path]) -> Path:
     return run
 
 
-def test_page_shows_what_is_known_and_needs_no_network(folder: Path) -> None:
+def test_the_page_shows_everything_and_needs_no_network(folder: Path) -> None:
     page = write_report(folder).read_text()
     assert not re.search('(?:src|href)=(?!"data:)', page) and "<script" not in page
     assert "red &lt;b&gt;circle" in page and "<b>circle" not in page, "names are text"
@@ -68,38 +70,38 @@ def test_page_shows_what_is_known_and_needs_no_network(folder: Path) -> None:
     assert page.count("<polyline") == 5  # loss, top-1, two rates, throughput; no top-5 is known
 
 
-def test_answers_are_counted_and_ordered(folder: Path) -> None:
-    answers = read_answers(folder / "predictions_test_shapes.csv")
-    assert answers.name == "test_shapes" and answers.class_names == ("red <b>circle", "cross", "dog")
-    assert answers.confusion().tolist() == [[1, 0, 0], [2, 1, 0], [0, 0, 1]]
-    assert [answer.video for answer in answers.hardest(5)][0] == "gone.mp4"
-    assert [answer.label for answer in answers.surest(2)] == ["red <b>circle", "cross"]
+def test_predictions_are_counted_and_ordered(folder: Path) -> None:
+    content = read_predictions(folder / "predictions_test_shapes.csv")
+    assert content.name == "test_shapes" and content.confusion.class_names == ("red <b>circle", "cross", "dog")
+    assert content.confusion.counts == {(0, 0): 1, (1, 0): 2, (1, 1): 1, (2, 2): 1}
+    assert [item.video for item in content.hardest(5)][0] == "gone.mp4"
+    assert [item.label for item in content.surest(2)] == ["red <b>circle", "cross"]
 
 
-def test_damage_is_told(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_damaged_files_are_errors(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(ConfigError, match="there is no results.json"):
         read_run(tmp_path)
     with (folder / "predictions_test_shapes.csv").open("a") as file:
         file.write("v.mp4,zero,name,a,0.5,b,0.5,2\n")
     with pytest.raises(SystemExit):
         script.main([str(folder)])
-    assert "predictions_test_shapes.csv:7: is no line of a predictions file" in capsys.readouterr().err
+    assert "predictions_test_shapes.csv:7: is not a line of a predictions file" in capsys.readouterr().err
     (folder / "results.json").write_text("[]")
-    with pytest.raises(ConfigError, match="is no result file of ours"):
+    with pytest.raises(ConfigError, match="is not a results file of this project"):
         read_run(folder)
 
 
-def test_published_numbers_stand_beside_their_own_rows() -> None:
+def test_published_numbers_fit_the_row() -> None:
     zero_shot = {"protocol": "zero_shot", "data": {"name": "zero_shot_k400"}}
-    numbers = published_beside(zero_shot, ROW | {"group": "hmdb51"})
+    numbers = published_numbers(zero_shot, ROW | {"group": "hmdb51"})
     assert numbers == [("TC-CLIP", "54.2 ± 0.7"), ("TC-CLIP, rephrased names", "56.0 ± 0.3")]
-    assert published_beside(zero_shot, ROW | {"group": "hmdb51", "part": "val"}) == []
+    assert published_numbers(zero_shot, ROW | {"group": "hmdb51", "part": "val"}) == []
     few_shot = {"protocol": "few_shot", "shot": 4, "data": {"name": "few_shot_ssv2"}}
-    assert published_beside(few_shot, ROW | {"part": "val"})[0] == ("TC-CLIP", "8.6")
+    assert published_numbers(few_shot, ROW | {"part": "val"})[0] == ("TC-CLIP", "8.6")
     base2novel = {"protocol": "base2novel", "data": {"name": "base2novel_ucf101_llm"}}
-    assert published_beside(base2novel, ROW)[1] == ("TC-CLIP, rephrased names", "81.6")
-    assert published_beside(base2novel, ROW | {"part": "val"})[0] == ("TC-CLIP", "95.5")
-    assert published_beside({"protocol": "zero_shot"}, ROW) == []
+    assert published_numbers(base2novel, ROW)[1] == ("TC-CLIP, rephrased names", "81.6")
+    assert published_numbers(base2novel, ROW | {"part": "val"})[0] == ("TC-CLIP", "95.5")
+    assert published_numbers({"protocol": "zero_shot"}, ROW) == []
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 100), (2.9, 3.7), (1e-5, 1e-3), (5, 5), (0, 0), (-3, 1200)])
@@ -110,8 +112,7 @@ def test_ticks_are_round_and_cover(low: float, high: float) -> None:
 
 
 def test_many_classes_make_a_small_page() -> None:
-    matrix = np.diag(np.arange(1, 401))
-    chart = charts.confusion_chart([f"class {i}" for i in range(400)], matrix)
+    chart = charts.confusion_chart(count_confusion((i, f"class {i}", f"class {i}") for i in range(400)))
     assert chart.count("<rect") == 401 and len(chart) < 120_000
 
 
@@ -130,6 +131,6 @@ def test_a_run_ends_with_its_report(run_here, tmp_path: Path) -> None:
     assert any(tag.startswith("val_videos/0") for tag in tags["tensors"])
 
 
-def test_no_report_where_none_is_wanted(run_here, tmp_path: Path) -> None:
+def test_the_report_can_be_switched_off(run_here, tmp_path: Path) -> None:
     run_here(output=tmp_path / "run", epochs=1, warmup_epochs=0, logging__report=False)
     assert (tmp_path / "run" / "results.json").exists() and not (tmp_path / "run" / "report.html").exists()

@@ -1,14 +1,19 @@
-"""What an evaluation writes: the answers, the accuracies that follow from them, and what they depend on."""
+"""The files of an evaluation: predictions, the accuracies that follow from them, and what they depend on."""
 
 import csv
 import hashlib
 import json
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from trainers.reporting.confusion import draw_confusion, read_confusion, write_per_class
+from trainers.csv_files import write_csv
+from trainers.reporting.confusion import count_confusion, draw_confusion, write_per_class
+from trainers.reporting.html import write_report
+from trainers.reporting.read_results import read_predictions
 from trainers.run import run
 
 
@@ -21,7 +26,7 @@ def sha256(path: str | Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def test_results_say_what_they_depend_on(compose_run, tmp_path: Path, tiny_root: Path) -> None:
+def test_results_contain_what_they_depend_on(compose_run, tmp_path: Path, tiny_root: Path) -> None:
     run(compose_run(protocol="base2novel", base=1, epochs=2, logging__pictures=True))
     output = tmp_path / "run"
     results = json.loads((output / "results.json").read_text())
@@ -40,11 +45,11 @@ def test_results_say_what_they_depend_on(compose_run, tmp_path: Path, tiny_root:
         files = row["files"]
         assert files["list_sha256"] == sha256(files["list"]) and files["num_classes"] == 3
         assert files["class_names_sha256"] == sha256(files["class_names"])
-        assert row["top5"] is None, "five answers of three classes say nothing"
-        answers = rows(output / row["predictions"])
-        by_class = Counter(answer["name"] for answer in answers)
-        right = Counter(answer["name"] for answer in answers if answer["name"] == answer["predicted1"])
-        assert row["videos"] == len(answers) == 7
+        assert row["top5"] is None, "three classes have no top-5"
+        predictions = rows(output / row["predictions"])
+        by_class = Counter(item["name"] for item in predictions)
+        right = Counter(item["name"] for item in predictions if item["name"] == item["predicted1"])
+        assert row["videos"] == len(predictions) == 7
         assert row["top1"] == pytest.approx(100 * right.total() / 7)
         assert row["mean_class"] == pytest.approx(sum(100 * right[c] / by_class[c] for c in by_class) / len(by_class))
         stem = row["predictions"].removeprefix("predictions_").removesuffix(".csv")
@@ -57,21 +62,21 @@ def test_results_say_what_they_depend_on(compose_run, tmp_path: Path, tiny_root:
     resume = {"resume": output / "best.pth", "output": tmp_path / "again"}
     run(compose_run(protocol="base2novel", base=1, eval="test", seed=5, **resume))
     again = json.loads((tmp_path / "again" / "results_eval_test.json").read_text())
-    assert again["training"] == results["training"] and again["seed"] == 5, "how the weights were trained stays known"
+    assert again["training"] == results["training"] and again["seed"] == 5, "the training of the weights stays known"
     assert again["weights_sha256"] == results["weights_sha256"]
     for first, second in zip(results["results"], again["results"], strict=True):
         assert rows(output / first["predictions"]) == rows(tmp_path / "again" / second["predictions"])
 
 
-def test_the_best_validation_s_answers_are_kept(compose_run, tmp_path: Path) -> None:
+def test_the_predictions_of_the_best_validation_are_kept(compose_run, tmp_path: Path) -> None:
     (best,) = run(compose_run(epochs=4, lr=0.01))
-    answers = rows(tmp_path / "run" / best.predictions)
-    right = sum(answer["name"] == answer["predicted1"] for answer in answers)
-    assert best.top1 == pytest.approx(100 * right / len(answers))
+    predictions = rows(tmp_path / "run" / best.predictions)
+    right = sum(item["name"] == item["predicted1"] for item in predictions)
+    assert best.top1 == pytest.approx(100 * right / len(predictions))
     assert not list((tmp_path / "run").glob("confusion_*")), "pictures are off in these tests"
 
 
-def test_every_video_is_answered_once_with_several_ranks_and_views(run_on_ranks, tmp_path: Path, run_here) -> None:
+def test_every_video_is_predicted_once_with_several_ranks_and_views(run_on_ranks, tmp_path: Path, run_here) -> None:
     run_here(output=tmp_path / "a", epochs=1, warmup_epochs=0)
     options = {"eval": "test", "resume": tmp_path / "a" / "best.pth", "num_clip": 3, "num_crop": 3}
     run_here(output=tmp_path / "one", **options)
@@ -83,16 +88,78 @@ def test_every_video_is_answered_once_with_several_ranks_and_views(run_on_ranks,
         assert float(first["score1"]) == pytest.approx(float(second["score1"]), abs=1e-5)
 
 
-def test_confusion_of_known_answers(tmp_path: Path) -> None:
-    path = tmp_path / "predictions_x.csv"
-    lines = ["video,label,name,predicted1,score1", "1,0,b,b,1", "2,0,b,a,1", "3,0,b,a,1", "4,2,c,c,1", "5,2,c,d,1"]
-    path.write_text("\n".join(lines) + "\n")
-    names, matrix = read_confusion(path)
-    assert names == ["b", "c", "a", "d"] and matrix.tolist() == [[1, 0, 2, 0], [0, 1, 0, 1], [0] * 4, [0] * 4]
-    write_per_class(names, matrix, tmp_path / "classes.csv")
+def test_confusion_of_known_predictions(tmp_path: Path) -> None:
+    videos = [(0, "b", "b"), (0, "b", "a"), (0, "b", "a"), (2, "c", "c"), (2, "c", "d")]
+    confusion = count_confusion(videos)
+    assert confusion.class_names == ("b", "c", "a", "d")
+    assert confusion.counts == {(0, 0): 1, (0, 2): 2, (1, 1): 1, (1, 3): 1}
+    assert confusion.shares() == pytest.approx(np.array([[1 / 3, 0, 2 / 3, 0], [0, 0.5, 0, 0.5], [0] * 4, [0] * 4]))
+    assert confusion.most_confused(3) == [(0, 2, 2), (1, 3, 1)] and confusion.accuracy == 40
+    write_per_class(confusion, tmp_path / "classes.csv")
     assert [list(row.values()) for row in rows(tmp_path / "classes.csv")] == [
         ["b", "3", "1", "33.33", "a", "2"],
         ["c", "2", "1", "50.00", "d", "1"],
     ]
-    draw_confusion(names, matrix, "x", tmp_path / "x.png")
+    assert draw_confusion(confusion, "x", tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 1000
+
+
+def test_20000_classes_take_little_memory_and_no_picture(tmp_path: Path) -> None:
+    """A matrix of all pairs would take 3.2 GB."""
+    num_classes = 20_000
+    names = [f"class {i}" for i in range(num_classes)]
+    best = [f"{word}{rank}" for rank in range(1, 6) for word in ("predicted", "score")]
+    lines = (
+        [f"{i}.mp4", i, names[i]]
+        + [cell for rank in range(5) for cell in (names[(i * (1 + i % 3) + rank) % num_classes], 0.2)]
+        for i in range(num_classes)
+    )
+    write_csv(tmp_path / "predictions_test_large.csv", ["video", "label", "name", *best], lines)
+    row = {"part": "test", "name": "large", "group": "large", "weights": "best.pth", "wise_ft": None, "top1": 33.0}
+    (tmp_path / "results.json").write_text(json.dumps({"results": [row | {"videos": num_classes}]}))
+    tracemalloc.start()
+    try:
+        content = read_predictions(tmp_path / "predictions_test_large.csv")
+        write_per_class(content.confusion, tmp_path / "per_class_test_large.csv")
+        is_drawn = draw_confusion(content.confusion, "large", tmp_path / "confusion.png")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    page = write_report(tmp_path).read_text()
+    assert peak < 40 * 2**20 and len(page) < 2**20
+    assert not is_drawn and not (tmp_path / "confusion.png").exists()
+    assert "The matrix of 20,000 classes is not drawn" in page and "per_class_test_large.csv" in page
+    assert len(rows(tmp_path / "per_class_test_large.csv")) == num_classes
+
+
+def test_class_names_are_not_formulas_in_pictures_and_tables(run_here, tmp_path: Path) -> None:
+    """A dollar sign starts no formula in a picture, and a spreadsheet runs nothing."""
+    strange = ["counting $$ bills", '=HYPERLINK("http://x")', "数える"]
+    labels = tmp_path / "names.csv"
+    with labels.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("id", "name"), *enumerate(strange)])
+    output = tmp_path / "run"
+    options = {"dataset__shapes__class_names": labels, "logging__pictures": True}
+    run_here(output=output, epochs=1, warmup_epochs=0, **options)
+    (path,) = output.glob("predictions_val_*.csv")
+    assert '"\'=HYPERLINK(""http://x"")"' in path.read_text(encoding="utf-8")
+    content = read_predictions(path)
+    assert {item.label for item in content.predictions} == set(strange)
+    assert (output / f"confusion_{content.name}.png").read_bytes()[:4] == b"\x89PNG"
+    assert (
+        "WARNING" not in (output / "log.txt").read_text()
+        and "counting $$ bills" in (output / "report.html").read_text()
+    )
+
+
+def test_a_failing_picture_is_one_warning(run_here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no\nink")
+
+    monkeypatch.setattr("trainers.reporting.write_results.draw_confusion", fail)
+    monkeypatch.setattr("trainers.reporting.html.report_page", fail)
+    run_here(output=tmp_path / "run", epochs=1, warmup_epochs=0, logging__pictures=True)
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert (tmp_path / "run" / "results.json").exists()
+    for name in ("confusion_val_few_shot_shapes.png", "report.html"):
+        assert log.count(f"{name} was not written: RuntimeError: no ink") == 1

@@ -1,12 +1,12 @@
-"""Run a named list of variants with several seeds under one budget, and print one table: mean +- std.
+"""Run a named list of variants with several seeds, and print a table of mean +- std.
 
     python scripts/ablate.py temporal_models --output runs/temporal_models --jobs 2
     python scripts/ablate.py temporal_models --output runs/temporal_models --table
     python scripts/ablate.py contextualization epochs=2 --output runs/contextualization --seeds 1 2
 
-A list is a file of configs/ablations: overrides that all runs share, columns (usually data sets), and variants, each
-with overrides of its own. Every run is one `main.py` in a folder of its own. A second start does what is missing and
-lets what was stopped go on; a finished run is not touched. A run that fails costs its cell, and is tried again then.
+A list is a file of configs/ablations: overrides that all runs share, columns (usually data sets) and variants with
+their own overrides. Every run is a separate process with its own folder. A second start resumes runs that were
+stopped, repeats those that failed, and leaves finished ones unchanged. A run that fails leaves its cell incomplete.
 """
 
 import argparse
@@ -25,7 +25,10 @@ from typing import Any
 
 import yaml
 
+from trainers.errors import ConfigError
+from trainers.files import write_text
 from trainers.paths import CONFIGS, PROGRAM
+from trainers.reporting.read_results import read_document, read_json, results_name
 from video_datasets.machine import available_cores
 from video_datasets.shapes.classes import Settings, ShapesError
 from video_datasets.shapes.making import make_shapes
@@ -34,7 +37,7 @@ KEYS = {"title", "protocol", "seeds", "shapes", "common", "columns", "variants"}
 
 
 class AblationError(Exception):
-    """A list or a result cannot be used; the message is one line that says what to do."""
+    """A list or a run cannot be used; the message is one line that says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +45,10 @@ class Ablation:
     """A list of variants.
 
     Attributes:
-        title: what is compared.
+        title: heading of the table.
         protocol: of all runs.
         seeds: of the runs of a cell.
-        shapes: settings of each embedded data set that is needed, by its folder's name.
+        shapes: settings of the shapes data sets that the runs need, by the name of the folder.
         common: overrides of all runs.
         columns: overrides by column.
         variants: overrides by row.
@@ -62,7 +65,7 @@ class Ablation:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run: a cell of the table and a seed."""
+    """One run: a cell of the table with one seed."""
 
     column: str
     variant: str
@@ -72,7 +75,11 @@ class Run:
 
 
 def read_ablation(path: Path) -> Ablation:
-    """Read a list. Raises AblationError."""
+    """Read a list.
+
+    Raises:
+        AblationError: if it does not exist or is not valid.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         unknown = sorted(content.keys() - KEYS)
@@ -88,8 +95,8 @@ def read_ablation(path: Path) -> Ablation:
             variants={str(name): _overrides(value) for name, value in content["variants"].items()},
         )
     except FileNotFoundError:
-        there = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-        raise AblationError(f"{path}: no such list; there are {there}") from None
+        available = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+        raise AblationError(f"{path}: no such list; there are {available}") from None
     except (KeyError, AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
         raise AblationError(f"{path}: is not a list of variants ({' '.join(str(error).split())})") from error
 
@@ -105,7 +112,11 @@ def _overrides(value: Any) -> list[str]:
 def plan(
     ablation: Ablation, output: Path, seeds: list[int] | None, variants: list[str] | None, extra: list[str]
 ) -> list[Run]:
-    """Return the runs, seed by seed, so that a table of fewer seeds is whole early. Raises AblationError."""
+    """Return the runs, seed by seed: the table is complete for the first seed early.
+
+    Raises:
+        AblationError: if there is no such variant.
+    """
     for name in variants or ():
         if name not in ablation.variants:
             raise AblationError(f"no variant {name}; there are {', '.join(ablation.variants)}")
@@ -127,7 +138,11 @@ def _slug(text: str) -> str:
 
 
 def make_data(ablation: Ablation, output: Path) -> None:
-    """Make the embedded data sets that the list needs, where they are not there yet."""
+    """Create the shapes data sets that the list needs, unless they exist.
+
+    Raises:
+        AblationError, ShapesError: if their settings are not valid.
+    """
     for name, values in ablation.shapes.items():
         try:
             settings = Settings(**values)
@@ -137,7 +152,11 @@ def make_data(ablation: Ablation, output: Path) -> None:
 
 
 def run_command(run: Run, threads: int) -> None:
-    """Train in a separate process, whose output goes to console.txt. Raises AblationError."""
+    """Train in a separate process, whose output goes to console.txt.
+
+    Raises:
+        AblationError: if it fails.
+    """
     run.folder.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     console = run.folder / "console.txt"
@@ -150,36 +169,40 @@ def run_command(run: Run, threads: int) -> None:
 
 
 def settings_of(run: Run) -> list[str]:
-    """Return what a finished run must have been made with to count."""
+    """Return the overrides that a finished run must have been started with."""
     return [word for word in run.command if not word.startswith(("output=", "data_root="))]
 
 
 def is_finished(run: Run) -> bool:
-    """Return whether a run is there, made with these settings. Raises AblationError where it was made with others."""
+    """Return whether a run has finished with these settings.
+
+    Raises:
+        AblationError: if its folder has a run with other settings.
+    """
     note = run.folder / "ablation.json"
     if not note.is_file():
         return False
-    made = json.loads(note.read_text(encoding="utf-8"))["settings"]
-    if made != settings_of(run):
-        differing = sorted(set(made) ^ set(settings_of(run)))
+    started = read_json(note)["settings"]
+    if started != settings_of(run):
+        differing = sorted(set(started) ^ set(settings_of(run)))
         raise AblationError(
-            f"{run.folder}: was made with other settings ({', '.join(differing) or 'in another order'}): "
+            f"{run.folder}: has a run with other settings ({', '.join(differing) or 'in another order'}): "
             "choose another --output"
         )
-    return (run.folder / "results.json").is_file()
+    return (run.folder / results_name(None)).is_file()
 
 
 def run_all(runs: list[Run], jobs: int, start: Callable[[Run, int], None]) -> dict[Run, str]:
-    """Run what is missing, `jobs` at a time; return the errors of those that failed."""
+    """Start the runs that have not finished, `jobs` at a time; return the errors of those that failed."""
     missing = [run for run in runs if not is_finished(run)]
-    say(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished before")
+    log(f"{len(runs)} runs, {len(runs) - len(missing)} of them already finished")
     threads = max(1, available_cores() // jobs)
     errors: dict[Run, str] = {}
 
     def work(run: Run) -> float:
         run.folder.mkdir(parents=True, exist_ok=True)
         note = json.dumps({"settings": settings_of(run)}, indent=1) + "\n"
-        (run.folder / "ablation.json").write_text(note, encoding="utf-8")
+        write_text(run.folder / "ablation.json", note)
         began = time.perf_counter()
         start(run, threads)
         return time.perf_counter() - began
@@ -192,10 +215,10 @@ def run_all(runs: list[Run], jobs: int, start: Callable[[Run, int], None]) -> di
                 title = f"[{number}/{len(missing)}] {run.column}, {run.variant}, seed {run.seed}"
                 error = future.exception()
                 if error is None:
-                    say(f"{title}: top-1 {result_of(run)['top1']:.2f} % in {future.result():.0f} s")
+                    log(f"{title}: top-1 {result_of(run)['top1']:.2f} % in {future.result():.0f} s")
                 elif isinstance(error, AblationError):
                     errors[run] = str(error)
-                    say(f"{title}: failed, {error}")
+                    log(f"{title}: failed, {error}")
                 else:
                     raise error
         except BaseException:
@@ -205,17 +228,17 @@ def run_all(runs: list[Run], jobs: int, start: Callable[[Run, int], None]) -> di
 
 
 def result_of(run: Run) -> dict[str, Any]:
-    """Return the row of results that counts: the final test where there was one, else the best validation."""
-    results = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
-    rows = [row for row in results["results"] if row["wise_ft"] is None]
+    """Return the row of results that enters the table: the final test, or the best validation if there is none."""
+    document = read_document(run.folder / results_name(None))
+    rows = [row for row in document["results"] if row["wise_ft"] is None]
     return ([row for row in rows if row["part"] == "test"] or rows)[-1]
 
 
 def cells_of(runs: list[Run]) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return mean and standard deviation of each (variant, column) over the seeds that are finished."""
-    cells = {}
+    """Return mean and standard deviation of each (variant, column) over the finished seeds."""
+    results: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for run in runs:
-        cells.setdefault((run.variant, run.column), []).extend([result_of(run)] if is_finished(run) else [])
+        results.setdefault((run.variant, run.column), []).extend([result_of(run)] if is_finished(run) else [])
     return {
         key: {
             "seeds": len(rows),
@@ -225,12 +248,12 @@ def cells_of(runs: list[Run]) -> dict[tuple[str, str], dict[str, Any]]:
             "chance": rows[0]["chance"] if rows else None,
             "videos": rows[0]["videos"] if rows else None,
         }
-        for key, rows in cells.items()
+        for key, rows in results.items()
     }
 
 
 def table(ablation: Ablation, cells: dict[tuple[str, str], dict[str, Any]]) -> str:
-    """Write the table as markdown."""
+    """Return the table as Markdown."""
     variants = list(dict.fromkeys(variant for variant, _ in cells))
     columns = list(dict.fromkeys(column for _, column in cells))
     header = [column + _chance([cells[variant, column] for variant in variants]) for column in columns]
@@ -246,33 +269,33 @@ def _chance(cells: list[dict[str, Any]]) -> str:
     return f" (chance {known.pop():.1f})" if len(known) == 1 else ""
 
 
-def _cell(cell: dict[str, Any], wanted: int) -> str:
+def _cell(cell: dict[str, Any], num_seeds: int) -> str:
     if not cell["seeds"]:
         return ""
     deviation = "" if cell["std"] is None else f" +- {cell['std']:.1f}"
-    return f"{cell['mean']:.1f}{deviation}" + (f" ({cell['seeds']} seeds)" if cell["seeds"] != wanted else "")
+    return f"{cell['mean']:.1f}{deviation}" + (f" ({cell['seeds']} seeds)" if cell["seeds"] != num_seeds else "")
 
 
-def say(line: str) -> None:
-    """Write a line to standard error."""
+def log(line: str) -> None:
+    """Print a line to standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
 def main(argv: list[str] | None = None, start: Callable[[Run, int], None] = run_command) -> int:
-    """Run the command line; return the exit status: 1 where a run failed."""
+    """Run the command line; return the exit status: 1 if a run failed, 2 if nothing can be run."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("name", help="a list of configs/ablations, or a file")
-    parser.add_argument("overrides", nargs="*", help="further key=value for every run, right after the name")
+    parser.add_argument("overrides", nargs="*", help="more key=value for every run, right after the name")
     parser.add_argument("--output", type=Path, required=True, help="folder of the runs, the data and the table")
-    parser.add_argument("--seeds", type=int, nargs="+", help="in place of the list's")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of those of the list")
     parser.add_argument("--variants", nargs="+", help="only these")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; each gets its share of the cores")
-    parser.add_argument("--table", action="store_true", help="run nothing, print the table of what is there")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time; the cores are divided among them")
+    parser.add_argument("--table", action="store_true", help="only print the table of the finished runs")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
     options = parser.parse_args(argv)
     try:
         return _main(options, start)
-    except (AblationError, ShapesError) as error:
+    except (AblationError, ConfigError, ShapesError) as error:
         print(f"ablate: {error}", file=sys.stderr)
         return 2
 
@@ -294,10 +317,10 @@ def _main(options: argparse.Namespace, start: Callable[[Run, int], None]) -> int
     text = table(ablation, cells)
     print(f"{ablation.title}\n\n{text}")
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "table.md").write_text(f"{ablation.title}\n\n{text}\n", encoding="utf-8")
+    write_text(options.output / "table.md", f"{ablation.title}\n\n{text}\n")
     content = [{"variant": variant, "column": column, **cell} for (variant, column), cell in cells.items()]
     facts = {"title": ablation.title, "protocol": ablation.protocol, "common": ablation.common, "cells": content}
-    (options.output / "table.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_text(options.output / "table.json", json.dumps(facts, indent=1) + "\n")
     return 1 if errors else 0
 
 

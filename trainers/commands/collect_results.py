@@ -1,306 +1,21 @@
-"""Build the paper's four tables from any number of runs, with the published numbers beside ours.
+"""Build the paper's four tables from any number of runs, with the published numbers next to them.
 
     python scripts/collect_results.py runs --output runs/tables
 
-Reads every results*.json below the folders, of training and of eval=test. Where several are of one cell (protocol,
-data set, trainer, names, start, seed), the newest counts. Zero-shot: mean +- std over a data set's splits. Few-shot:
-the best validation (mean +- std where there are several seeds). Base-to-novel: means over the lists 1 to 3, and their
-harmonic mean. (LLM): rephrased names; (P): trained from a checkpoint. What is no reproduction of the paper's row has a
-row of its own that says why: this project's rephrased names, other names, another training set, a model from random
-weights. Cells without a run stay empty. The folder --output gets tables.md, tables.tex and a CSV a table with every
-number in full.
+Reads every results*.json below the folders, of training and of eval=test. Of several results for one cell the newest
+counts. Cells without a run stay empty. What is averaged, and which runs get a row of their own, is described in
+trainers/reporting/paper_tables.py. The folder --output gets tables.md, tables.tex and one CSV per table with all
+digits of every number.
 """
 
 import argparse
-import csv
-import json
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from trainers.metrics import harmonic_mean, mean_and_std
-from trainers.reporting.published_numbers import DATASETS, PUBLISHED
-
-TITLES = {
-    "zero_shot": "Zero-shot, top-1 in percent",
-    "few_shot": "Few-shot, top-1 in percent, K videos a class",
-    "base2novel": "Base to novel, top-1 in percent",
-    "fully_supervised": "Fully supervised, percent",
-}
-# The paper's columns; what runs have beyond them comes after.
-COLUMNS: dict[str, list[tuple[str, str]]] = {
-    "zero_shot": [(dataset, "top-1") for dataset in ("hmdb51", "ucf101", "k600")],
-    "few_shot": [(dataset, f"K={shot}") for dataset in ("hmdb51", "ucf101", "ssv2") for shot in (2, 4, 8, 16)],
-    "base2novel": [(d, measure) for d in ("k400", "hmdb51", "ucf101", "ssv2") for measure in ("base", "novel", "HM")],
-    "fully_supervised": [("k400", "top-1"), ("k400", "top-5")],
-}
-# The data sets of the protocols' published configurations.
-PUBLISHED_DATA = {
-    "zero_shot": ("k400", "k400_tiny"),
-    "few_shot": ("hmdb51", "ucf101", "ssv2"),
-    "base2novel": ("k400", "hmdb51", "ucf101", "ssv2"),
-    "fully_supervised": ("k400",),
-}
-TRAINERS = {"tc_clip": "TC-CLIP", "vifi_clip": "ViFi-CLIP", "vanilla_clip": "CLIP"}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A number of a table: its mean, its deviation where several were averaged, and of how many it is."""
-
-    mean: float
-    std: float | None
-    count: int
-
-    def text(self) -> str:
-        """Return it as the tables show it."""
-        return f"{self.mean:.1f}" if self.std is None else f"{self.mean:.1f} +- {self.std:.1f}"
-
-
-@dataclass(frozen=True, order=True)
-class RowName:
-    """Whose row it is: the trainer, the variant ("", LLM, P), what differs from the paper's, the ensemble's weight."""
-
-    trainer: str
-    variant: str
-    differs: tuple[str, ...] = ()
-    wise_ft: float | None = None
-
-    def text(self) -> str:
-        """Return it as the tables show it."""
-        words = TRAINERS.get(self.trainer, self.trainer)
-        notes = ", ".join(filter(None, (self.variant, *self.differs)))
-        words += f" ({notes})" if notes else ""
-        return words if self.wise_ft is None else f"{words}, wise_ft={self.wise_ft:g}"
-
-
-@dataclass(frozen=True)
-class Result:
-    """One accuracy of one run on one data set; `number` tells members of a mean apart (split, list, seed)."""
-
-    table: str
-    row: RowName
-    dataset: str
-    measure: str
-    number: str
-    value: float
-    source: str
-
-
-Cells = dict[tuple[RowName, str, str], Cell]
-
-
-def read_results(folders: Iterable[Path]) -> tuple[list[Result], list[str]]:
-    """Return every result below the folders, the newest of each, and notes on what was left out."""
-    paths = sorted({path for folder in folders for path in folder.rglob("results*.json")}, key=_age)
-    newest: dict[tuple, Result] = {}
-    notes = []
-    for path in paths:
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            results = _results_of(path, content)
-            misfit = _misfit(content)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            notes.append(f"{path}: left out, not a result of this program ({error!r})")
-            continue
-        if misfit is not None:
-            notes.append(f"{path}: left out, {misfit}")
-            continue
-        for result in results:
-            key = (result.table, result.row, result.dataset, result.measure, result.number)
-            if key in newest and newest[key].source != result.source:
-                notes.append(f"{newest[key].source}: replaced by the newer {result.source}")
-            newest[key] = result
-    return list(newest.values()), list(dict.fromkeys(notes))
-
-
-def _age(path: Path) -> tuple[int, str]:
-    return path.stat().st_mtime_ns, str(path)
-
-
-def _results_of(path: Path, content: dict[str, Any]) -> list[Result]:
-    """Return the results of one file."""
-    table = content["protocol"]
-    dataset = _dataset_of(table, content["data"])
-    training = content["training"] or {}
-    variant, differs = _variant_of(content, dataset)
-    seed = training.get("seed", content["seed"])
-    found = []
-
-    def add(entry: dict[str, Any], dataset: str, measure: str, number: object, value: float | None) -> None:
-        if value is not None:
-            row = RowName(content["trainer"], variant, differs, entry["wise_ft"])
-            found.append(Result(table, row, dataset, measure, str(number), value, str(path)))
-
-    for entry in content["results"]:
-        part = entry["part"]
-        if table == "zero_shot" and part == "test":
-            add(entry, entry["group"], "top-1", f"{entry['name']} of seed {seed}", entry["top1"])
-        elif table == "few_shot":
-            shot = training.get("shot")
-            if shot is not None:
-                add(entry, dataset, f"K={shot}", seed, entry["top1"])
-        elif table == "base2novel":
-            base = training.get("base")
-            if base is not None:
-                add(entry, dataset, "base" if part == "val" else "novel", f"{base} of seed {seed}", entry["top1"])
-        elif table == "fully_supervised" and part == "test":
-            add(entry, dataset, "top-1", seed, entry["top1"])
-            add(entry, dataset, "top-5", seed, entry["top5"])
-    return found
-
-
-def _dataset_of(table: str, data: str) -> str:
-    return data.removeprefix(f"{table}_").removesuffix("_llm")
-
-
-def _variant_of(content: dict[str, Any], dataset: str) -> tuple[str, tuple[str, ...]]:
-    """Return the paper's variant that a result is of, and what sets it apart from the paper's row."""
-    table, data, training = content["protocol"], content["data"], content["training"] or {}
-    rephrased = data.endswith("_llm") or content.get("labels") in ("llm", "froster")
-    variant = "LLM" if rephrased else "P" if training.get("resume") else ""
-    differs = []
-    if rephrased and content.get("labels") != "froster":
-        differs.append("this project's names")
-    if dataset in PUBLISHED_DATA[table] and "labels" in content and content["labels"] is None:
-        differs.append("other names")
-    if dataset in PUBLISHED_DATA[table] and content.get("clip_weights", "") is None:
-        differs.append("from random weights")
-    if rephrased and training.get("resume"):
-        differs.append("P")
-    source = _dataset_of(table, training.get("data", data))
-    if table == "zero_shot" and (source != dataset or source == "k400_tiny"):
-        differs.append(f"trained on {source}")
-    return variant, tuple(differs)
-
-
-def _misfit(content: dict[str, Any]) -> str | None:
-    """Return why a test says nothing of the training that its table is about, or None; zero-shot tests any weights."""
-    table, training = content["protocol"], content["training"] or {}
-    trained, tested = (name.removesuffix("_llm") for name in (training.get("data", ""), content["data"]))
-    if table == "zero_shot" or not trained or trained == tested:
-        return None
-    return f"{tested} is tested, but the weights were trained by {trained}"
-
-
-def make_cells(results: Sequence[Result], table: str) -> Cells:
-    """Average the results of a table's cells."""
-    groups: dict[tuple[RowName, str, str], list[float]] = {}
-    for result in results:
-        if result.table == table:
-            groups.setdefault((result.row, result.dataset, result.measure), []).append(result.value)
-    cells: Cells = {}
-    for key, values in groups.items():
-        mean, std = mean_and_std(values)
-        shows_std = len(values) > 1 and table != "base2novel"
-        cells[key] = Cell(mean, std if shows_std else None, len(values))
-    if table == "base2novel":
-        for row, dataset in {(row, dataset) for row, dataset, _ in cells}:
-            base, novel = (cells.get((row, dataset, measure)) for measure in ("base", "novel"))
-            if base is not None and novel is not None:
-                mean = harmonic_mean(base.mean, novel.mean)
-                cells[row, dataset, "HM"] = Cell(mean, None, min(base.count, novel.count))
-    return cells
-
-
-def columns_of(table: str, cells: Cells) -> list[tuple[str, str]]:
-    """Return the columns of a table: the paper's, then those of other data sets."""
-    others = {(dataset, measure) for _, dataset, measure in cells} - set(COLUMNS[table])
-    order = {"base": 0, "novel": 1, "HM": 2, "top-1": 3, "top-5": 4}
-
-    def place(column: tuple[str, str]) -> tuple[str, int]:
-        dataset, measure = column
-        return dataset, int(measure.removeprefix("K=")) if measure.startswith("K=") else order[measure]
-
-    return COLUMNS[table] + sorted(others, key=place)
-
-
-def rows_of(table: str, cells: Cells) -> list[tuple[str, dict[tuple[str, str], str]]]:
-    """Return the rows of a table, the paper's before ours of the same variant."""
-    rows = []
-    ours = sorted(
-        {row for row, _, _ in cells}, key=lambda row: (row.variant, row.trainer, row.differs, row.wise_ft or 2)
-    )
-    for variant in ("", "LLM", "P"):
-        paper = {
-            (dataset, measure): Cell(*value, 0).text()
-            for (of, row, dataset, measure), value in PUBLISHED.items()
-            if (of, row) == (table, variant)
-        }
-        if paper:
-            rows.append((f"{RowName('tc_clip', variant).text()}: the paper's", paper))
-        for row in (row for row in ours if row.variant == variant):
-            texts = {(dataset, measure): cell.text() for (of, dataset, measure), cell in cells.items() if of == row}
-            rows.append((f"{row.text()}: ours", texts))
-    return rows
-
-
-def notes_of(table: str, cells: Cells) -> list[str]:
-    """Return which cells are means of fewer lists or splits than the protocol has."""
-    if table not in ("zero_shot", "base2novel"):
-        return []
-    return [
-        f"{row.text()}, {DATASETS.get(dataset, dataset)}, {measure}: of {cell.count} of 3"
-        for (row, dataset, measure), cell in sorted(cells.items(), key=lambda item: str(item[0]))
-        if cell.count < 3 and (table == "base2novel" or dataset in DATASETS)
-    ]
-
-
-def markdown(table: str, cells: Cells) -> str:
-    """Return a table in markdown."""
-    columns = columns_of(table, cells)
-    head = [f"{DATASETS.get(dataset, dataset)} {measure}" for dataset, measure in columns]
-    lines = [f"### {TITLES[table]}", "", f"| | {' | '.join(head)} |", "|---" * (1 + len(head)) + "|"]
-    for name, texts in rows_of(table, cells):
-        lines.append(f"| {name} | {' | '.join(texts.get(column, '') for column in columns)} |")
-    notes = notes_of(table, cells)
-    if notes:
-        lines += ["", "Incomplete means: " + "; ".join(notes) + "."]
-    return "\n".join(lines) + "\n"
-
-
-def latex(table: str, cells: Cells) -> str:
-    """Return a table in LaTeX (needs no package)."""
-    columns = columns_of(table, cells)
-    groups: list[tuple[str, int]] = []
-    for dataset, _ in columns:
-        if groups and groups[-1][0] == dataset:
-            groups[-1] = (dataset, groups[-1][1] + 1)
-        else:
-            groups.append((dataset, 1))
-    head = " & ".join(f"\\multicolumn{{{n}}}{{c}}{{{_tex(DATASETS.get(name, name))}}}" for name, n in groups)
-    lines = [
-        f"% {TITLES[table]}",
-        f"\\begin{{tabular}}{{l{'c' * len(columns)}}}",
-        "\\hline",
-        f" & {head} \\\\",
-        " & " + " & ".join(_tex(measure) for _, measure in columns) + " \\\\",
-        "\\hline",
-    ]
-    for name, texts in rows_of(table, cells):
-        values = (texts.get(column, "").replace("+-", "$\\pm$") for column in columns)
-        lines.append(f"{_tex(name)} & {' & '.join(values)} \\\\")
-    return "\n".join([*lines, "\\hline", "\\end{tabular}"]) + "\n"
-
-
-def _tex(text: str) -> str:
-    for sign in "&%$#_{}":
-        text = text.replace(sign, f"\\{sign}")
-    return text
-
-
-def write_csv(path: Path, table: str, cells: Cells) -> None:
-    """Write every number of a table, the paper's and ours, a line each, unrounded."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["source", "row", "dataset", "measure", "mean", "std", "runs"])
-        for (of, variant, dataset, measure), (mean, std) in PUBLISHED.items():
-            if of == table:
-                writer.writerow(["paper", RowName("tc_clip", variant).text(), dataset, measure, mean, std, ""])
-        for (row, dataset, measure), cell in sorted(cells.items(), key=lambda item: str(item[0])):
-            writer.writerow(["ours", row.text(), dataset, measure, cell.mean, cell.std, cell.count])
+from trainers.commands.shared import make_folder
+from trainers.config.command_line import one_line_errors
+from trainers.files import write_text
+from trainers.reporting.paper_tables import TITLES, collect_results, latex, make_cells, markdown, write_table
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -308,13 +23,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs")
     parser.add_argument("--output", type=Path, help="folder of tables.md, tables.tex and the CSV files")
-    parser.add_argument("--format", choices=["markdown", "latex"], default="markdown", help="what is printed")
+    parser.add_argument("--format", choices=["markdown", "latex"], default="markdown", help="of the printed tables")
     args = parser.parse_args(argv)
     missing = [folder for folder in args.runs if not folder.is_dir()]
     if missing:
         print(f"collect_results: {missing[0]}: no such folder", file=sys.stderr)
         return 2
-    results, notes = read_results(args.runs)
+    results, notes = collect_results(args.runs)
     tables = {table: make_cells(results, table) for table in TITLES}
     texts = {
         "markdown": "\n".join(markdown(table, cells) for table, cells in tables.items()),
@@ -324,11 +39,12 @@ def main(argv: list[str] | None = None) -> int:
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     if args.output is not None:
-        args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / "tables.md").write_text(texts["markdown"], encoding="utf-8")
-        (args.output / "tables.tex").write_text(texts["latex"], encoding="utf-8")
-        for table, cells in tables.items():
-            write_csv(args.output / f"{table}.csv", table, cells)
+        with one_line_errors():
+            make_folder(args.output)
+            write_text(args.output / "tables.md", texts["markdown"])
+            write_text(args.output / "tables.tex", texts["latex"])
+            for table, cells in tables.items():
+                write_table(args.output / f"{table}.csv", table, cells)
     if not results:
         print("collect_results: no results of runs below these folders", file=sys.stderr)
         return 1

@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
 
         import tc_clip
         from trainers.inference import export as exporting
-        from trainers.reporting.model_card import model_card, read_results, save_safetensors
+        from trainers.reporting.model_card import model_card, save_safetensors
+        from trainers.reporting.read_results import read_documents, rows_of
 
         checkpoint = None if args.checkpoint == "none" else tc_clip.read_checkpoint(args.checkpoint)
         model = load_named_model(args, classes, checkpoint)
@@ -96,8 +97,10 @@ def main(argv: list[str] | None = None) -> int:
         (folder / "export.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         shutil.copyfile(LOADER, folder / LOADER.name)
         files += [("export.json", "facts for programs"), (LOADER.name, "runs the programs on videos by itself")]
-        results = [] if checkpoint is None else read_results(Path(args.checkpoint).resolve().parent)
-        content = {} if checkpoint is None else checkpoint.content
+        results, content = [], {}
+        if checkpoint is not None:
+            results = rows_of(read_documents(Path(args.checkpoint).resolve().parent).values())
+            content = checkpoint.content
         (folder / "README.md").write_text(model_card(model, content, results, files), encoding="utf-8")
         print(f"{folder / 'README.md'}  model card")
     return 0

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trainers.evaluator import Evaluation
-from trainers.reporting.html import strip
+from trainers.reporting.thumbnails import film_strip
 from trainers.video_lists import VideoList
 from video_datasets.decoding import VideoReadError, decode
 from video_datasets.sampling import test_indices
@@ -40,5 +40,5 @@ def answered_videos(evaluation: Evaluation, videos: VideoList) -> list[tuple[Ten
         ]
         mark = "right" if item.classes[0] == item.label else "wrong"
         answer = f"**{videos.class_names[item.label]}**, {mark}: {'; '.join(best)}\n\n`{path}`"
-        shown.append((torch.from_numpy(np.array(strip(frames))).permute(2, 0, 1), answer))
+        shown.append((torch.from_numpy(np.array(film_strip(frames))).permute(2, 0, 1), answer))
     return shown

@@ -1,17 +1,17 @@
-"""Charts as SVG text, for pages that need no network: lines, bars, a confusion matrix. Pure functions of numbers."""
+"""Charts as SVG text, for pages that need no network: lines, bars, a confusion matrix."""
 
 import html
 import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
+from trainers.reporting.confusion import MAX_NAMED_CLASSES, Confusion
 
 COLOURS = ("#2257c4", "#d1691f", "#2b8a5a", "#9a3fb5", "#b8202e")
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 12, 12, 34
 
 
 def escape(text: object) -> str:
-    """Return a text that stands for itself in HTML and in attributes."""
+    """Return a text escaped for HTML and its attributes."""
     return html.escape(str(text), quote=True)
 
 
@@ -50,8 +50,8 @@ def line_chart(
         f"{escape(y_title)}</text>"
     )
     legend = _LEFT
-    for place, (name, line) in enumerate(series.items()):
-        colour = COLOURS[place % len(COLOURS)]
+    for i, (name, line) in enumerate(series.items()):
+        colour = COLOURS[i % len(COLOURS)]
         path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in line if math.isfinite(y))
         if len(line) == 1:
             parts.append(f'<circle cx="{x_of(line[0][0]):.1f}" cy="{y_of(line[0][1]):.1f}" r="3" fill="{colour}"/>')
@@ -64,12 +64,12 @@ def line_chart(
 
 
 def bar_chart(bars: Sequence[tuple[str, float, str]], width: int = 900, limit: float = 100.0) -> str:
-    """Draw bars from the left, one below the other: (name, value, note)."""
+    """Draw horizontal bars of (name, value in percent, note), one per line."""
     row, margin = 17, 250
     room = width - margin - 150
     parts = []
-    for place, (name, value, note) in enumerate(bars):
-        y = place * row
+    for i, (name, value, note) in enumerate(bars):
+        y = i * row
         parts.append(f'<text x="{margin - 8}" y="{y + 12}" text-anchor="end">{escape(shortened(name, 40))}</text>')
         parts.append(
             f'<rect x="{margin}" y="{y + 3}" width="{max(1.0, room * value / limit):.1f}" height="{row - 6}" '
@@ -80,31 +80,30 @@ def bar_chart(bars: Sequence[tuple[str, float, str]], width: int = 900, limit: f
     return _svg(width, row * len(bars) + 4, parts)
 
 
-def confusion_chart(names: Sequence[str], matrix: np.ndarray, width: int = 860) -> str:
-    """Draw a confusion matrix (label, prediction): each row as shares of its class; only what is not zero."""
+def confusion_chart(confusion: Confusion, width: int = 860) -> str:
+    """Draw a confusion matrix, each row as shares of its class; cells without videos are left out."""
+    names = confusion.class_names
     count = len(names)
-    named = count <= 60
-    margin = 210 if named else 30
+    is_named = count <= MAX_NAMED_CLASSES
+    margin = 210 if is_named else 30
     cell = max(1.5, (width - margin) / count)
     side = margin + cell * count + 4
     parts = [f'<rect x="{margin}" y="{margin}" width="{cell * count:.1f}" height="{cell * count:.1f}" class="ground"/>']
-    totals = np.maximum(matrix.sum(axis=1), 1)
-    for row, column in zip(*np.nonzero(matrix), strict=True):
-        share = matrix[row, column] / totals[row]
+    for (row, column), videos in sorted(confusion.counts.items()):
+        total = confusion.videos[row]
         colour = COLOURS[2] if row == column else COLOURS[4]
         parts.append(
             f'<rect x="{margin + column * cell:.1f}" y="{margin + row * cell:.1f}" width="{cell:.2f}" '
-            f'height="{cell:.2f}" fill="{colour}" fill-opacity="{0.12 + 0.88 * share:.2f}">'
-            f"<title>{escape(names[row])} taken for {escape(names[column])}: {matrix[row, column]} of {totals[row]}"
-            "</title></rect>"
+            f'height="{cell:.2f}" fill="{colour}" fill-opacity="{0.12 + 0.88 * videos / total:.2f}">'
+            f"<title>{escape(names[row])} taken for {escape(names[column])}: {videos} of {total}</title></rect>"
         )
-    if named:
-        for place, name in enumerate(names):
-            at = margin + (place + 0.5) * cell
+    if is_named:
+        for i, name in enumerate(names):
+            centre = margin + (i + 0.5) * cell
             text = escape(shortened(name, 32))
-            parts.append(f'<text x="{margin - 5}" y="{at + 3:.1f}" text-anchor="end" class="small">{text}</text>')
+            parts.append(f'<text x="{margin - 5}" y="{centre + 3:.1f}" text-anchor="end" class="small">{text}</text>')
             parts.append(
-                f'<text class="small" transform="translate({at + 3:.1f} {margin - 5}) rotate(-90)">{text}</text>'
+                f'<text class="small" transform="translate({centre + 3:.1f} {margin - 5}) rotate(-90)">{text}</text>'
             )
     else:
         parts.append(f'<text x="{margin}" y="{margin - 8}">predicted class, in the order of the labels</text>')
@@ -120,18 +119,18 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     step *= next(factor for factor in (1, 2, 2.5, 5, 10) if (high - low) / (factor * step) <= count)
     first = math.floor(low / step + 1e-9)
     last = math.ceil(high / step - 1e-9)
-    return [round(place * step, 12) for place in range(first, last + 1)]
+    return [round(i * step, 12) for i in range(first, last + 1)]
 
 
 def number(value: float) -> str:
-    """Return a number as an axis shows it."""
+    """Return a number as the label of an axis."""
     if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
         return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
     return f"{value:,.10g}"
 
 
 def shortened(text: str, length: int) -> str:
-    """Return a text cut to a length, with an ellipsis where something was cut."""
+    """Return a text cut to a length, with an ellipsis if it was longer."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

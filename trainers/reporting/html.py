@@ -2,55 +2,48 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from PIL import Image
 
-from trainers.inference.visualize.html import data_url
+from trainers.files import write_text
 from trainers.metrics import metric_titles
 from trainers.reporting.charts import bar_chart, confusion_chart, escape, line_chart
-from trainers.reporting.published_numbers import PUBLISHED
-from trainers.reporting.read_results import Answer, Answers, RunFolder, read_run
-from video_datasets.decoding import VideoReadError, decode
-from video_datasets.sampling import test_indices
-from video_datasets.video_files import VideoFilesError, open_video_files
+from trainers.reporting.confusion import MAX_DRAWN_CLASSES, Confusion
+from trainers.reporting.published_numbers import published_numbers
+from trainers.reporting.read_results import PredictionsFile, RunFolder, VideoPrediction, read_run, rows_of
+from trainers.reporting.thumbnails import Thumbnail, thumbnails_of
 
-Picture = Callable[[str], str | None]  # a listed path -> a data URL, or None where there is no picture
 SHOWN_VIDEOS = 9
 SHOWN_CLASSES = 40
 SHOWN_PAIRS = 12
-THUMBNAIL_FRAMES = 4
-THUMBNAIL_SIDE = 128
 
 
 def write_report(folder: Path, videos_root: Path | None = None, target: Path | None = None) -> Path:
-    """Write the page of a run's folder and return where it is.
+    """Write the page of a run's folder and return its path.
 
     Args:
-        folder: with `results*.json`; `predictions_*.csv`, `metrics.jsonl`, configuration and environment as far as
-            they are there.
-        videos_root: where the videos are, for the pictures; None: where the configuration has them.
+        folder: with `results*.json`; `predictions_*.csv`, `metrics.jsonl`, configuration and environment are used if
+            they exist.
+        videos_root: folder or archive of the videos, for the pictures; None: as in the configuration.
         target: the page; by default `report.html` in the folder.
 
     Raises:
-        ConfigError: where the folder has no results or a file is damaged.
+        ConfigError: if the folder has no results, a file is damaged, or the page cannot be written.
     """
-    run = read_run(folder)
     target = target or folder / "report.html"
-    target.write_text(report_page(run, videos_root), encoding="utf-8")
+    write_text(target, report_page(read_run(folder), videos_root))
     return target
 
 
 def report_page(run: RunFolder, videos_root: Path | None = None) -> str:
     """Return the page; see `write_report`."""
     sections = [_headline(run)]
-    for answers in run.answers:
-        if answers.answers:
-            sections.append(_list_section(answers, pictures_of(run, answers.name, videos_root)))
+    for content in run.predictions:
+        if content.predictions:
+            sections.append(_list_section(content, thumbnails_of(run.config, content.name, videos_root)))
     sections += [_curves(run.metrics), _facts(run)]
     title = f"{run.config.get('data', {}).get('name', run.path.name)}: {_first(run, 'trainer') or 'results'}"
     style = (Path(__file__).parent / "assets" / "report.css").read_text(encoding="utf-8")
@@ -64,88 +57,26 @@ def report_page(run: RunFolder, videos_root: Path | None = None) -> str:
     )
 
 
-def published_beside(config: Mapping[str, Any], row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the paper's numbers for a row of results: (row of the paper's table, number); often none."""
-    protocol = config.get("protocol")
-    measures = {
-        "zero_shot": "top-1",
-        "few_shot": f"K={config.get('shot')}",
-        "base2novel": "base" if row.get("part") == "val" else "novel",
-        "fully_supervised": "top-1",
-    }
-    data = str(config.get("data", {}).get("name", "")).removeprefix(f"{protocol}_")
-    source = str(row.get("group", "")) if protocol == "zero_shot" else data.removesuffix("_llm")
-    if protocol == "zero_shot" and row.get("part") != "test":
-        return []
-    found = []
-    for kind, title in (("", "TC-CLIP"), ("LLM", "TC-CLIP, rephrased names"), ("P", "TC-CLIP, from zero-shot")):
-        number = PUBLISHED.get((protocol, kind, source, measures.get(protocol)))
-        if number is not None:
-            found.append((title, f"{number[0]}" + (f" ± {number[1]}" if number[1] is not None else "")))
-    return found
-
-
-def pictures_of(run: RunFolder, name: str, videos_root: Path | None) -> Picture:
-    """Return a function that draws frames of a listed video as a data URL, None where it cannot be read."""
-    root = videos_root or _root_of(run.config, name)
-    files = None
-    if root is not None:
-        try:
-            files = open_video_files(str(root))
-        except VideoFilesError:
-            files = None  # the page is still worth having where the videos are elsewhere
-
-    def picture(listed: str) -> str | None:
-        if files is None:
-            return None
-        try:
-            frames = decode(files.find(listed), lambda count: test_indices(count, THUMBNAIL_FRAMES)[0])
-        except (VideoReadError, VideoFilesError):
-            return None
-        return data_url(strip(frames), quality=75)
-
-    return picture
-
-
-def strip(frames: np.ndarray) -> Image.Image:
-    """Put frames (T, H, W, 3) side by side, small."""
-    small = []
-    for frame in frames:
-        picture = Image.fromarray(frame)
-        picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-        small.append(picture)
-    sheet = Image.new("RGB", (sum(p.width for p in small) + 2 * (len(small) - 1), small[0].height), (255, 255, 255))
-    for place, picture in enumerate(small):
-        sheet.paste(picture, (place * (small[0].width + 2), 0))
-    return sheet
-
-
 def _headline(run: RunFolder) -> str:
     rows = []
-    seen: list[Any] = []
-    for document in run.results.values():
-        for row in document["results"]:
-            if row in seen:
-                continue
-            seen.append(row)
-            weights = str(row.get("weights", ""))
-            if row.get("wise_ft") is not None:
-                weights += f", wise_ft {row['wise_ft']:g}"
-            published = "<br>".join(
-                f"{escape(value)} <span class=faint>{escape(what)}</span>"
-                for what, value in published_beside(run.config, row)
-            )
-            unread = f" (+{row['unreadable']} unreadable)" if row.get("unreadable") else ""
-            rows.append(
-                f"<tr><td>{escape(row.get('name'))} <span class=faint>{escape(row.get('part'))}</span></td>"
-                f"<td>{escape(weights)}</td><td>{row.get('num_clip')} × {row.get('num_crop')}</td>"
-                f'<td class="n">{row.get("videos", 0):,}{unread}</td>'
-                + "".join(
-                    f'<td class="n{" big" if name == "top1" else ""}">{_percent(row.get(name))}</td>'
-                    for name in (*metric_titles(), "chance")
-                )
-                + f"<td>{published}</td></tr>"
-            )
+    for row in rows_of(run.results.values()):
+        weights = str(row.get("weights", ""))
+        if row.get("wise_ft") is not None:
+            weights += f", wise_ft {row['wise_ft']:g}"
+        published = "<br>".join(
+            f"{escape(value)} <span class=faint>{escape(title)}</span>"
+            for title, value in published_numbers(run.config, row)
+        )
+        unreadable = f" (+{row['unreadable']} unreadable)" if row.get("unreadable") else ""
+        metrics = "".join(
+            f'<td class="n{" big" if name == "top1" else ""}">{_percent(row.get(name))}</td>'
+            for name in (*metric_titles(), "chance")
+        )
+        rows.append(
+            f"<tr><td>{escape(row.get('name'))} <span class=faint>{escape(row.get('part'))}</span></td>"
+            f"<td>{escape(weights)}</td><td>{row.get('num_clip')} × {row.get('num_crop')}</td>"
+            f'<td class="n">{row.get("videos", 0):,}{unreadable}</td>{metrics}<td>{published}</td></tr>'
+        )
     numbers = ("videos", *(f"{title} %" for title in metric_titles().values()), "chance %")
     head = "".join(
         f'<th class="{"n" if name in numbers else ""}">{name}</th>'
@@ -167,67 +98,66 @@ def _summary_line(item: Mapping[str, Any]) -> str:
     return escape(json.dumps(item))
 
 
-def _list_section(answers: Answers, picture: Picture) -> str:
-    matrix = answers.confusion()
-    totals = matrix.sum(axis=1)
-    right = matrix.trace()
-    parts = [
-        f"<h2>{escape(answers.name)}</h2><div class=faint>{right:,} of {len(answers.answers):,} videos right, "
-        f"{100 * right / len(answers.answers):.2f} %</div>"
+def _list_section(content: PredictionsFile, thumbnail: Thumbnail) -> str:
+    confusion = content.confusion
+    num_right = int(confusion.right.sum())
+    sections = [
+        f"<h2>{escape(content.name)}</h2><div class=faint>{num_right:,} of {len(content.predictions):,} videos right, "
+        f"{confusion.accuracy:.2f} %</div>"
     ]
     shares = [
-        (name, 100 * matrix[i, i] / totals[i], f"  of {totals[i]}")
-        for i, name in enumerate(answers.class_names)
-        if totals[i]
+        (name, 100 * right / videos, f"  of {videos}")
+        for name, right, videos in zip(confusion.class_names, confusion.right, confusion.videos, strict=True)
+        if videos
     ]
     shares.sort(key=lambda item: item[1])
     half = SHOWN_CLASSES // 2
     shown = shares if len(shares) <= SHOWN_CLASSES else shares[:half] + shares[-half:]
     title = "Classes" if len(shown) == len(shares) else f"Classes: the {half} weakest and the {half} strongest"
-    parts.append(f"<h3>{title}</h3><div class=card>{bar_chart(shown)}</div>")
-    parts.append(f"<h3>Confusions</h3>{_pairs(answers, matrix)}")
-    parts.append(f"<div class=card>{confusion_chart(answers.class_names, matrix)}</div>")
+    sections.append(f"<h3>{title}</h3><div class=card>{bar_chart(shown)}</div>")
+    sections.append(f"<h3>Confusions</h3>{_pairs(confusion)}")
+    if len(confusion.class_names) <= MAX_DRAWN_CLASSES:
+        sections.append(f"<div class=card>{confusion_chart(confusion)}</div>")
+    else:
+        sections.append(
+            f"<p>The matrix of {len(confusion.class_names):,} classes is not drawn: more than {MAX_DRAWN_CLASSES:,} "
+            f"cannot be read. per_class_{escape(content.name)}.csv has every class.</p>"
+        )
     for heading, chosen in (
-        ("Hardest: wrong, and most sure of it", answers.hardest(SHOWN_VIDEOS)),
-        ("Surest: right, one a class", answers.surest(SHOWN_VIDEOS)),
+        ("Hardest: wrong, with the highest scores", content.hardest(SHOWN_VIDEOS)),
+        ("Surest: right, one per class", content.surest(SHOWN_VIDEOS)),
     ):
         if chosen:
-            cards = "".join(_video_card(answer, picture(answer.video)) for answer in chosen)
-            parts.append(f"<h3>{heading}</h3><div class=videos>{cards}</div>")
-    return "".join(parts)
+            cards = "".join(_video_card(item, thumbnail(item.video)) for item in chosen)
+            sections.append(f"<h3>{heading}</h3><div class=videos>{cards}</div>")
+    return "".join(sections)
 
 
-def _pairs(answers: Answers, matrix: np.ndarray) -> str:
-    wrong = matrix.copy()
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:SHOWN_PAIRS]
-    rows = []
-    for place in order:
-        row, column = np.unravel_index(place, wrong.shape)
-        if not wrong[row, column]:
-            break
-        total = matrix[row].sum()
-        rows.append(
-            f"<tr><td>{escape(answers.class_names[row])}</td><td>{escape(answers.class_names[column])}</td>"
-            f'<td class="n">{wrong[row, column]} of {total}</td></tr>'
-        )
-    if not rows:
+def _pairs(confusion: Confusion) -> str:
+    pairs = confusion.most_confused(SHOWN_PAIRS)
+    if not pairs:
         return "<p>None.</p>"
+    rows = "".join(
+        f"<tr><td>{escape(confusion.class_names[pair.label])}</td>"
+        f"<td>{escape(confusion.class_names[pair.predicted])}</td>"
+        f'<td class="n">{pair.videos} of {confusion.videos[pair.label]}</td></tr>'
+        for pair in pairs
+    )
     head = "<tr><th>class</th><th>taken for</th><th class=n>times</th></tr>"
-    return f"<div class=card><table>{head}{''.join(rows)}</table></div>"
+    return f"<div class=card><table>{head}{rows}</table></div>"
 
 
-def _video_card(answer: Answer, picture: str | None) -> str:
+def _video_card(item: VideoPrediction, picture: str | None) -> str:
     image = f'<img alt="frames" src="{picture}">' if picture else "<div class=faint>no picture</div>"
     bars = "".join(
         f"<div class=top><span>{escape(name)}</span><i style='width:{100 * score:.1f}%'></i>"
         f"<b>{100 * score:.1f} %</b></div>"
-        for name, score in zip(answer.classes, answer.scores, strict=True)
+        for name, score in zip(item.classes, item.scores, strict=True)
     )
-    kind = "right" if answer.is_right else "wrong"
+    kind = "right" if item.is_right else "wrong"
     return (
-        f"<div class=video>{image}<div class=name>{escape(answer.video)}</div>"
-        f'<div class="{kind}">{escape(answer.label)}</div>{bars}</div>'
+        f"<div class=video>{image}<div class=name>{escape(item.video)}</div>"
+        f'<div class="{kind}">{escape(item.label)}</div>{bars}</div>'
     )
 
 
@@ -245,7 +175,7 @@ def _curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             line_chart({title: line(val, name) for name, title in metric_titles().items()}, "micro-batches", "%"),
         ),
         ("learning rates", line_chart({name: line(train, name) for name in rates}, "micro-batches", "rate")),
-        ("throughput", line_chart({"videos": line(train, "videos_per_second")}, "micro-batches", "videos a second")),
+        ("throughput", line_chart({"videos": line(train, "videos_per_second")}, "micro-batches", "videos per second")),
     ]
     charts = "".join(f"<div class=card><div class=faint>{title}</div>{chart}</div>" for title, chart in drawn if chart)
     return f"<h2>Training</h2><div class=charts>{charts}</div>" if charts else ""
@@ -269,17 +199,6 @@ def _facts(run: RunFolder) -> str:
         text = escape(yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True))
         config = f"<details><summary>configuration</summary><pre>{text}</pre></details>"
     return f"<h2>Run</h2><div class=card><table>{rows}</table>{config}</div>"
-
-
-def _root_of(config: Mapping[str, Any], name: str) -> str | None:
-    """Return the folder of the videos of a predictions file `{part}_{list}[_wise_ft_...]`."""
-    data, datasets = config.get("data") or {}, config.get("dataset") or {}
-    lists = {f"test_{entry.get('name')}": entry for entry in data.get("test") or []}
-    lists |= {f"{part}_{data.get('name')}": data[part] for part in ("val", "train") if data.get(part)}
-    fitting = [stem for stem in lists if name == stem or name.startswith(f"{stem}_wise_ft")]
-    if not fitting:
-        return None
-    return (datasets.get(lists[max(fitting, key=len)].get("dataset")) or {}).get("root")
 
 
 def _first(run: RunFolder, key: str) -> Any:

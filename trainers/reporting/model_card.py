@@ -1,6 +1,5 @@
-"""Weights as safetensors with all that is needed to build the model again, and the card that says what they are."""
+"""Weights as safetensors with everything that builds the model again, and the model card that describes them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,10 @@ RECIPE = ("protocol", "epochs", "warmup_epochs", "lr", "lr_min", "batch_size", "
 
 
 def save_safetensors(path: Path, model: tc_clip.VideoClip) -> None:
-    """Write a model's weights and, in the metadata, what builds it: `tc_clip.load_model` reads the file.
+    """Write a model's weights with metadata from which `tc_clip.load_model` builds the model again.
 
     Raises:
-        ConfigError: where the file cannot be written.
+        ConfigError: if the file cannot be written.
     """
     tensors = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     try:
@@ -34,18 +33,6 @@ def save_safetensors(path: Path, model: tc_clip.VideoClip) -> None:
             temporary.chmod(0o644)  # safetensors writes files that only their owner can read
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error}") from error
-
-
-def read_results(folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of the results that a run left beside its checkpoint; none where there are none."""
-    rows = []
-    for path in sorted(folder.glob("results*.json")):
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))["results"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path}: is no result file of ours ({error})") from error
-        rows += [row for row in found if row not in rows]
-    return rows
 
 
 def model_card(
@@ -57,9 +44,9 @@ def model_card(
     """Return a model card in Markdown.
 
     Args:
-        checkpoint: the content that `tc_clip.read_checkpoint` returned; its `config` gives the recipe where it has one.
+        checkpoint: the content of the checkpoint; the recipe comes from its `config`, if it has one.
         results: rows of `results.json`.
-        files: (name, what it is) of what lies beside the card.
+        files: (name, description) of the files next to the card.
     """
     info = model.info()
     config = checkpoint.get("config") or {}
@@ -85,7 +72,7 @@ def model_card(
         lines[-1] += ", ".join(f"{key} {config[key]}" for key in RECIPE if config.get(key) is not None)
         lines[-1] += f"; best after epoch {checkpoint['best']['epoch']}." if checkpoint.get("best") else "."
     else:
-        lines += ["The checkpoint does not say."]
+        lines += ["The checkpoint does not contain it."]
     lines += ["", "## Results", ""]
     if results:
         titles = metric_titles()
@@ -98,12 +85,12 @@ def model_card(
                 f"| {row['videos']} | {' | '.join(percent(row.get(name)) for name in titles)} | {row['chance']:.2f} |"
             )
     else:
-        lines += ["None were found beside the checkpoint."]
+        lines += ["None were found next to the checkpoint."]
     lines += ["", f"## Classes ({len(model.class_names)})", ""]
-    lines += ["The weights are tied to no class; those that the exported classifier scores:", ""]
+    lines += ["The weights are not tied to classes. The exported classifier scores:", ""]
     lines += [", ".join(model.class_names), ""]
     lines += ["## Files", ""]
-    lines += [f"- `{name}`: {what}" for name, what in files]
+    lines += [f"- `{name}`: {description}" for name, description in files]
     lines += ["", "## Licence", ""]
     start = info["clip_weights"]
     lines += [f"{LICENCE} for the code." + (" CLIP's weights: MIT (OpenAI)." if start else "")]

@@ -1,21 +1,24 @@
-"""What a run or an evaluation left in its folder, read for reports; fields that newer versions add do no harm."""
+"""Read what a run or an evaluation wrote to its folder; fields that other versions added are ignored or passed on."""
 
-import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from sys import intern
 from typing import Any
 
-import numpy as np
 import yaml
 
+from trainers.csv_files import read_csv
 from trainers.errors import ConfigError
+from trainers.reporting.confusion import Confusion, count_confusion
+
+Document = dict[str, Any]  # the content of a results file
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a model answered on one video: its best classes, best first, and their scores."""
+class VideoPrediction:
+    """The best classes of a model for one video, best first, and their scores."""
 
     video: str
     label: str
@@ -29,100 +32,118 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """The answers on one list of videos; `name` is that of its file, without `predictions_`."""
+class PredictionsFile:
+    """The predictions for one list of videos; `name` is that of the file, without `predictions_`."""
 
     name: str
-    class_names: tuple[str, ...]  # those with videos by their labels, then those only predicted
-    answers: tuple[Answer, ...]
+    predictions: tuple[VideoPrediction, ...]
+    confusion: Confusion
 
-    def confusion(self) -> np.ndarray:
-        """Return how many videos of each class (row) were taken for each class (column)."""
-        place = {name: i for i, name in enumerate(self.class_names)}
-        matrix = np.zeros((len(place), len(place)), dtype=int)
-        for answer in self.answers:
-            if answer.classes:
-                matrix[place[answer.label], place[answer.classes[0]]] += 1
-        return matrix
+    def hardest(self, count: int) -> list[VideoPrediction]:
+        """Return the wrong predictions with the highest scores."""
+        wrong = [item for item in self.predictions if not item.is_right and item.scores]
+        return sorted(wrong, key=lambda item: -item.scores[0])[:count]
 
-    def hardest(self, count: int) -> list[Answer]:
-        """Return the wrong answers that were given with most confidence."""
-        wrong = [answer for answer in self.answers if not answer.is_right and answer.scores]
-        return sorted(wrong, key=lambda answer: -answer.scores[0])[:count]
-
-    def surest(self, count: int) -> list[Answer]:
-        """Return the right answers that were given with most confidence, one a class as far as there are classes."""
-        right = sorted((answer for answer in self.answers if answer.is_right), key=lambda answer: -answer.scores[0])
-        first: dict[str, Answer] = {}
-        for answer in right:
-            first.setdefault(answer.label, answer)
+    def surest(self, count: int) -> list[VideoPrediction]:
+        """Return the right predictions with the highest scores, at most one per class."""
+        right = sorted((item for item in self.predictions if item.is_right), key=lambda item: -item.scores[0])
+        first: dict[str, VideoPrediction] = {}
+        for item in right:
+            first.setdefault(item.label, item)
         return list(first.values())[:count]
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder's content: result documents by file name, answers, lines of metrics by kind, configuration, facts."""
+    """The content of a folder: results by file name, predictions, metrics by kind, configuration, environment."""
 
     path: Path
-    results: dict[str, dict[str, Any]]
-    answers: tuple[Answers, ...]
+    results: dict[str, Document]
+    predictions: tuple[PredictionsFile, ...]
     metrics: dict[str, list[dict[str, Any]]]
     config: dict[str, Any]
     environment: dict[str, Any]
+
+
+def results_name(evaluated: str | None) -> str:
+    """Return the name of the results file of a training run, or of an evaluation of a part (val or test)."""
+    return "results.json" if evaluated is None else f"results_eval_{evaluated}.json"
 
 
 def read_run(folder: Path) -> RunFolder:
     """Read a folder.
 
     Raises:
-        ConfigError: where it has no results, or one of its files is damaged.
+        ConfigError: if it has no results, or one of its files is damaged.
     """
-    results = {path.name: _json(path) for path in sorted(folder.glob("results*.json"))}
+    results = read_documents(folder)
     if not results:
         raise ConfigError(
             f"{folder}: there is no results.json; is it the output folder of a finished run or evaluation?"
         )
-    for name, document in results.items():
-        if not isinstance(document, Mapping) or not isinstance(document.get("results"), list):
-            raise ConfigError(f"{folder / name}: is no result file of ours")
-    config = next((path for path in _newest(folder, "*config.yaml")), None)
-    facts = next((path for path in _newest(folder, "*environment.json")), None)
+    config = _newest(folder, "*config.yaml")
+    environment = _newest(folder, "*environment.json")
     return RunFolder(
         folder,
         results,
-        tuple(read_answers(path) for path in sorted(folder.glob("predictions_*.csv"))),
-        _metrics(folder / "metrics.jsonl"),
-        _yaml(config) if config else {},
-        _json(facts) if facts else {},
+        tuple(read_predictions(path) for path in sorted(folder.glob("predictions_*.csv"))),
+        read_metrics(folder / "metrics.jsonl"),
+        _read_yaml(config) if config else {},
+        read_json(environment) if environment else {},
     )
 
 
-def read_answers(path: Path) -> Answers:
+def read_documents(folder: Path) -> dict[str, Document]:
+    """Return the results files of a folder by name; without one the result is empty.
+
+    Raises:
+        ConfigError: if one is damaged.
+    """
+    return {path.name: read_document(path) for path in sorted(folder.glob("results*.json"))}
+
+
+def read_document(path: Path) -> Document:
+    """Read a results file.
+
+    Raises:
+        ConfigError: if it cannot be read or was not created by this project.
+    """
+    document = read_json(path)
+    if not isinstance(document, dict) or not isinstance(document.get("results"), list):
+        raise ConfigError(f"{path}: is not a results file of this project")
+    return document
+
+
+def rows_of(documents: Iterable[Document]) -> list[dict[str, Any]]:
+    """Return the rows of several results files; a row that several files repeat comes once."""
+    rows: list[dict[str, Any]] = []
+    for document in documents:
+        rows += [row for row in document["results"] if row not in rows]
+    return rows
+
+
+def read_predictions(path: Path) -> PredictionsFile:
     """Read a `predictions_*.csv`.
 
     Raises:
-        ConfigError: where a line lacks something.
+        ConfigError: if it is damaged.
     """
-    answers, labels = [], {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for number, row in enumerate(csv.DictReader(file), start=2):
-            try:
-                ranks = [n for n in range(1, len(row)) if row.get(f"predicted{n}")]
-                scores = tuple(float(row[f"score{n}"]) for n in ranks)
-                labels[row["name"]] = int(row["label"])
-                answers.append(Answer(row["video"], row["name"], tuple(row[f"predicted{n}"] for n in ranks), scores))
-            except (KeyError, ValueError, TypeError) as error:
-                raise ConfigError(f"{path}:{number}: is no line of a predictions file ({error})") from error
-    names = sorted(labels, key=labels.__getitem__)
-    names += sorted({answer.classes[0] for answer in answers if answer.classes} - labels.keys())
-    return Answers(path.stem.removeprefix("predictions_"), tuple(names), tuple(answers))
+    predictions: list[VideoPrediction] = []
+    counted: list[tuple[int, str, str]] = []
+    for number, row in read_csv(path):
+        try:
+            ranks = [n for n in range(1, len(row)) if row.get(f"predicted{n}")]
+            name, classes = intern(row["name"]), tuple(intern(row[f"predicted{n}"]) for n in ranks)
+            scores = tuple(float(row[f"score{n}"]) for n in ranks)
+            predictions.append(VideoPrediction(row["video"], name, classes, scores))
+            counted.append((int(row["label"]), name, classes[0]))
+        except (KeyError, ValueError, IndexError) as error:
+            raise ConfigError(f"{path}:{number}: is not a line of a predictions file ({error})") from error
+    return PredictionsFile(path.stem.removeprefix("predictions_"), tuple(predictions), count_confusion(counted))
 
 
-def _newest(folder: Path, pattern: str) -> list[Path]:
-    return sorted(folder.glob(pattern), key=lambda path: -path.stat().st_mtime)
-
-
-def _metrics(path: Path) -> dict[str, list[dict[str, Any]]]:
+def read_metrics(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the lines of a `metrics.jsonl` by kind; a missing file has none, and incomplete lines are skipped."""
     kinds: dict[str, list[dict[str, Any]]] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
@@ -133,15 +154,27 @@ def _metrics(path: Path) -> dict[str, list[dict[str, Any]]]:
     return kinds
 
 
-def _json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ConfigError: if it cannot be read.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
 
 
-def _yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{path}: is not a configuration")
+    return dict(content)
+
+
+def _newest(folder: Path, pattern: str) -> Path | None:
+    return max(folder.glob(pattern), key=lambda path: path.stat().st_mtime, default=None)

@@ -1,15 +1,18 @@
-"""The files of an evaluation: predictions, classes, confusion matrix, and what its numbers depend on."""
+"""Write the files of an evaluation: predictions, accuracies by class, confusion matrix, and what they depend on."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainers.config.lists import label_choice_of
 from trainers.config.settings import Settings
+from trainers.csv_files import write_csv
 from trainers.environment import package_versions
-from trainers.evaluator import Evaluation, write_predictions
-from trainers.reporting.confusion import draw_confusion, read_confusion, write_per_class
+from trainers.evaluator import Evaluation
+from trainers.reporting.confusion import count_confusion, draw_confusion, write_per_class
+from trainers.reporting.pictures import side_product
 from trainers.video_lists import VideoList
 
 
@@ -28,26 +31,56 @@ class WeightsFile:
 
 
 def file_stem(part: str, videos: VideoList, wise_ft: float | None) -> str:
-    """Return what the files of one evaluation have in common in their names."""
+    """Return the common part of the names of an evaluation's files."""
     return f"{part}_{videos.name}" + ("" if wise_ft is None else f"_wise_ft_{wise_ft:g}")
 
 
-def write_evaluation(folder: Path, stem: str, evaluation: Evaluation, videos: VideoList, pictures: bool) -> str:
-    """Write `predictions_<stem>.csv` and what follows from it; return the name of that file.
+def write_evaluation(
+    folder: Path, stem: str, evaluation: Evaluation, videos: VideoList, pictures: bool, warn: Callable[[str], None]
+) -> None:
+    """Write `predictions_<stem>.csv` and what follows from it.
 
-    `per_class_<stem>.csv` has a line a class, `confusion_<stem>.png` (with `pictures`) is the confusion matrix.
+    `per_class_<stem>.csv` has one line per class; with `pictures`, `confusion_<stem>.png` is the confusion matrix.
+
+    Args:
+        warn: is called if the picture fails.
+
+    Raises:
+        OSError: if a table cannot be written.
     """
-    path = folder / f"predictions_{stem}.csv"
-    write_predictions(path, evaluation.predictions, [record.path for record in videos.records], videos.class_names)
-    names, matrix = read_confusion(path)
-    write_per_class(names, matrix, folder / f"per_class_{stem}.csv")
-    if pictures and names:
-        draw_confusion(names, matrix, stem, folder / f"confusion_{stem}.png")
-    return path.name
+    write_predictions(folder / f"predictions_{stem}.csv", evaluation, videos)
+    names = videos.class_names
+    confusion = count_confusion((p.label, names[p.label], names[p.classes[0]]) for p in evaluation.predictions)
+    write_per_class(confusion, folder / f"per_class_{stem}.csv")
+    if pictures and confusion.class_names:
+        picture = folder / f"confusion_{stem}.png"
+        with side_product(picture.name, warn):
+            draw_confusion(confusion, stem, picture)
+
+
+def write_predictions(path: Path, evaluation: Evaluation, videos: VideoList) -> None:
+    """Write one line per video: its path, its class, and the best classes with their scores.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    names = videos.class_names
+    num_best = max((len(prediction.classes) for prediction in evaluation.predictions), default=0)
+    best = [f"{column}{rank}" for rank in range(1, num_best + 1) for column in ("predicted", "score")]
+    rows = (
+        [videos.records[prediction.index].path, prediction.label, names[prediction.label]]
+        + [
+            cell
+            for index, score in zip(prediction.classes, prediction.scores, strict=True)
+            for cell in (names[index], f"{score:.6f}")
+        ]
+        for prediction in evaluation.predictions
+    )
+    write_csv(path, ["video", "label", "name", *best], rows)
 
 
 def list_facts(videos: VideoList) -> dict[str, Any]:
-    """Return which list and class names an evaluation used, with the hashes of the files."""
+    """Return the files of the list and the class names of an evaluation, with their hashes."""
     return {
         "num_classes": len(videos.class_names),
         "list": str(videos.list_path),
@@ -58,10 +91,10 @@ def list_facts(videos: VideoList) -> dict[str, Any]:
 
 
 def run_facts(settings: Settings, weights: WeightsFile | None) -> dict[str, Any]:
-    """Return what a run's numbers depend on besides lists and views.
+    """Return what the numbers of a run depend on besides lists and views.
 
     Args:
-        weights: the checkpoint that was evaluated; None: the start weights.
+        weights: the evaluated checkpoint; None: the start weights.
     """
     of_training = settings.to_dict() if settings.eval is None else None if weights is None else weights.config
     facts: dict[str, Any] = {
@@ -88,7 +121,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _training_facts(config: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return how weights were trained, as far as it decides which row of a table they belong to."""
+    """Return how weights were trained, as far as it determines their row in the paper's tables."""
     if config is None:
         return None
     names = ("protocol", "shot", "base", "seed", "resume")
