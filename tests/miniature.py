@@ -137,7 +137,7 @@ def _hmdb51(mini: Miniature) -> None:
             write_clip(mini.videos("hmdb51") / stem / video, label, number)
         for split in range(3):
             used = videos[:-1]
-            train = {used[(split + place) % len(used)] for place in range(NUM_TRAIN)}
+            train = {used[(split + index) % len(used)] for index in range(NUM_TRAIN)}
             lines = [f"{video} {1 if video in train else 2} " for video in used] + [f"{videos[-1]} 0 "]
             _write(folder / f"{stem}_test_split{split + 1}.txt", lines)
 

@@ -1,4 +1,4 @@
-"""Every configuration composes, holds the published numbers, and is checked in both directions."""
+"""Every configuration composes, has the published numbers, and is checked in both directions."""
 
 import pytest
 import yaml

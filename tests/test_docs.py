@@ -1,7 +1,7 @@
 """Checks the documents: every command, file name, link, and name of the Python interface in them is valid.
 
 A small interpreter reads every fenced shell block of every document (loops, variables, continued lines). An unknown
-kind of command fails, so that no document holds an unchecked one.
+kind of command fails, so that no document contains an unchecked one.
 """
 
 import argparse

@@ -24,7 +24,7 @@ def leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def documented_keys(document: str = "CONFIG.md") -> dict[str, str | None]:
-    """Return the keys of a document's tables (first cell in backticks), with the default beside each."""
+    """Return the keys of a document's tables (first cell in backticks), with their defaults."""
     found: dict[str, str | None] = {}
     columns: list[str] = []
     for line in prose_of(REPOSITORY / document).splitlines():
@@ -35,7 +35,7 @@ def documented_keys(document: str = "CONFIG.md") -> dict[str, str | None]:
             columns = cells
         elif columns[0] == "key" and cells[0].startswith("`"):
             key = cells[0].strip("`")
-            assert key not in found, f"{document}: {key} stands twice"
+            assert key not in found, f"{document}: {key} is listed twice"
             has_default = columns[1] in ("default", "tiny") and bool(cells[1])
             found[key] = cells[1].strip("`") if has_default else None
     return found

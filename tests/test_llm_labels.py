@@ -1,4 +1,4 @@
-"""The rephrased class names: one sentence a class, true to the plain names, and no two alike."""
+"""The rephrased class names: one sentence per class, consistent with the class names, no two alike."""
 
 import csv
 import itertools
@@ -24,9 +24,9 @@ DATA_SETS = {"k400": ["k400"], "k600": [*K600_SPLITS], "hmdb51": ["hmdb51"], "uc
 
 # Words that two sentences share, over all words of both. Sentences on different scenes share "a", "the" and a few
 # words more: 0.07 on average over all pairs, 0.43 at most (the head stand and the stand on the hands). A sentence of
-# 14 words with one exchanged is 0.87 like the first, with four exchanged 0.56. So the bound stands between the two.
+# 14 words with one exchanged is 0.87 like the first, with four exchanged 0.56. The bound is between the two.
 MAX_SIMILARITY = 0.5
-MIN_WORDS = 8  # fewer say little more than the class name
+MIN_WORDS = 8  # fewer add little to the class name
 
 
 def words_of(class_name: str) -> str:

@@ -1,4 +1,4 @@
-"""configs/local.yaml, the one place for the paths of a machine, and the choice of class names."""
+"""configs/local.yaml, which has the paths of a machine, and the choice of class names."""
 
 import shutil
 from pathlib import Path
@@ -78,7 +78,7 @@ def test_wrong_combinations_name_the_right_ones(
 
 
 def test_the_choice_of_names_is_known(repository: Path) -> None:
-    """What results say: the choice, or nothing where a file of one's own takes its place."""
+    """Results contain the choice, or nothing for a class-name file of the user."""
     found = [
         label_choice_of(composed(repository / "configs", *HMDB51, *more))
         for more in ([], ["labels=llm"], ["labels=froster"], ["labels_root=x"], ["dataset.hmdb51.class_names=x.csv"])

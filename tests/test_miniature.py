@@ -98,15 +98,15 @@ def start(prepared: Prepared, repository: Path) -> Callable[..., list]:
 
 
 def check(output: Path, expected: dict[str, int]) -> None:
-    """Check that results and answers agree and cover every video: list -> videos."""
+    """Check that results and predictions agree and cover every video: list -> videos."""
     results = json.loads((output / "results.json").read_text())["results"]
     assert {row["name"]: row["videos"] for row in results} == expected
     for row in results:
         assert row["unreadable"] == 0 and row["top5"] is None
         with (output / row["predictions"]).open(newline="") as file:
-            answers = list(csv.DictReader(file))
-        right = sum(answer["name"] == answer["predicted1"] for answer in answers)
-        assert len({answer["video"] for answer in answers}) == row["videos"]
+            predictions = list(csv.DictReader(file))
+        right = sum(prediction["name"] == prediction["predicted1"] for prediction in predictions)
+        assert len({prediction["video"] for prediction in predictions}) == row["videos"]
         assert row["top1"] == pytest.approx(100 * right / row["videos"])
 
 
@@ -164,9 +164,9 @@ def test_labels_survive_the_whole_way(prepared: Prepared, start, tmp_path: Path)
     """The class that a result names is the folder that the video came from, also through tar and re-encoding."""
     start("few_shot", "few_shot_ucf101", tmp_path / "run", "shot=1", "epochs=1", "warmup_epochs=0")
     with (tmp_path / "run" / "predictions_val_few_shot_ucf101.csv").open(newline="") as file:
-        for answer in csv.DictReader(file):
-            (original,) = prepared.miniature.videos("ucf101").rglob(answer["video"])
-            assert original.parent.name == answer["name"]
+        for prediction in csv.DictReader(file):
+            (original,) = prepared.miniature.videos("ucf101").rglob(prediction["video"])
+            assert original.parent.name == prediction["name"]
 
 
 def test_own_videos(prepared: Prepared, start, repository: Path, tmp_path: Path) -> None:

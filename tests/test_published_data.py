@@ -1,4 +1,4 @@
-"""The data configurations of the published protocols: they compose, and hold the facts of the data sets."""
+"""The data configurations of the published protocols: they compose, and have the facts of the data sets."""
 
 import csv
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A few-shot run on real clips with the full ViT-B/16 geometry: trains, saves, goes on, and tests its best weights."""
+"""A few-shot run on real clips with the full ViT-B/16 geometry: trains, saves, resumes, and tests the best weights."""
 
 import csv
 import json
