@@ -13,9 +13,9 @@ from trainers.paths import CONFIGS
 def main() -> None:
     """Compose the configuration that the command line describes, and run it."""
     with composition_errors(CONFIGS):
-        from trainers.config.compose import search_working_folder
+        from trainers.config.compose import prepare_hydra
 
-        search_working_folder()
+        prepare_hydra()
         _run()
 
 

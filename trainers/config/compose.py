@@ -1,5 +1,6 @@
 """Composes configurations from the project's files and from `configs/` of the working folder."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,8 +23,9 @@ class _WorkingFolder(SearchPathPlugin):
             search_path.append("working folder", f"file://{folder}")
 
 
-def search_working_folder() -> None:
+def prepare_hydra() -> None:
     """Make Hydra search `configs/` of the working folder too: for `local.yaml`, own data sets, own trainers."""
+    warnings.filterwarnings("ignore", module=r"hydra\.")  # Hydra 1.3 calls functions that omegaconf 2.4 deprecates
     Plugins.instance().register(_WorkingFolder)
 
 
@@ -34,6 +36,6 @@ def compose_config(protocol: str, overrides: Sequence[str]) -> Settings:
         ConfigError: if a value is wrong.
         hydra.errors.HydraException, omegaconf.errors.OmegaConfBaseException: if it cannot be composed.
     """
-    search_working_folder()
+    prepare_hydra()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return resolve(compose(protocol, overrides=list(overrides)))
