@@ -4,7 +4,6 @@ import importlib.util
 import os
 import re
 import shutil
-import site
 import subprocess
 import sys
 import tomllib
@@ -59,7 +58,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
     packages = Path(subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip())
     # A folder named in a .pth file is searched; the .pth files in it, as that of an editable install, are not read.
-    (packages / "borrowed.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+    folders = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    (packages / "borrowed.pth").write_text("\n".join(folders) + "\n")
     command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
     command += ["--ignore-installed", str(wheel)]
     subprocess.run(command, check=True, env=python_environment())

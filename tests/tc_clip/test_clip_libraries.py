@@ -115,10 +115,14 @@ def make_hugging_face(activation: str):
 
 
 def of_hugging_face(model) -> tuple[torch.Tensor, torch.Tensor]:
-    model = model.double()
-    with torch.no_grad():
-        pictures = model.visual_projection(model.vision_model(pixel_values=images()).pooler_output)
-        return pictures, model.text_projection(model.text_model(input_ids=tokens()).pooler_output)
+    model, pixels, token_ids = model.double(), images(), tokens()
+    torch.set_default_dtype(torch.float64)  # of the causal mask in transformers 4.50
+    try:
+        with torch.no_grad():
+            pictures = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
+            return pictures, model.text_projection(model.text_model(input_ids=token_ids).pooler_output)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
