@@ -44,11 +44,11 @@ def read_lists(settings: Settings, parts: Sequence[Part]) -> dict[Part, list[Vid
 
 
 def build_model(settings: Settings, videos: VideoList) -> VideoModel:
-    """Create the model from its start weights, equal wherever `seed` is, for a list's classes."""
+    """Create the model from its start weights, the same for the same `seed`, for a list's classes."""
     trainer = settings.trainer
     torch.manual_seed(settings.seed)
     options = dict(trainer.options)
-    # The options that the command line has at top level, because every model shares them.
+    # On the command line these options are top-level keys, because every model has them.
     options.setdefault("image_size", settings.input_size)
     options |= {"num_frames": settings.num_frames, "context_length": settings.context_length}
     options["split_camel_case"] = videos.split_camel_case
@@ -66,7 +66,7 @@ def build_model(settings: Settings, videos: VideoList) -> VideoModel:
 
 
 def speed_up(settings: Settings, model: VideoModel) -> None:
-    """Apply what changes the cost of the model and not its results."""
+    """Apply the options that change the cost of the model but not its results."""
     model.set_checkpointing(settings.trainer.checkpointing)
     if settings.trainer.compile:
         model.compile()
@@ -109,7 +109,7 @@ def build_train_loader(settings: Settings, videos: VideoList, ranks: Ranks) -> T
 def build_eval_loader(
     settings: Settings, videos: VideoList, part: Part, ranks: Ranks, keep_workers: bool = False
 ) -> EvalLoader:
-    """Return this rank's loader of the videos of an evaluation; `keep_workers` where it is iterated many times."""
+    """Return this rank's loader of the videos of an evaluation; `keep_workers` keeps the workers between iterations."""
     data = settings.data
     num_clip, num_crop = settings.views_of(part)
     transform = TestTransform(settings.input_size, num_crop)
@@ -157,7 +157,7 @@ def check_best_metric(settings: Settings, num_classes: int) -> None:
 
 
 def build_batch_plan(settings: Settings, num_videos: int) -> BatchPlan:
-    """Return the arithmetic of an epoch."""
+    """Return the plan of an epoch's micro-batches and updates."""
     return BatchPlan(num_videos, settings.batch_size, settings.total_batch_size)
 
 
@@ -202,7 +202,7 @@ def build_schedule(settings: Settings, optimizer: torch.optim.Optimizer, plan: B
 
 
 def trainer_options(settings: Settings) -> dict[str, Any]:
-    """Return the plain values that the trainer takes beside the objects above."""
+    """Return the trainer's arguments that are plain values."""
     return {
         "seed": settings.seed,
         "clip_grad_norm": settings.optimizer.clip_grad_norm,
@@ -212,7 +212,7 @@ def trainer_options(settings: Settings) -> dict[str, Any]:
 
 
 def max_bad_videos(settings: Settings, num_videos: int) -> float:
-    """Return how many unreadable training videos a run bears."""
+    """Return how many unreadable training videos a run tolerates."""
     return settings.data.max_bad_share * num_videos
 
 

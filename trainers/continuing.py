@@ -77,7 +77,7 @@ def compare_runs(
         refused.append("the training list has other videos, labels or another order")
     if stored.get("token_embedding") != run["token_embedding"]:
         refused.append("its start weights (trainer.clip_weights) had another token embedding")
-    allowed = []
+    allowed: list[str] = []
     before, now = dict(_leaves(checkpoint["config"])), dict(_leaves(config))
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key, "(not set)"), now.get(key, "(not set)")

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: they end a run with one line and exit status 2, without a traceback."""
+"""Errors that the user can fix: they end a run with one line and exit status 2, without a traceback."""
 
 
 class ConfigError(ValueError):
@@ -10,11 +10,11 @@ class CheckpointError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on, as where the loss is not finite."""
+    """Training cannot continue, for example because the loss is not finite."""
 
 
-class ErrorOnAnotherRank(RuntimeError):  # noqa: N818 (it is a signal to leave quietly, told by the rank that failed)
-    """Another process of the run has failed and says why; this one leaves without a word."""
+class ErrorOnAnotherRank(RuntimeError):  # noqa: N818 (a request to exit quietly: the rank that failed reports the error)
+    """Another process of the run has failed and reports the cause; this one exits silently."""
 
 
 class LostProcessError(RuntimeError):
@@ -22,7 +22,7 @@ class LostProcessError(RuntimeError):
 
 
 class RunInterrupted(Exception):  # noqa: N818 (nothing is wrong: the run has been asked to stop, and saved)
-    """The run was asked to stop by a signal, has saved, and can be started again to go on."""
+    """The run was asked to stop by a signal, has saved its state, and resumes when started again."""
 
 
 def user_error_types() -> tuple[type[Exception], ...]:

@@ -1,4 +1,4 @@
-"""A list of videos with its classes and the facts of its data set, read and checked before anything starts."""
+"""A list of videos with its classes and the facts of its data set, read and checked before the run starts."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from video_datasets.video_files import VideoFiles, open_video_files
 class VideoList:
     """Videos of one annotation list.
 
-    `name` stands in tables and file names; test sets of one `group` are averaged together.
+    `name` is used in tables and file names; test sets of one `group` are averaged.
     """
 
     name: str
@@ -25,7 +25,7 @@ class VideoList:
     split_camel_case: bool
     list_path: Path
     class_names_path: Path
-    left_out: int = 0  # listed videos that `without` took out
+    left_out: int = 0  # videos that `without` removed
 
     @property
     def chance(self) -> float:
@@ -33,12 +33,12 @@ class VideoList:
         return 100 / len(self.class_names)
 
     def without(self, paths: Collection[str]) -> "VideoList":
-        """Return the list without the videos of some paths, as the list spells them."""
+        """Return the list without the videos of some paths, spelled as in the list."""
         kept = [record for record in self.records if record.path not in paths]
         return replace(self, records=kept, left_out=self.left_out + len(self.records) - len(kept))
 
     def missing(self) -> list[str]:
-        """Return the reasons why listed videos are not where they should be (looks for every one of them)."""
+        """Look for the file of every listed video; return the reason for each that is missing."""
         reasons = []
         for record in self.records:
             try:
@@ -63,12 +63,12 @@ def read_video_list(
     """Read a list and its class names, and open the folder or tar of its videos.
 
     Args:
-        opened: roots opened already, to share their index; a new one is added.
-        allow_outside: listed paths may lead out of the root.
+        opened: opened roots, whose index is shared; a new root is added.
+        allow_outside: listed paths can lead out of the root.
 
     Raises:
-        AnnotationError: where the list or the class names are wrong.
-        VideoFilesError: where the root is.
+        AnnotationError: the list or the class names are wrong.
+        VideoFilesError: the root cannot be opened.
     """
     class_names = read_class_names(class_names_path)
     records = read_annotations(list_path, num_classes=len(class_names))

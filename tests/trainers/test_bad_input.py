@@ -1,7 +1,7 @@
-"""The table of bad input beyond videos: lists, classes, checkpoints, configurations, environments.
+"""Bad input other than videos: lists, classes, checkpoints, configurations, environments.
 
-Each case is told in one line that says what is wrong, where, and what to do, with status 2; what the user has stays as
-it was. Videos are in tests/video_datasets/test_bad_videos.py.
+Each case ends in one line, with status 2, that names the problem, its location and what to do. The user's files stay
+unchanged. Videos are in tests/video_datasets/test_bad_videos.py.
 """
 
 import hashlib
@@ -32,10 +32,10 @@ def snapshot(folder: Path) -> list[tuple]:
 
 
 @pytest.fixture
-def tell(compose_run, capfd: pytest.CaptureFixture) -> Callable[..., str]:
+def error_of(compose_run, capfd: pytest.CaptureFixture) -> Callable[..., str]:
     """Return a function that runs a configuration as the command line does and returns the line that it ends with."""
 
-    def told(**options: object) -> str:
+    def line_of(**options: object) -> str:
         capfd.readouterr()
         with pytest.raises(SystemExit) as left, one_line_errors():
             run(compose_run(**{"epochs": 1, "warmup_epochs": 0, **options}))
@@ -45,7 +45,7 @@ def tell(compose_run, capfd: pytest.CaptureFixture) -> Callable[..., str]:
         assert len(lines) == 1 and message.endswith(lines[0] + "\n") and "Traceback" not in message, message
         return lines[0].removeprefix("error: ")
 
-    return told
+    return line_of
 
 
 def changed(text: str) -> Callable[[Path], object]:
@@ -66,7 +66,7 @@ def added(line: str) -> Callable[[Path], object]:
 FILES: dict[str, tuple[str, Callable[[Path], object], str | None]] = {
     "list: missing": (LIST, Path.unlink, r"train_few_shot_2\.txt: cannot be read: No such file or directory"),
     "list: empty": (LIST, changed(""), r"train_few_shot_2\.txt: the list has no videos"),
-    "list: blank lines alone": (LIST, changed("\n \n\n"), r"train_few_shot_2\.txt: the list has no videos"),
+    "list: only blank lines": (LIST, changed("\n \n\n"), r"train_few_shot_2\.txt: the list has no videos"),
     "list: a folder": (LIST, lambda p: (p.unlink(), p.mkdir()), r"cannot be read: Is a directory"),
     "list: binary": (LIST, lambda p: p.write_bytes(b"\xff\xfe\x00"), r"is not UTF-8 text \(byte 0\); save it as UTF-8"),
     "list: label missing": (LIST, first_line("00.mp4"), r"txt:1: expected `path label`, found '00\.mp4'"),
@@ -96,7 +96,7 @@ FILES: dict[str, tuple[str, Callable[[Path], object], str | None]] = {
     ),
     "classes: missing": (LABELS, Path.unlink, r"all\.csv: cannot be read: No such file"),
     "classes: empty": (LABELS, changed(""), r"all\.csv: the file names no classes"),
-    "classes: header alone": (LABELS, changed("id,name\n"), r"all\.csv: the file names no classes"),
+    "classes: only a header": (LABELS, changed("id,name\n"), r"all\.csv: the file names no classes"),
     "classes: an id lacks": (
         LABELS,
         changed("id,name\n0,a\n1,b\n3,d\n"),
@@ -158,7 +158,7 @@ def ambiguous(path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_files_of_the_user(tell, compose_run, tiny_root: Path, tmp_path: Path, case: str) -> None:
+def test_files_of_the_user(error_of, compose_run, tiny_root: Path, tmp_path: Path, case: str) -> None:
     name, change, expected = FILES[case]
     root = Path(shutil.copytree(tiny_root, tmp_path / "data"))
     change(root / "shapes" / name)
@@ -167,7 +167,7 @@ def test_files_of_the_user(tell, compose_run, tiny_root: Path, tmp_path: Path, c
     if expected is None:
         run(compose_run(**options))
     else:
-        assert re.search(expected, said := tell(**options)), said
+        assert re.search(expected, message := error_of(**options)), message
     assert snapshot(root) == before
 
 
@@ -237,14 +237,14 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], object], dict, str]] = {
 
 
 @pytest.mark.parametrize("case", CHECKPOINTS)
-def test_checkpoints(tell, trained: Path, tmp_path: Path, monkeypatch, case: str) -> None:
+def test_checkpoints(error_of, trained: Path, tmp_path: Path, monkeypatch, case: str) -> None:
     change, options, expected = CHECKPOINTS[case]
     monkeypatch.chdir(tmp_path)
     folder = Path(shutil.copytree(trained, tmp_path / "from"))
     change(folder / "best.pth")
     before = snapshot(folder)
-    said = tell(eval="val", resume=folder / "best.pth", **options)
-    assert re.search(expected, said) and said.startswith(f"{folder}/best.pth: "), said
+    message = error_of(eval="val", resume=folder / "best.pth", **options)
+    assert re.search(expected, message) and message.startswith(f"{folder}/best.pth: "), message
     assert snapshot(folder) == before and not (tmp_path / "was_run").exists()
 
 
@@ -281,48 +281,48 @@ VALUES: list[tuple[dict, str]] = [
 @pytest.mark.parametrize(
     ("options", "expected"), VALUES, ids=lambda value: next(iter(value)) if isinstance(value, dict) else ""
 )
-def test_configurations(tell, tmp_path: Path, options: dict, expected: str) -> None:
+def test_configurations(error_of, tmp_path: Path, options: dict, expected: str) -> None:
     available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
     if options.get("device") in available and available[options["device"]]():
         pytest.skip("there is such a GPU")
     with_defaults = {"epochs": 1, **options}
-    assert re.search(expected, said := tell(**with_defaults)), said
+    assert re.search(expected, message := error_of(**with_defaults)), message
     assert not (tmp_path / "run").exists() or list((tmp_path / "run").iterdir()) == []
 
 
-def test_output_is_a_file(tell, tmp_path: Path) -> None:
+def test_output_is_a_file(error_of, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("mine")
-    assert re.search(r"^output=\S+/run: is a file; name a folder$", tell())
+    assert re.search(r"^output=\S+/run: is a file; name a folder$", error_of())
     assert (tmp_path / "run").read_text() == "mine"
 
 
-def test_output_cannot_be_written(tell, tmp_path: Path, monkeypatch) -> None:
+def test_output_cannot_be_written(error_of, tmp_path: Path, monkeypatch) -> None:
     def refuse(*arguments, **options):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "write_bytes", refuse)  # as root nothing is refused for permission bits
-    assert re.search(r"^output=\S+/run: cannot be written: Permission denied$", tell())
+    assert re.search(r"^output=\S+/run: cannot be written: Permission denied$", error_of())
 
 
-def test_out_of_gpu_memory(tell, monkeypatch) -> None:
+def test_out_of_gpu_memory(error_of, monkeypatch) -> None:
     def no_memory(*arguments, **options):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has a total capacity")
 
     monkeypatch.setattr(run_module.Trainer, "_loss_sum", no_memory)
     expected = (
-        r"^out of GPU memory: lower batch_size \(total_batch_size may stay\) or test_batch_size: CUDA out of memory"
+        r"^out of GPU memory: lower batch_size \(total_batch_size can stay\) or test_batch_size: CUDA out of memory"
     )
-    assert re.search(expected, tell())
+    assert re.search(expected, error_of())
 
 
-def test_one_bad_video_in_a_small_test_list_is_reported(compose_run, tell, tiny_root: Path, tmp_path: Path) -> None:
+def test_one_bad_video_in_a_small_test_list_is_reported(compose_run, error_of, tiny_root: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(tiny_root, tmp_path / "data"))
     (root / "shapes" / "videos" / "12.mp4").write_bytes(b"broken")
     (row,) = run(compose_run(epochs=1, warmup_epochs=0, data_root=root))
     assert (row.videos, row.unreadable) == (6, 1)
     (root / "shapes" / "videos" / "13.mp4").write_bytes(b"broken")
-    said = tell(data_root=root, output=tmp_path / "second")
-    assert re.search(r"^2 of 7 listed videos .*cannot be read.*12\.mp4.*data\.max_bad_share", said), said
+    message = error_of(data_root=root, output=tmp_path / "second")
+    assert re.search(r"^2 of 7 listed videos .*cannot be read.*12\.mp4.*data\.max_bad_share", message), message
     (row,) = run(compose_run(epochs=1, warmup_epochs=0, data_root=root, data__max_bad_share=0.3, output=tmp_path / "3"))
     assert (row.videos, row.unreadable) == (5, 2)
 

@@ -9,7 +9,7 @@ from trainers.errors import ConfigError
 from trainers.run import run
 
 
-def test_listed_videos_are_left_out_of_training_alone(compose_run, tmp_path: Path) -> None:
+def test_listed_videos_are_left_out_only_of_training(compose_run, tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_text("03.mp4\n05.mp4\n12.mp4\nnot listed.mp4\n")
     run(compose_run(epochs=1, warmup_epochs=0, data__bad_videos=tmp_path / "bad.txt"))
     text = (tmp_path / "run" / "log.txt").read_text()
@@ -17,7 +17,7 @@ def test_listed_videos_are_left_out_of_training_alone(compose_run, tmp_path: Pat
     assert "few_shot_shapes: 7 videos, 3 classes" in text, "validation keeps all that is listed"
 
 
-def test_a_file_that_cannot_be_used_is_told(compose_run, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_used_is_an_error(compose_run, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data.bad_videos=.*none.txt: cannot be read"):
         build.read_lists(compose_run(data__bad_videos=tmp_path / "none.txt"), ("train",))
     (tmp_path / "all.txt").write_text("".join(f"{index:02d}.mp4\n" for index in range(11)))

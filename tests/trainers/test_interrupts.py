@@ -76,7 +76,7 @@ def test_a_stop_before_the_run_began(repository: Path, name: str, world_size: in
     environment = dict(os.environ, WORLD_SIZE=str(world_size))
     left = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True)
     assert left.returncode == status
-    assert left.stderr == (f"{name}: stopped, no training was under way\n" if status == 75 else "")
+    assert left.stderr == (f"{name}: stopped before the training began\n" if status == 75 else "")
 
 
 def test_a_second_control_c_leaves_at_once() -> None:

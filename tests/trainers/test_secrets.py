@@ -63,4 +63,4 @@ def test_a_run_writes_none(compose_run, tmp_path: Path, tiny_root: Path, monkeyp
     assert KEY not in capsys.readouterr().out
     with pytest.raises(SystemExit), one_line_errors():
         raise ConfigError(f"{root}: is wrong")
-    assert HIDDEN in (told := capsys.readouterr().err) and KEY not in told
+    assert HIDDEN in (error := capsys.readouterr().err) and KEY not in error

@@ -1,6 +1,6 @@
-"""The command line's manners: help, and errors of one line with exit status 2.
+"""Help of the command line, and errors of one line with exit status 2.
 
-Knows Hydra's messages, so that `main.py` needs no logic. Imports nothing heavy.
+Translates Hydra's messages. Imports nothing heavy.
 """
 
 import os
@@ -20,7 +20,7 @@ from trainers.errors import ConfigError, ErrorOnAnotherRank, RunInterrupted, use
 from trainers.paths import IS_INSTALLED, PROGRAM
 
 USER_ERROR = 2
-REQUEUE = 75  # EX_TEMPFAIL: stopped by a signal and saved; start it again, and it goes on
+REQUEUE = 75  # EX_TEMPFAIL: stopped by a signal and saved; started again, the run resumes
 # Read before this process sets the variable for Hydra.
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
 
@@ -43,7 +43,7 @@ configs/base.yaml explains every key. `{program} -cn PROTOCOL data=DATA --cfg jo
 
 @contextmanager
 def composition_errors(configs: Path) -> Iterator[None]:
-    """Around Hydra's main: answer `--help`, and turn errors of composing the configuration into one line.
+    """Around Hydra's main: print `--help`, and turn errors of composing the configuration into one line.
 
     Args:
         configs: folder of the configuration files.
@@ -59,17 +59,17 @@ def composition_errors(configs: Path) -> Iterator[None]:
         with _early_stops(), _hydra_raises():
             yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        _leave(describe_composition_error(error, sys.argv[1:], configs), WANTS_TRACEBACK)
+        _exit_with(describe_composition_error(error, sys.argv[1:], configs), WANTS_TRACEBACK)
     except Exception as error:
         # Hydra's grammar errors have no common class with the above in every version.
         if type(error).__module__.startswith(("hydra.", "antlr4.")):
-            _leave(describe_composition_error(error, sys.argv[1:], configs), WANTS_TRACEBACK)
+            _exit_with(describe_composition_error(error, sys.argv[1:], configs), WANTS_TRACEBACK)
         raise
 
 
 @contextmanager
 def _hydra_raises() -> Iterator[None]:
-    """Have Hydra raise what it would have printed in many lines."""
+    """Make Hydra raise errors instead of printing them in many lines."""
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -83,17 +83,17 @@ def _hydra_raises() -> Iterator[None]:
 
 @contextmanager
 def _early_stops() -> Iterator[None]:
-    """Leave at once, with the status that asks for another start, where a stop comes before the run listens to it.
+    """Exit at once, with the status that requests a restart, on a stop signal before the run handles signals.
 
-    Imports take seconds. One of several processes must not leave alone: torchrun or its wrapper decides there.
+    Imports take seconds. With several processes this does nothing: torchrun or its wrapper decides when they exit.
     """
     stops = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         stops = []
     before = {number: signal.getsignal(number) for number in stops}
-    before = {number: handler for number, handler in before.items() if handler is signal.SIG_DFL}  # not where ignored
+    before = {number: handler for number, handler in before.items() if handler is signal.SIG_DFL}  # keep SIG_IGN
     for number in before:
-        signal.signal(number, _leave_early)
+        signal.signal(number, _exit_early)
     try:
         yield
     finally:
@@ -101,31 +101,33 @@ def _early_stops() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _leave_early(number: int, frame: FrameType | None) -> None:
-    os.write(2, f"{signal.Signals(number).name}: stopped, no training was under way\n".encode())
-    os._exit(_leave_for_requeue())  # an exception might come up inside an import, and be swallowed
+def _exit_early(number: int, frame: FrameType | None) -> None:
+    os.write(2, f"{signal.Signals(number).name}: stopped before the training began\n".encode())
+    os._exit(_requeue_status())  # an exception could be raised inside an import, and be swallowed
 
 
 @contextmanager
 def one_line_errors(debug: bool = False) -> Iterator[None]:
-    """Around a run: turn errors that a user can mend into one line; all others keep their traceback."""
+    """Around a run: turn errors that the user can fix into one line; all others keep their traceback."""
     full = debug or WANTS_TRACEBACK
     try:
         yield
     except ErrorOnAnotherRank:
         sys.exit(USER_ERROR)
     except RunInterrupted:
-        sys.exit(_leave_for_requeue())
+        sys.exit(_requeue_status())
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
         if isinstance(error, ConfigError) or isinstance(error, user_error_types()):
-            _leave(" ".join(str(error).split()), full)
+            _exit_with(" ".join(str(error).split()), full)
         if _lost_another_process(error):
-            _leave("lost the connection to another process of the run, which has failed and says why", full)
+            _exit_with(
+                "lost the connection to another process of the run, which has failed and reports the cause", full
+            )
         if type(error).__name__ == "OutOfMemoryError":
-            memory = "out of GPU memory: lower batch_size (total_batch_size may stay) or test_batch_size"
-            _leave(f"{memory}: {str(error).splitlines()[0]}", full)
+            advice = "lower batch_size (total_batch_size can stay) or test_batch_size"
+            _exit_with(f"out of GPU memory: {advice}: {str(error).splitlines()[0]}", full)
         raise
 
 
@@ -148,7 +150,7 @@ def config_names(configs: Path, group: str) -> list[str]:
 
 
 def describe_composition_error(error: Exception, arguments: list[str], configs: Path) -> str:
-    """Return one line on what is wrong with a command line, and what would be right."""
+    """Return one line: what is wrong with a command line, and what would be right."""
     message = " ".join(str(error).split())
     chosen = _config_name(arguments)
     if chosen is not None and "Cannot find primary config" in message:
@@ -181,11 +183,11 @@ def _no_protocol(configs: Path) -> str:
 
 
 def _config_name(arguments: list[str]) -> str | None:
-    """Return what -cn or --config-name says."""
-    for place, argument in enumerate(arguments):
+    """Return the value of -cn or --config-name."""
+    for index, argument in enumerate(arguments):
         name, _, value = argument.partition("=")
         if name in ("-cn", "--config-name"):
-            return value or next(iter(arguments[place + 1 :]), None)
+            return value or next(iter(arguments[index + 1 :]), None)
         if argument.startswith("-cn") and not value:
             return argument[3:]
     return None
@@ -200,11 +202,11 @@ def _suggest_key(wrong: str) -> str:
     return did_you_mean(wrong, [*keys, "data", "trainer", "aug", "optimizer", "logging"])
 
 
-def _leave_for_requeue() -> int:
-    """Return the exit status of a run that was asked to stop.
+def _requeue_status() -> int:
+    """Return the exit status of a run that a signal has stopped.
 
-    torchrun takes every status but 0 for a failure, restarts the processes, and has a status of its own; its wrapper
-    scripts/torchrun.sh therefore names a file for ours.
+    torchrun treats every status but 0 as a failure, restarts the processes, and returns its own status. Its wrapper
+    scripts/torchrun.sh therefore names a file that receives this status.
     """
     note = os.environ.get("RUN_EXIT_FILE")
     if not note:
@@ -214,7 +216,7 @@ def _leave_for_requeue() -> int:
 
 
 def _lost_another_process(error: Exception) -> bool:
-    """Whether an error of a reduction only mirrors that another process is gone."""
+    """Return whether an error of a reduction only reports that another process has ended."""
     gone = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
     return isinstance(error, RuntimeError) and _is_connected() and any(words in str(error) for words in gone)
 
@@ -224,13 +226,13 @@ def _is_connected() -> bool:
     return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
-def _leave(message: str, full: bool) -> None:
-    """Say one line (with the traceback where asked for) and leave; call it while handling the error."""
+def _exit_with(message: str, full: bool) -> None:
+    """Print one line, after the traceback if `full`, and exit. To be called while the error is handled."""
     if full:
         traceback.print_exc()
     message = hide_secrets(message)
     rank = int(os.environ.get("RANK", 0))
-    # Before the processes are connected all of them run into the same error: one says so.
+    # Before the processes are connected, all of them have the same error: the first one prints it.
     if rank == 0 or _is_connected():
         sys.stderr.write(f"error: {message}\n" if rank == 0 else f"error (process {rank}): {message}\n")
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""No secret in what a run writes: configurations, command lines and messages are cleaned before they are stored."""
+"""Removes secrets from configurations, command lines and messages before a run writes them."""
 
 import os
 import re
@@ -15,7 +15,7 @@ _MIN_LENGTH = 8  # a shorter value of a variable would be found inside harmless 
 
 
 def is_secret_name(name: str) -> bool:
-    """Say whether a key or an environment variable of this name holds a secret."""
+    """Return whether a key or an environment variable of this name holds a secret."""
     spaced = re.sub(r"([a-z])([A-Z])", r"\1_\2", name)
     return bool(_NAME.search(spaced))
 

@@ -3,7 +3,7 @@
     python -m trainers.config.tables    # rewrites CONFIG.md
 
 A line `<!-- keys: FILE, SECTION -->` of the document precedes each table. FILE is a configuration file, whose order and
-defaults the table has; SECTION is the comment above the keys, where a file has sections. Checks and meanings come from
+defaults the table has; SECTION is the comment above the keys, if a file has sections. Checks and meanings come from
 `trainers.config.settings`.
 """
 

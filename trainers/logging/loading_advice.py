@@ -20,7 +20,7 @@ def loading_advice(wait_share: float, videos_per_second: float, num_workers: int
     possible = videos_per_second / max(1 - wait_share, 0.01)
     waits = f"the model waits {wait_share:.0%} of the time for videos ({videos_per_second:.1f} a second come, it could "
     waits += f"train on {possible:.1f}): "
-    if num_workers < num_cores:
+    if num_workers < num_cores - 1:  # one core is left to the process itself
         return waits + f"{num_workers} workers read on {num_cores} cores; try num_workers={num_cores}"
     return waits + (
         f"the {num_cores} cores of a process cannot decode enough; data.cache=FOLDER makes later epochs decode "
