@@ -15,15 +15,9 @@ from tc_clip.compositions import compositions
 from tc_clip.config import CLIP_HEAD_WIDTH, TextConfig, VisionConfig
 from tc_clip.models import VideoClip
 from tc_clip.text_encoder import random_token_embedding
+from tc_clip.weights.clip import ClipWeights, read_clip_weights, sizes_of
 from tc_clip.weights.files import Checkpoint, CheckpointSource, WeightsError, as_checkpoint
-from tc_clip.weights.loading import (
-    ClipWeights,
-    checkpoint_state,
-    load_clip_weights,
-    load_weights,
-    read_clip_weights,
-    sizes_of,
-)
+from tc_clip.weights.loading import checkpoint_state, load_clip_weights, load_weights
 
 _LOG = logging.getLogger(__name__)
 
@@ -225,7 +219,7 @@ def _activation(clip: ClipWeights, sizes: Mapping[str, Any]) -> str:
         _LOG.warning(
             "%s: nothing says which activation these weights were trained with; taken is quick_gelu, OpenAI's. Most of "
             "open_clip's need gelu: give the option activation",
-            clip.where,
+            clip.source,
         )
     return sizes.get("activation", "quick_gelu")
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import tc_clip
 from tc_clip.reference import ReferenceClip
-from tc_clip.weights.loading import to_published
+from tc_clip.weights.layouts import to_published
 from video_datasets.annotations import read_class_names
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from tc_clip.weights.checksum import checksum_of
 from tc_clip.weights.files import WeightsError, read_checkpoint
-from tc_clip.weights.layouts import from_clip, from_hugging_face, from_published, to_clip, to_hugging_face, to_published
+from tc_clip.weights.layouts import (
+    TOKEN_EMBEDDING,
+    from_clip,
+    from_hugging_face,
+    from_published,
+    to_clip,
+    to_hugging_face,
+    to_published,
+)
 from tc_clip.weights.packing import METADATA, pack
 
 # Layout -> a tensor that only this layout has.
@@ -30,7 +38,6 @@ _MODULE = "module."
 _KEPT = "converted_from"
 # Numbers in some files that follow from the weights.
 _DERIVED = ("input_resolution", "context_length", "vocab_size", "position_ids")
-_EMBEDDING = "text.token_embedding"
 
 
 def convert(checkpoint: Mapping[str, Any], to: str) -> dict[str, Any]:
@@ -88,12 +95,12 @@ def _from_ours(ours: Mapping[str, Tensor], to: str, kept: Mapping[str, Any]) -> 
     if to == "published":
         if "vision.prompt_vectors" in ours or ("prompts.vectors" in ours and ours["prompts.vectors"].dim() == 3):
             raise WeightsError("prompt tuning has no published layout")
-        if _EMBEDDING in ours:
+        if TOKEN_EMBEDDING in ours:
             raise WeightsError("these are CLIP's weights; the published layout is that of fine-tuned checkpoints")
         is_contextual = any(name.endswith("local_global_bias") for name in ours)
         theirs = to_published(ours, kept.get("split_vision_projections", is_contextual))
     else:
-        if _EMBEDDING not in ours:
+        if TOKEN_EMBEDDING not in ours:
             raise WeightsError(f"there is no token embedding: fine-tuned checkpoints have no {to} layout")
         theirs = {"clip": to_clip, "hugging_face": to_hugging_face}[to](ours)
     # A view would bring its whole tensor into the file.

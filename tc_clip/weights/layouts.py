@@ -1,13 +1,18 @@
-"""Names and shapes of weights in every layout, and ours: pure translations from dict to dict, loss-free both ways.
+"""Names and shapes of weights in every layout: pure translations from dict to dict, without loss in both directions.
+
+"Our" names are those of this package's models.
 
 The layouts: OpenAI's CLIP (open_clip's too), Hugging Face's `CLIPModel`, published checkpoints of TC-CLIP and
 ViFi-CLIP.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+TOKEN_EMBEDDING = "text.token_embedding"
+POSITIONS = "vision.positional_embedding"
 
 # Our name or prefix -> OpenAI's. The longest prefix that fits decides.
 CLIP_NAMES = {
@@ -33,7 +38,7 @@ PUBLISHED_NAMES = {
     "prompts.vectors": "prompt_learner.ctx",
     "prompts.layers.": "text_encoder.prompt_generation_layer.",
 }
-# Our name or prefix -> Hugging Face's, for whole names and the towers; `_HUGGING_FACE_BLOCK` within a block.
+# Our name or prefix -> Hugging Face's. `_HUGGING_FACE_BLOCK` has the names within a block.
 _HUGGING_FACE_NAMES = {
     "vision.class_embedding": "vision_model.embeddings.class_embedding",
     "vision.patch_embedding.weight": "vision_model.embeddings.patch_embedding.weight",
@@ -65,7 +70,7 @@ def from_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Translate tensors by our names into OpenAI's layout, which is open_clip's too."""
+    """Translate tensors by our names into OpenAI's layout, which open_clip also uses."""
     return {rename(name, CLIP_NAMES, to_ours=False): value for name, value in tensors.items()}
 
 
@@ -110,7 +115,7 @@ def to_published(tensors: Mapping[str, Tensor], split_vision_projections: bool =
         split_vision_projections: True for TC-CLIP's layout (vision q, k and v apart), False for ViFi-CLIP's.
 
     Returns:
-        The same tensors by published names, without the `module.` that training with several GPUs put before them.
+        The same tensors by published names, without the `module.` that training with several GPUs adds.
     """
     published: dict[str, Tensor] = {}
     for name, value in tensors.items():
@@ -137,7 +142,7 @@ def from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def rename(name: str, names: Mapping[str, str], to_ours: bool) -> str:
-    """Replace the longest known prefix; a name without one stays, for the strict load to report."""
+    """Replace the longest known prefix; a name without one stays, and the strict load reports it."""
     pairs = [(theirs, ours) if to_ours else (ours, theirs) for ours, theirs in names.items()]
     fitting = [(old, new) for old, new in pairs if (name.startswith(old) if old.endswith(".") else name == old)]
     if not fitting:
@@ -166,3 +171,18 @@ def _split_projections(name: str, value: Tensor) -> dict[str, Tensor]:
     stem, kind = name.rsplit("in_proj_", 1)
     parts = zip("qkv", value.chunk(3), strict=True)
     return {f"{stem}{part}_proj.{kind}": chunk for part, chunk in parts}
+
+
+def without_module(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the `module.` that training with several GPUs puts before every name."""
+    return {name.removeprefix("module."): value for name, value in tensors.items()}
+
+
+def example_names(names: Collection[object]) -> str:
+    """Return a few names for an error message, in parentheses."""
+    return f"(it holds {some_of([str(name) for name in names])})" if names else "(it is empty)"
+
+
+def some_of(names: Sequence[str], limit: int = 3) -> str:
+    """Return the first names and how many more there are."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside its weights, as JSON in the metadata of a safetensors file."""
+"""All entries of a checkpoint except its weights, as JSON in the metadata of a safetensors file."""
 
 import json
 from collections.abc import Mapping
@@ -7,14 +7,14 @@ from typing import Any
 from torch import Tensor
 
 METADATA = "checkpoint"  # the key of the metadata
-OTHERS = "other/"  # what the names of tensors that are no weights start with
+OTHERS = "other/"  # prefix of the names of tensors that are not weights
 
 
 def pack(values: Mapping[str, Any], tensors: dict[str, Tensor]) -> str:
-    """Return plain values as JSON; their tensors go among `tensors`, under names that start with `OTHERS`.
+    """Return plain values as JSON; add their tensors to `tensors`, under names that start with `OTHERS`.
 
     Raises:
-        TypeError: where a value is of another kind.
+        TypeError: if a value is of another kind.
     """
     return json.dumps(_pack(values, OTHERS, tensors))
 
@@ -23,13 +23,13 @@ def unpack(text: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return what `pack` wrote.
 
     Raises:
-        ValueError, TypeError, KeyError: where it is damaged.
+        ValueError, TypeError, KeyError: if it is damaged.
     """
     return _unpack(json.loads(text), tensors)
 
 
 def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """Write a value as JSON; tensors go among `tensors`. Whatever JSON would change is a list that says what it is."""
+    """Return a value for JSON; add tensors to `tensors`. A value that JSON would change becomes [kind, content]."""
     if isinstance(value, Tensor):
         tensors[path] = value.contiguous()
         return ["tensor", path]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import tc_clip
 from tc_clip.reference import ReferenceClip
-from tc_clip.weights.loading import to_published
+from tc_clip.weights.layouts import to_published
 
 TINY = {
     "image_size": 48,

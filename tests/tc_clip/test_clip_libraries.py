@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 import tc_clip
+from tc_clip.weights.clip import read_clip_weights
 from tc_clip.weights.layouts import to_clip, to_hugging_face
-from tc_clip.weights.loading import interpolate_in_space, read_clip_weights
+from tc_clip.weights.positions import interpolate_in_space
 
 NAMES = ["riding a bike", "ApplyEyeMakeup", "yo-yo"]
 SIDE, PATCH, WIDTH, TEXT_WIDTH, EMBED = 32, 8, 128, 64, 48

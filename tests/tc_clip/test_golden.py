@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import tc_clip
-from tc_clip.weights.loading import to_published
+from tc_clip.weights.layouts import to_published
 
 pytestmark = pytest.mark.usefixtures("all_cores")
 
