@@ -34,7 +34,7 @@ def test_tokens_can_be_followed_through_time(tiny_checkpoints, shape_clips, tmp_
         after = page.locator("canvas.big").first.evaluate("canvas => canvas.toDataURL()")
         assert before != after, "another frame is another picture"
         block = insights[0].blocks[2]
-        (first,) = chosen_tokens(insights[0], block, 1)
+        (first,) = chosen_tokens(block, 1)
         assert page.locator(".note").first.inner_text().startswith(f"Token {first}: "), "one that follows something"
         page.locator("#clear").click()
         assert page.locator(".note").first.inner_text() == "5 context tokens in block 3."

@@ -1,4 +1,4 @@
-"""Predictions of one's own videos: right, in order, and not stopped by bad, hanging or crashing ones."""
+"""Predictions for video files: correct, in order, and not stopped by bad, hanging or crashing files."""
 
 import os
 import shutil
@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from trainers.errors import ConfigError
-from trainers.inference import predict as inference
-from trainers.inference.predict import in_background, load_model, predict, predict_timeline
+from trainers.inference import reading
+from trainers.inference.predict import load_model, predict, predict_timeline
+from trainers.inference.reading import in_background
 from video_datasets import TestTransform, decode, normalize, sampling
 from video_datasets.video_dataset import VideoDataset
 from video_datasets.workers import VideoTimeoutError
@@ -44,11 +45,11 @@ def test_scores_are_those_of_the_model(model, shape_clips: list[Path], num_worke
         assert item.error is None and item.seconds > 0
 
 
-def test_bad_videos_are_one_line_each_and_the_others_go_on(model, shape_clips: list[Path], tmp_path: Path) -> None:
+def test_bad_videos_get_one_line_and_the_others_are_predicted(model, shape_clips: list[Path], tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no video\nat all")
     (tmp_path / "empty.mp4").touch()
-    given = [tmp_path / "text.mp4", shape_clips[0], tmp_path / "empty.mp4", tmp_path / "missing.mp4", shape_clips[1]]
-    done = predict(model, given, num_workers=0, precision="fp32", batch_size=2)
+    paths = [tmp_path / "text.mp4", shape_clips[0], tmp_path / "empty.mp4", tmp_path / "missing.mp4", shape_clips[1]]
+    done = predict(model, paths, num_workers=0, precision="fp32", batch_size=2)
     assert [item.error is None for item in done] == [False, True, False, False, True]
     for item in done:
         if item.error is not None:
@@ -71,28 +72,28 @@ class Trap(VideoDataset):
 
 
 @pytest.mark.slow
-def test_hanging_and_crashing_videos_are_bad_ones(
+def test_hanging_and_crashing_videos_get_an_error(
     model, shape_clips: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inference, "VideoDataset", Trap)
-    given = []
-    for place, name in enumerate(("a.mp4", "hang.mp4", "b.mp4", "crash.mp4", "c.mp4")):
-        given.append(tmp_path / name)
-        shutil.copy(shape_clips[place], given[-1])
-    done = predict(model, given, num_workers=1, batch_size=1, precision="fp32", timeout_s=8)
-    assert [item.path for item in done] == [str(path) for path in given]
+    monkeypatch.setattr(reading, "VideoDataset", Trap)
+    paths = []
+    for index, name in enumerate(("a.mp4", "hang.mp4", "b.mp4", "crash.mp4", "c.mp4")):
+        paths.append(tmp_path / name)
+        shutil.copy(shape_clips[index], paths[-1])
+    done = predict(model, paths, num_workers=1, batch_size=1, precision="fp32", timeout_s=8)
+    assert [item.path for item in done] == [str(path) for path in paths]
     assert [item.error for item in done] == [
         None,
         "no frame came of it for 8 s",
         None,
-        "it brought the decoder down",
+        "the decoder crashed on it",
         None,
     ]
     assert [len(item.classes) for item in done] == [3, 0, 3, 0, 3]
 
 
-def test_in_this_process_a_hang_is_noticed_too(model, shape_clips, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(inference, "VideoDataset", Trap)
+def test_a_hang_in_this_process_gets_an_error(model, shape_clips, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(reading, "VideoDataset", Trap)
     shutil.copy(shape_clips[0], tmp_path / "hang.mp4")
     started = time.perf_counter()
     (item,) = predict(model, [tmp_path / "hang.mp4"], timeout_s=0.5)
@@ -108,7 +109,7 @@ def test_timeline_scores_windows(model, shape_clips: list[Path]) -> None:
     assert 1.2 < timeline.ends[-1] < 2.6  # 16 to 24 frames, 12 a second
 
 
-def test_background_hands_on_items_errors_and_silence() -> None:
+def test_background_yields_items_and_raises_errors_and_timeouts() -> None:
     assert list(in_background(iter(range(5)), 5, "late")) == list(range(5))
 
     def failing():
@@ -123,7 +124,7 @@ def test_background_hands_on_items_errors_and_silence() -> None:
         next(in_background((time.sleep(3) for _ in range(1)), 0.2, "late"))
 
 
-def test_models_that_cannot_be_had_are_told(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_models_that_cannot_be_loaded(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="give a checkpoint"):
         load_model(None, CLASSES)
     with pytest.raises(ConfigError, match="tokens"):

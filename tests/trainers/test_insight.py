@@ -1,4 +1,4 @@
-"""What is noted of a model's decisions, and the pictures and pages of it."""
+"""What is recorded of a model's decisions, and the pictures and pages of it."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from PIL import Image
 from trainers.inference.predict import Timeline, load_model
 from trainers.inference.visualize import draw as pictures
 from trainers.inference.visualize.html import insight_page
-from trainers.inference.visualize.trace import NO_TOKEN, Insight, look
+from trainers.inference.visualize.trace import NO_TOKEN, ContextBlockInsight, Insight, look
 from video_datasets import normalize
 
 CLASSES = ["red circle moving sideways", "green </script><b>cross", "a dog"]
@@ -40,15 +40,15 @@ def test_insight_is_what_the_model_computes(tiny_checkpoints, shape_clips, insig
         for token in range(block.num_tokens):
             assert ((block.tokens == token).ravel() == groups[token]).all()
         assert block.seeds.sum(axis=1).tolist() == [8] * 6
-        sizes, frames, places = block.token_sizes()
+        sizes, frames, positions = block.token_sizes()
         assert sizes.sum() == 48 and (frames >= 1).all() and (frames <= np.minimum(sizes, 6)).all()
-        assert (places >= 1).all() and (sizes <= frames * places).all()
+        assert (positions >= 1).all() and (sizes <= frames * positions).all()
     # Two prompt layers, before text blocks 2 and 3; the second sees prompts that the first has changed.
     assert [(prompt.text_block, prompt.vision_block) for prompt in insight.prompts] == [(2, 2), (3, 3)]
     for prompt in insight.prompts:
         assert prompt.weights.shape == (3, 5) and prompt.weights.sum(axis=1) == pytest.approx(1, abs=1e-5)
     assert insights[1].prompts == () and insights[1].token_block is None
-    assert all(block.tokens is None and block.seeds is None for block in insights[1].blocks)
+    assert not any(isinstance(block, ContextBlockInsight) for block in insights[1].blocks)
 
 
 def test_overlays_colour_the_right_patches(insights: list[Insight]) -> None:
@@ -80,11 +80,11 @@ def test_colours_differ() -> None:
 def test_chosen_tokens_follow_something(insights: list[Insight]) -> None:
     tokens = np.full((4, 16), NO_TOKEN)
     tokens[:, 3] = 0  # stays in its corner
-    tokens[[0, 1, 2], [4, 5, 6]] = 1  # goes along
+    tokens[[0, 1, 2], [4, 5, 6]] = 1  # moves
     tokens[0, 8:12] = 2  # wide, in one frame
     block = replace(insights[0].blocks[2], tokens=tokens, num_tokens=3)
     assert block.token_sizes().tolist() == [[4, 3, 4], [4, 3, 1], [1, 3, 4]]
-    assert pictures.chosen_tokens(insights[0], block, 3) == [1, 0, 2]
+    assert pictures.chosen_tokens(block, 3) == [1, 0, 2]
 
 
 def test_merged_frames_keep_what_a_token_holds() -> None:

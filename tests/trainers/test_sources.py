@@ -1,4 +1,4 @@
-"""What users name: videos as files, folders, globs and lists; classes as words, files and label sets."""
+"""Command-line arguments: videos as files, folders, globs and lists; classes as words, files and label sets."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_folders_globs_and_files_each_once(folder: Path) -> None:
         "deep/c.webm",
         "a.AVI",
     ]
-    assert find_videos(["missing.mp4"]) == ["missing.mp4"]  # a bad video, told with the others
+    assert find_videos(["missing.mp4"]) == ["missing.mp4"]  # a bad video, reported with the others
 
 
 def test_lists_with_and_without_labels(folder: Path) -> None:
@@ -40,7 +40,7 @@ def test_lists_with_and_without_labels(folder: Path) -> None:
     ("arguments", "message"),
     [(["{}/*.mkv"], "no file matches"), (["{}/none.txt"], "cannot be read"), (["{}/empty"], "no video in this folder")],
 )
-def test_what_names_nothing_is_an_error(folder: Path, arguments: list[str], message: str) -> None:
+def test_arguments_that_name_no_video(folder: Path, arguments: list[str], message: str) -> None:
     (folder / "empty").mkdir()
     with pytest.raises(ConfigError, match=message):
         find_videos([argument.format(folder) for argument in arguments])
@@ -62,9 +62,9 @@ def test_classes_from_words_files_and_label_sets(tmp_path: Path) -> None:
         (["hmdb5"], "did you mean hmdb51"),
         (["alone"], "1 class names are too few"),
         (["missing.csv"], "no such file of class names"),
-        (["same", "same"], "named twice"),
+        (["same", "same"], "given twice"),
     ],
 )
-def test_wrong_classes_are_told(words: list[str], message: str) -> None:
+def test_wrong_classes(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_classes(words)

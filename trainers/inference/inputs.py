@@ -1,4 +1,4 @@
-"""What a user names on a command line: videos in any form, class names in any form."""
+"""Videos and class names as a user gives them on a command line."""
 
 import glob
 import os
@@ -13,15 +13,15 @@ from video_datasets.video_files import has_video_suffix
 
 
 def find_videos(arguments: Sequence[str | Path]) -> list[str]:
-    """Return the videos that arguments name, each once, in order.
+    """Return the videos that the arguments name, each once, in order.
 
     Args:
-        arguments: files, folders (with all below them), globs (`'clips/**/*.mp4'`), and lists: `.txt` files with a
-            path a line, alone or followed by a label as in annotation lists. A listed path counts from the working
-            folder or from the list's.
+        arguments: files, folders (with their subfolders), globs (`'clips/**/*.mp4'`), and lists: `.txt` files with one
+            path per line, which a label can follow as in annotation lists. Listed paths are relative to the working
+            folder or to the list's folder.
 
     Raises:
-        ConfigError: where an argument names nothing at all. A file that is not there stays in: it is a bad video.
+        ConfigError: if a folder, a glob or a list names no video. A missing file stays in: it is a bad video.
     """
     found: dict[str, None] = {}
     for argument in map(str, arguments):
@@ -42,7 +42,7 @@ def find_videos(arguments: Sequence[str | Path]) -> list[str]:
         else:
             found[argument] = None
     if not found:
-        raise ConfigError("there is no video to look at")
+        raise ConfigError("no video is given")
     return list(found)
 
 
@@ -50,13 +50,13 @@ def read_classes(words: Sequence[str], at_least: int = 2) -> list[str]:
     """Return class names from words, a file, or the name of a label set.
 
     Args:
-        words: class names; or one word: a file (`.csv` or `.json` as the label files, else a name a line), or a label
-            set of ours (`hmdb51` for `labels/hmdb51.csv`).
-        at_least: how many classes are needed: the score of a single one is always 1.
+        words: class names; or one word: a file (`.csv` or `.json` as the label files, else one name per line), or a
+            label set of this project (`hmdb51` for `labels/hmdb51.csv`).
+        at_least: number of classes that are needed; the score of a single class is always 1.
 
     Raises:
-        ConfigError: where there are too few, or one twice.
-        AnnotationError: where a label file is wrong.
+        ConfigError: if there are too few names, or one twice.
+        AnnotationError: if a label file is wrong.
     """
     names = [word.strip() for word in words if word.strip()]
     if len(names) == 1:
@@ -67,7 +67,7 @@ def read_classes(words: Sequence[str], at_least: int = 2) -> list[str]:
             labels = path.suffix.lower() in (".csv", ".json")
             names = read_class_names(path) if labels else _lines(path)
         elif path.suffix.lower() in (".csv", ".json", ".txt"):
-            raise ConfigError(f"{path}: there is no such file of class names")
+            raise ConfigError(f"{path}: no such file of class names")
     if len(names) < at_least:
         word = names[0] if names else ""
         known = sorted(path.stem for path in LABELS.glob("*.csv"))
@@ -77,18 +77,19 @@ def read_classes(words: Sequence[str], at_least: int = 2) -> list[str]:
         )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ConfigError(f"the class {twice[0]!r} is named twice")
+        raise ConfigError(f"the class {twice[0]!r} is given twice")
     return names
 
 
 def _listed(path: Path) -> list[str]:
     videos = []
     for line in _lines(path):
-        # As in annotation lists, a label may follow; a name may end in a number as well.
+        # A label can follow, as in annotation lists; the name itself can also end in a number.
         front, _, label = line.rpartition(" ")
         names = [line, front.strip()] if front and label.lstrip("-").isdigit() else [line]
-        places = [place for name in names for place in (Path(name), path.parent / name)]
-        videos.append(str(next((place for place in places if place.is_file()), places[-1 if len(names) > 1 else 0])))
+        candidates = [candidate for name in names for candidate in (Path(name), path.parent / name)]
+        missing = candidates[-1 if len(names) > 1 else 0]
+        videos.append(str(next((candidate for candidate in candidates if candidate.is_file()), missing)))
     return videos
 
 

@@ -1,15 +1,13 @@
-"""Videos of one's own to predictions: a model from a checkpoint, files in any number, one line for each bad one."""
+"""Predictions for video files: load the model of a checkpoint, score files or the windows of a long video."""
 
-import queue
-import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import tc_clip
 from tc_clip.ops.memory import keep_freed_memory
@@ -18,27 +16,22 @@ from tc_clip.weights.files import CheckpointSource, as_checkpoint
 from trainers.distributed.processes import pick_device
 from trainers.errors import ConfigError
 from trainers.evaluator import score_views
+from trainers.inference.reading import FileReader, in_background
 from trainers.precision import Precision, pick_precision
-from video_datasets.annotations import VideoRecord
-from video_datasets.batches import VideoBatch
 from video_datasets.decoding import VideoReadError
-from video_datasets.loaders import EvalLoader
 from video_datasets.transforms import TestTransform
-from video_datasets.video_dataset import BadVideo, VideoDataset
-from video_datasets.video_files import VideoFiles
-from video_datasets.windows import read_windows
-from video_datasets.workers import VideoTimeoutError, VideoWorkerError
+from video_datasets.windows import Window, read_windows
+from video_datasets.workers import VideoTimeoutError
 
 MAX_WORKERS = 8
-PREFETCH_BATCHES = 2  # of each worker
 
 
 @dataclass(frozen=True)
 class VideoPrediction:
     """The best classes of a video, best first, with their scores (mean softmax over the views, 0 to 1).
 
-    `seconds` is the time from one result to the next, divided by the videos that came together. Where the video could
-    not be read, `error` is one line of reason and there are no classes.
+    `seconds` is the time since the previous result, divided by the number of videos in the batch. If the video could
+    not be read, `error` is one line with the reason and there are no classes.
     """
 
     path: str
@@ -50,9 +43,9 @@ class VideoPrediction:
 
 @dataclass(frozen=True)
 class Timeline:
-    """What is seen when in a long video: `scores` (n, C) of the windows from `starts` to `ends` (n,), in seconds.
+    """Scores of a long video over time: `scores` (n, C) of the windows from `starts` to `ends` (n,), in seconds.
 
-    `error` is one line where the video broke off; the windows before it are there.
+    If the video breaks off, `error` is one line with the reason; the windows before it are there.
     """
 
     path: str
@@ -61,6 +54,20 @@ class Timeline:
     ends: np.ndarray
     scores: np.ndarray
     error: str | None = None
+
+    def segments(self) -> list[tuple[float, float, str, float]]:
+        """Return the stretches of windows that have the same best class: start, end, class, mean score."""
+        best = self.scores.argmax(axis=1)
+        firsts = [0, *(i for i in range(1, len(best)) if best[i] != best[i - 1]), len(best)]
+        return [
+            (
+                float(self.starts[first]),
+                float(self.ends[last - 1]),
+                self.class_names[best[first]],
+                float(self.scores[first:last, best[first]].mean()),
+            )
+            for first, last in zip(firsts, firsts[1:], strict=False)
+        ]
 
 
 def load_model(
@@ -114,7 +121,7 @@ def _model_of(
 
 
 def inference_precision(model: VideoModel, name: str = "auto") -> Precision:
-    """Return the number formats of inference: auto is bf16 where the device computes in it, CPUs included."""
+    """Return the number formats of inference; auto is bf16 if the device, GPU or CPU, computes in it, else fp32."""
     device = next(model.parameters()).device
     if name == "auto" and device.type == "cpu":
         abilities = torch.cpu.get_capabilities()
@@ -122,7 +129,7 @@ def inference_precision(model: VideoModel, name: str = "auto") -> Precision:
     return pick_precision(name, device)
 
 
-def predict(model: VideoModel, paths: Sequence[str | Path], **options) -> list[VideoPrediction]:
+def predict(model: VideoModel, paths: Sequence[str | Path], **options: Any) -> list[VideoPrediction]:
     """Return a prediction for every video, in order; the options are those of `iter_predictions`."""
     return list(iter_predictions(model, paths, **options))
 
@@ -140,50 +147,51 @@ def iter_predictions(
     decoder: str = "auto",
     timeout_s: float = 60.0,
 ) -> Iterator[VideoPrediction]:
-    """Yield a prediction for every video, in order, as they come.
+    """Yield a prediction for every video, in order, each as soon as its batch is scored.
 
     Args:
         model: with its class names, on its device.
         paths: video files.
-        top: how many classes to report.
+        top: number of classes to report.
         num_clips: temporal views of a video; num_crops: spatial views, 1 or 3.
-        batch_size: videos read together; views of one forward pass.
-        num_workers: processes that decode; 0: a thread of this one; None: 0 for one video, else a process a core.
+        batch_size: videos that are read together, and views of one forward pass.
+        num_workers: processes that decode; 0: a thread of this process; None: 0 for one video, else one process per
+            core, at most 8.
         precision: auto, fp32, bf16, fp16 or fp64.
         decoder: auto, decord or pyav.
-        timeout_s: seconds after which a video that is being read counts as hanging, and is a bad one.
+        timeout_s: seconds after which a video that is being read is assumed to hang; it gets an error.
     """
-    paths = [str(path) for path in paths]
-    if not paths:
+    names = [str(path) for path in paths]
+    if not names:
         return
     if num_workers is None:
-        num_workers = 0 if len(paths) == 1 else min(MAX_WORKERS, len(paths), torch.get_num_threads() or 1)
+        num_workers = 0 if len(names) == 1 else min(MAX_WORKERS, len(names), torch.get_num_threads() or 1)
     formats = inference_precision(model, precision)
-    reader = _Reader(
+    reader = FileReader(
         transform=TestTransform(model.input_size, num_crops),
         num_frames=model.num_frames,
         num_clips=num_clips,
         decoder=decoder,
-        batch_size=min(batch_size, len(paths)),
+        batch_size=min(batch_size, len(names)),
         timeout_s=timeout_s,
         pin_memory=formats.device.type == "cuda",
     )
     num_shown = min(top, len(model.class_names))
     model.eval()
     started = time.perf_counter()
-    for batch, reasons in reader.read(paths, num_workers):
+    for batch, reasons in reader.read(names, num_workers):
         with torch.inference_mode():
-            scores = score_views(model, batch.videos, formats, batch_size) / batch.videos.shape[1]
+            scores = score_views(model, batch.videos, formats, batch_size) / batch.videos.shape[1]  # (B, C)
         best = scores.topk(num_shown, dim=-1)
         values, classes = best.values.tolist(), best.indices.tolist()
         now = time.perf_counter()
         seconds, started = (now - started) / len(batch), now
         for row, index in enumerate(batch.indices.tolist()):
             if batch.valid[row]:
-                names = tuple(model.class_names[place] for place in classes[row])
-                yield VideoPrediction(paths[index], names, tuple(values[row]), seconds)
+                best_names = tuple(model.class_names[label] for label in classes[row])
+                yield VideoPrediction(names[index], best_names, tuple(values[row]), seconds)
             else:
-                yield VideoPrediction(paths[index], (), (), seconds, reasons[index])
+                yield VideoPrediction(names[index], (), (), seconds, reasons[index])
 
 
 def predict_timeline(
@@ -197,18 +205,20 @@ def predict_timeline(
     precision: str = "auto",
     timeout_s: float = 60.0,
 ) -> Timeline:
-    """Score a long video window by window; see `video_datasets.windows.read_windows` for what a window is.
+    """Score a long video window by window; `video_datasets.windows.read_windows` defines the windows.
 
     Raises:
-        ValueError: where window or stride are not above 0.
-        VideoReadError: where not even the first window can be read.
+        ValueError: if the window or the stride is not above 0.
+        VideoReadError: if not even the first window can be read.
     """
     formats = inference_precision(model, precision)
     transform = TestTransform(model.input_size, num_crops)
     windows = read_windows(str(path), window_s, stride_s, model.num_frames, transform)
     model.eval()
-    spans, scores, error = [], [], None
-    waiting: list = []
+    spans: list[tuple[float, float]] = []
+    scores: list[np.ndarray] = []
+    waiting: list[Window] = []
+    error: VideoReadError | VideoTimeoutError | None = None
 
     def score() -> None:
         views = torch.stack([window.videos for window in waiting])  # (n, V, T, 3, S, S)
@@ -218,7 +228,7 @@ def predict_timeline(
         waiting.clear()
 
     try:
-        for window in in_background(windows, timeout_s, f"{path}: nothing came of it for {timeout_s:g} s"):
+        for window in in_background(windows, timeout_s, f"no frame came of it for {timeout_s:g} s"):
             waiting.append(window)
             if len(waiting) == batch_size:
                 score()
@@ -226,149 +236,8 @@ def predict_timeline(
         error = problem
     if waiting:
         score()
-    if not spans:
-        raise error or VideoReadError(str(path), "it has no frames")
-    starts, ends = np.array(spans).T
     reason = error.reason if isinstance(error, VideoReadError) else None if error is None else str(error)
+    if not spans:
+        raise VideoReadError(str(path), reason or "it has no frames") from error
+    starts, ends = np.array(spans).T
     return Timeline(str(path), model.class_names, starts, ends, np.concatenate(scores), reason)
-
-
-def in_background(items: Iterable, timeout_s: float, complaint: str) -> Iterator:
-    """Iterate in another thread, two items ahead, and give up where nothing comes for `timeout_s`.
-
-    Decoders leave Python while they work, so a thread is enough to overlap them with the model. One that hangs is left
-    behind: threads cannot be ended, and a daemon does not keep the program alive.
-
-    Raises:
-        VideoTimeoutError: with the complaint as its message.
-    """
-    done = queue.Queue(maxsize=2)
-    stopped = threading.Event()
-
-    def put(kind: str, value: object) -> bool:
-        while not stopped.is_set():
-            try:
-                done.put((kind, value), timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for item in items:
-                if not put("item", item):
-                    return
-            put("end", None)
-        except Exception as error:  # it is raised again where the items are used
-            put("error", error)
-
-    threading.Thread(target=work, daemon=True, name="decoding").start()
-    try:
-        while True:
-            try:
-                kind, value = done.get(timeout=timeout_s)
-            except queue.Empty:
-                raise VideoTimeoutError(complaint) from None
-            if kind == "end":
-                return
-            if kind == "error":
-                raise value
-            yield value
-    finally:
-        stopped.set()
-
-
-class _GivenFiles(VideoFiles):
-    """Videos wherever the user has them, by the path that was given."""
-
-    def __init__(self):
-        super().__init__("")
-
-    def find(self, listed: str) -> str:
-        return listed
-
-    def prepare(self, listed: Iterable[str]) -> None:
-        """Do nothing: there is no root to look into."""
-
-    def _exists(self, path: str) -> bool:
-        return Path(path).is_file()
-
-    def _source(self, path: str) -> str:
-        return path
-
-    def _index(self) -> dict[str, list[str]]:
-        return {}
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Reads any videos in batches, and goes on after one that hangs or brings its worker down."""
-
-    transform: TestTransform
-    num_frames: int
-    num_clips: int
-    decoder: str
-    batch_size: int
-    timeout_s: float
-    pin_memory: bool
-
-    def read(self, paths: list[str], num_workers: int) -> Iterator[tuple[VideoBatch, dict[int, str]]]:
-        """Yield batches whose indices count in `paths`, and the reason for each invalid video by index."""
-        position = 0
-        while position < len(paths):
-            first = position
-            try:
-                for batch in self._batches(paths[first:], num_workers, self.batch_size):
-                    yield _shifted(batch, first)
-                    position += len(batch)
-            except (VideoTimeoutError, VideoWorkerError):
-                # Which of the videos underway it was is found by reading each of them alone.
-                underway = self.batch_size * max(1, num_workers) * (PREFETCH_BATCHES + 1)
-                stop = min(len(paths), position + underway)
-                for index in range(position, stop):
-                    yield self._read_alone(paths[index], index, min(1, num_workers))
-                position = stop
-
-    def _read_alone(self, path: str, index: int, num_workers: int) -> tuple[VideoBatch, dict[int, str]]:
-        try:
-            (batch,) = self._batches([path], num_workers, 1)
-        except (VideoTimeoutError, VideoWorkerError) as error:
-            hangs = f"no frame came of it for {self.timeout_s:g} s"
-            reason = hangs if isinstance(error, VideoTimeoutError) else "it brought the decoder down"
-            batch = self._nothing(BadVideo(0, path, reason))
-        return _shifted(batch, index)
-
-    def _batches(self, paths: list[str], num_workers: int, batch_size: int) -> Iterator[VideoBatch]:
-        dataset = VideoDataset(
-            [VideoRecord(path, 0) for path in paths],
-            _GivenFiles(),
-            self.transform,
-            num_frames=self.num_frames,
-            num_clips=self.num_clips,
-            decoder=self.decoder,
-        )
-        loader = EvalLoader(
-            dataset,
-            batch_size,
-            num_workers,
-            pin_memory=self.pin_memory,
-            timeout_s=self.timeout_s,
-            max_bad_share=1.0,
-            prefetch_batches=PREFETCH_BATCHES,
-        )
-        if num_workers:
-            return iter(loader)
-        limit = self.timeout_s * batch_size  # a batch comes as a whole
-        return in_background(loader, limit, f"no video came for {limit:g} s")
-
-    def _nothing(self, bad: BadVideo) -> VideoBatch:
-        size, num_views = self.transform.input_size, self.num_clips * self.transform.num_crops
-        videos = torch.zeros(1, num_views, self.num_frames, 3, size, size, dtype=torch.uint8)
-        one: Tensor = torch.zeros(1, dtype=torch.long)
-        return VideoBatch(videos, one, one, torch.zeros(1, dtype=torch.bool), 0, [bad])
-
-
-def _shifted(batch: VideoBatch, by: int) -> tuple[VideoBatch, dict[int, str]]:
-    batch.indices = batch.indices + by
-    return batch, {bad.index + by: bad.reason for bad in batch.bad_videos}

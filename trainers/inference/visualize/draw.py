@@ -1,6 +1,6 @@
-"""Drawings of what a model sees, as PIL images: overlays, contact sheets, timelines, colours.
+"""Drawings of what a model attends to, as PIL images: overlays, contact sheets, timelines, colours.
 
-Pure functions of `Insight`s and arrays; whoever calls them saves the pictures.
+Pure functions of `Insight`s and arrays; the caller saves the pictures.
 """
 
 import colorsys
@@ -12,14 +12,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from trainers.inference.visualize.trace import NO_TOKEN, BlockInsight, Insight
+from trainers.inference.predict import Timeline
+from trainers.inference.visualize.trace import NO_TOKEN, ContextBlockInsight, Insight
+
+Colour = tuple[int, int, int]
 
 INK, FAINT, PAPER = (28, 32, 38), (110, 116, 124), (255, 255, 255)
 GAP = 4  # pixels between tiles
 MAX_COLUMNS = 8
 SHOWN_TOKENS = 4
 
-# Blue over green to red: dark where nothing is. Stops of a colour scale that is even in lightness (after "turbo").
+# From dark blue (nothing) over green to red: stops of the colour scale "turbo".
 _HEAT = np.array(
     [(48, 18, 59), (65, 105, 225), (38, 188, 225), (49, 241, 153), (164, 252, 60), (240, 203, 57), (250, 118, 30)]
     + [(206, 44, 6), (122, 4, 3)],
@@ -29,9 +32,9 @@ _HEAT = np.array(
 
 def heat_colours(values: np.ndarray) -> np.ndarray:
     """Return colours (..., 3) uint8 of values from 0 to 1."""
-    place = np.clip(values, 0, 1) * (len(_HEAT) - 1)
-    low = np.minimum(place.astype(int), len(_HEAT) - 2)
-    rest = (place - low)[..., None]
+    stop = np.clip(values, 0, 1) * (len(_HEAT) - 1)
+    low = np.minimum(stop.astype(int), len(_HEAT) - 2)
+    rest = (stop - low)[..., None]
     return (_HEAT[low] * (1 - rest) + _HEAT[low + 1] * rest + 0.5).astype(np.uint8)
 
 
@@ -39,15 +42,18 @@ def token_colours(count: int) -> np.ndarray:
     """Return well separated colours, (count, 3) uint8."""
     hues = (0.02 + np.arange(count) * 0.6180339887) % 1  # the golden ratio keeps neighbours far apart
     shades = [(hue, (0.95, 0.6, 0.8)[i // 3 % 3], (1.0, 0.85)[i // 2 % 2]) for i, hue in enumerate(hues)]
-    return np.array([[round(255 * part) for part in colorsys.hsv_to_rgb(*shade)] for shade in shades], dtype=np.uint8)
+    return np.array([[round(255 * c) for c in colorsys.hsv_to_rgb(*shade)] for shade in shades], dtype=np.uint8)
 
 
 def attention_overlay(frame: np.ndarray, attention: np.ndarray, side: int, highest: float | None = None) -> Image.Image:
-    """Draw weights (P,) of a frame's patches over the frame (S, S, 3); `highest` is the weight that is hottest."""
+    """Draw weights (P,) of a frame's patches over the frame (S, S, 3); `highest` has the hottest colour."""
     highest = float(attention.max() if highest is None else highest) or 1.0
     grid = round(len(attention) ** 0.5)
     levels = np.clip(attention.reshape(grid, grid) / highest, 0, 1)
-    levels = np.asarray(Image.fromarray((levels * 255).astype(np.uint8)).resize((side, side), Image.BILINEAR)) / 255
+    levels = (
+        np.asarray(Image.fromarray((levels * 255).astype(np.uint8)).resize((side, side), Image.Resampling.BILINEAR))
+        / 255
+    )
     picture = np.asarray(resized(frame, side)).astype(float)
     strength = (0.15 + 0.6 * levels)[..., None]
     return Image.fromarray((_grey(picture) * (1 - strength) + heat_colours(levels) * strength).astype(np.uint8))
@@ -60,10 +66,8 @@ def seeds_overlay(frame: np.ndarray, seeds: np.ndarray, side: int) -> Image.Imag
     return Image.fromarray((picture * mask + (0.25 * _grey(picture) + 20) * (1 - mask)).astype(np.uint8))
 
 
-def tokens_overlay(
-    frame: np.ndarray, tokens: np.ndarray, colours: dict[int, tuple[int, int, int]], side: int
-) -> Image.Image:
-    """Draw a frame with the patches (P,) of chosen context tokens in their colours, over a dimmed frame."""
+def tokens_overlay(frame: np.ndarray, tokens: np.ndarray, colours: dict[int, Colour], side: int) -> Image.Image:
+    """Draw the patches (P,) of chosen context tokens in their colours over a dimmed frame."""
     picture = _dimmed(np.asarray(resized(frame, side)).astype(float))
     for token, colour in colours.items():
         mask = _patches((tokens == token).astype(float), side)[..., None] * 0.7
@@ -74,9 +78,9 @@ def tokens_overlay(
 def prompt_overlay(
     frame: np.ndarray, tokens: np.ndarray, weights: np.ndarray, side: int, span: tuple[float, float]
 ) -> Image.Image:
-    """Draw a frame whose patches (P,) are as hot as their context token's share (K,) of a class's attention.
+    """Draw a class's attention (K,) to context tokens over a frame, as the colour of each token's patches (P,).
 
-    `span` is the least and the greatest share of the colour scale: shares are often close to one another.
+    `span` has the weights at both ends of the colour scale; weights are often close to one another.
     """
     low, high = span
     heat = (weights[np.maximum(tokens, 0)] - low) / (high - low or 1.0)
@@ -87,10 +91,10 @@ def prompt_overlay(
 
 
 def merged_frames(frames: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Return frames (T, S, S, 3) whose every patch is the mean of all patches in its context token: what tokens keep.
+    """Return frames (T, S, S, 3) in which every patch is the mean of all patches of its context token.
 
     Args:
-        tokens: (T, P), the token of each patch; patches of none are grey.
+        tokens: (T, P), the token of each patch; patches without a token are grey.
     """
     T, side = frames.shape[:2]
     grid = round(tokens.shape[1] ** 0.5)
@@ -107,30 +111,29 @@ def merged_frames(frames: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return merged.reshape(frames.shape).round().astype(np.uint8)
 
 
-def chosen_tokens(insight: Insight, block: BlockInsight, count: int = SHOWN_TOKENS) -> list[int]:
-    """Return the context tokens worth a colour: those that follow something, over many frames and from place to place.
+def chosen_tokens(block: ContextBlockInsight, count: int = SHOWN_TOKENS) -> list[int]:
+    """Return the context tokens to colour: those that follow something over many frames and positions.
 
-    A token of a single patch shows nothing of time, however strongly it is attended to; one that stays at its place is
-    mostly background.
+    A token of a single patch shows nothing about time; a token that stays at one position is mostly background.
     """
-    sizes, frames, places = block.token_sizes()
-    order = np.lexsort((-sizes, -frames, -np.minimum(frames, places)))
+    sizes, frames, positions = block.token_sizes()
+    order = np.lexsort((-sizes, -frames, -np.minimum(frames, positions)))
     return order[:count].tolist()
 
 
-def colours_of(tokens: Sequence[int]) -> dict[int, tuple[int, int, int]]:
+def colours_of(tokens: Sequence[int]) -> dict[int, Colour]:
     """Return a colour for each token."""
-    return {token: tuple(colour) for token, colour in zip(tokens, token_colours(len(tokens)).tolist(), strict=True)}
+    return {token: (r, g, b) for token, (r, g, b) in zip(tokens, token_colours(len(tokens)).tolist(), strict=True)}
 
 
 def contact_sheet(
     insights: Sequence[Insight], classes: int = 2, tile: int = 112, blocks: Sequence[int] = ()
 ) -> Image.Image:
-    """Draw all that is known of a video, frames from left to right; several models one below the other.
+    """Draw everything that was recorded of a video: frames from left to right, the rows of each model below the last.
 
     Args:
-        insights: the video seen by each model.
-        classes: for how many of the best classes to draw the prompts' attention.
+        insights: of the video, one for each model.
+        classes: number of best classes whose prompts' attention is drawn.
         tile: pixels of a frame's side.
         blocks: vision blocks (from 1) whose attention to draw; by default a middle one and the last.
     """
@@ -147,7 +150,7 @@ def contact_sheet(
 
 
 def overlay_frames(insights: Sequence[Insight], side: int = 224) -> list[Image.Image]:
-    """Draw one picture a frame for a film: the frame, attention, context tokens and prompts; a row a model."""
+    """Draw one picture per frame for a film: the frame, attention, context tokens and prompts; one row per model."""
     pictures = []
     for t in range(len(insights[0].frames)):
         bands = []
@@ -166,13 +169,13 @@ def overlay_frames(insights: Sequence[Insight], side: int = 224) -> list[Image.I
                 _text(band, (left, 3), label, 11, FAINT, side)
             bands += [_title(heading, width, 14), band]
         picture = stack(bands)
-        # H.264 wants even sides.
+        # H.264 needs even sides.
         pictures.append(picture.crop((0, 0, picture.width // 2 * 2, picture.height // 2 * 2)))
     return pictures
 
 
-def timeline_picture(timeline, top: int = 5) -> Image.Image:
-    """Draw a timeline: a row a class (those that are ever best, and the next by their mean), hot where it is seen."""
+def timeline_picture(timeline: Timeline, top: int = 5) -> Image.Image:
+    """Draw a timeline: one row per class (those that are best at some time, then those with the highest mean score)."""
     ever = list(dict.fromkeys(timeline.scores.argmax(axis=1).tolist()))
     others = [i for i in (-timeline.scores.mean(axis=0)).argsort(kind="stable").tolist() if i not in ever]
     shown = (ever + others)[: max(top, min(len(ever), 12))]
@@ -181,12 +184,12 @@ def timeline_picture(timeline, top: int = 5) -> Image.Image:
     picture = Image.new("RGB", (margin + plot + 20, 44 + row * len(shown) + 30), PAPER)
     draw = ImageDraw.Draw(picture)
     _text(picture, (12, 10), f"{Path(timeline.path).name}, {total:.1f} s", 16, INK, picture.width - 20)
-    # A moment belongs to the windows that cover it: their mean, so that overlapping windows do not hide one another.
+    # A moment has the mean score of the windows that cover it.
     moments = (np.arange(plot) + 0.5) / plot * total
     covers = (timeline.starts[:, None] <= moments) & (moments < timeline.ends[:, None])  # (n, plot)
     weight = covers / np.maximum(covers.sum(axis=0), 1)
-    for place, index in enumerate(shown):
-        top_edge = 40 + place * row
+    for number, index in enumerate(shown):
+        top_edge = 40 + number * row
         strip = heat_colours(timeline.scores[:, index] @ weight)[None].repeat(row - 5, axis=0)
         picture.paste(Image.fromarray(strip), (margin, top_edge))
         _text(picture, (12, top_edge + 3), timeline.class_names[index], 13, INK, margin - 20)
@@ -199,7 +202,7 @@ def timeline_picture(timeline, top: int = 5) -> Image.Image:
 
 
 def write_film(path: Path, pictures: Sequence[Image.Image], fps: float, least_seconds: float = 6.0) -> None:
-    """Write pictures of one even size as an H.264 film, over again until it has lasted a while."""
+    """Write pictures of one size with even sides as an H.264 film, repeated until it lasts `least_seconds`."""
     import av
 
     rounds = max(1, math.ceil(least_seconds * fps / len(pictures)))
@@ -212,7 +215,7 @@ def write_film(path: Path, pictures: Sequence[Image.Image], fps: float, least_se
 
 
 def stack(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Put pictures one below the other, flush left on paper."""
+    """Stack pictures from top to bottom, aligned left."""
     sheet = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), PAPER)
     top = 0
     for picture in pictures:
@@ -223,13 +226,13 @@ def stack(pictures: Sequence[Image.Image]) -> Image.Image:
 
 def resized(frame: np.ndarray, side: int) -> Image.Image:
     """Return a frame (S, S, 3) as a square picture."""
-    return Image.fromarray(frame).resize((side, side), Image.BICUBIC)
+    return Image.fromarray(frame).resize((side, side), Image.Resampling.BICUBIC)
 
 
 def _rows(
     insight: Insight, classes: int, tile: int, blocks: Sequence[int], shown: list[int]
 ) -> list[tuple[str, list[Image.Image]]]:
-    """Return label and tiles of every row of a model's part of the sheet."""
+    """Return label and tiles of every row of one model."""
     frames = insight.frames
     rows = [("frames", [resized(frames[t], tile) for t in shown])]
     depth = len(insight.blocks)
@@ -241,16 +244,16 @@ def _rows(
     block = insight.token_block
     if block is None:
         return rows
-    if not block.seeds.all():  # where every patch is a seed, the row would be the frames again
+    if not block.seeds.all():  # if every patch is a seed, the row would repeat the frames
         tiles = [seeds_overlay(frames[t], block.seeds[t], tile) for t in shown]
         rows.append((f"seed tokens,\nblock {block.number}", tiles))
     merged = merged_frames(frames, block.tokens)
     label = f"{block.num_tokens} context tokens,\nblock {block.number}: a patch is the\nmean of its token's"
     rows.append((label, [resized(merged[t], tile) for t in shown]))
-    tokens = chosen_tokens(insight, block)
+    tokens = chosen_tokens(block)
     colours = colours_of(tokens)
     tiles = [tokens_overlay(frames[t], block.tokens[t], colours, tile) for t in shown]
-    rows.append((f"{len(tokens)} of them that\nfollow something,\na colour each", tiles))
+    rows.append((f"{len(tokens)} of them that\nfollow something,\none colour each", tiles))
     if insight.prompts:
         prompt = insight.prompts[-1]
         drawn = prompt.weights[insight.best_classes(classes)]
@@ -278,8 +281,8 @@ def _title(text: str, width: int, size: int) -> Image.Image:
     return picture
 
 
-def _text(picture: Image.Image, at: tuple[int, int], text: str, size: int, colour, width: int) -> None:
-    """Write a line, cut off with an ellipsis where it is wider than `width`."""
+def _text(picture: Image.Image, at: tuple[int, int], text: str, size: int, colour: Colour, width: int) -> None:
+    """Write a line; cut it off with an ellipsis if it is wider than `width`."""
     font = ImageFont.load_default(size)
     while text and font.getlength(text) > width:
         text = text[:-2].rstrip("…") + "…" if len(text) > 2 else ""
@@ -297,16 +300,16 @@ def _wrapped(text: str, width: int) -> str:
 
 
 def _columns(num_frames: int) -> list[int]:
-    """Return the frames that a sheet has room for, evenly chosen."""
+    """Return evenly spaced frames, as many as a sheet has room for."""
     count = min(num_frames, MAX_COLUMNS)
     return [(2 * i + 1) * num_frames // (2 * count) for i in range(count)]
 
 
 def _patches(values: np.ndarray, side: int) -> np.ndarray:
-    """Draw out values (P,) of patches to pixels (side, side)."""
+    """Enlarge values (P,) of patches to pixels (side, side)."""
     grid = round(len(values) ** 0.5)
-    place = np.arange(side) * grid // side
-    return values.reshape(grid, grid)[place[:, None], place]
+    patch = np.arange(side) * grid // side
+    return values.reshape(grid, grid)[patch[:, None], patch]
 
 
 def _dimmed(picture: np.ndarray) -> np.ndarray:

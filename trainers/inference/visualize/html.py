@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: what a model sees in a video, with a frame slider and a token picker."""
+"""Self-contained HTML pages of what a model attends to in a video, with a frame slider and a token picker."""
 
 import base64
 import io
@@ -11,31 +11,31 @@ import numpy as np
 from PIL import Image
 
 from trainers.inference.visualize.draw import resized
-from trainers.inference.visualize.trace import BlockInsight, Insight
+from trainers.inference.visualize.trace import BlockInsight, ContextBlockInsight, Insight
 
 ASSETS = Path(__file__).parent / "assets"
 SHOWN_SIDE = 224  # pixels of a frame in a page
-LISTED_CLASSES = 20  # of a model; the prompts' attention is kept for these
+LISTED_CLASSES = 20  # best classes of each model in the page
 
 
 def insight_page(insights: Sequence[Insight]) -> str:
-    """Return the page of a video, seen by one or more models with the same frames and classes."""
+    """Return the page of a video for one or more models with the same frames and classes."""
     first = insights[0]
     listed = sorted({index for insight in insights for index in insight.best_classes(LISTED_CLASSES)})
-    place = {index: i for i, index in enumerate(listed)}
+    row_of = {label: row for row, label in enumerate(listed)}
     document = {
         "title": Path(first.path).name,
         "classes": [first.class_names[index] for index in listed],
         "num_frames": len(first.frames),
         "frame_numbers": first.frame_numbers.tolist(),
         "frames": [data_url(resized(frame, SHOWN_SIDE)) for frame in first.frames],
-        "models": [_model(insight, listed, place) for insight in insights],
+        "models": [_model(insight, listed, row_of) for insight in insights],
     }
     return fill_in("insight.html", document)
 
 
 def fill_in(template: str, document: dict[str, Any]) -> str:
-    """Return a page of `assets/` with its data, which no text in it can break out of."""
+    """Return a page of `assets/` with its data; no text in the data can end the script that holds it."""
     text = json.dumps(document, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return (ASSETS / template).read_text(encoding="utf-8").replace("__DATA__", text.replace("<", "\\u003c"))
 
@@ -47,7 +47,7 @@ def data_url(picture: Image.Image, quality: int = 85) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")
 
 
-def _model(insight: Insight, listed: list[int], place: dict[int, int]) -> dict[str, Any]:
+def _model(insight: Insight, listed: list[int], row_of: dict[int, int]) -> dict[str, Any]:
     prompts = None
     if insight.prompts:
         last = insight.prompts[-1]
@@ -62,7 +62,7 @@ def _model(insight: Insight, listed: list[int], place: dict[int, int]) -> dict[s
         "name": insight.model,
         "grid": insight.grid_size,
         "scores": [round(float(insight.scores[index]), 5) for index in listed],
-        "order": [place[index] for index in insight.best_classes(LISTED_CLASSES)],
+        "order": [row_of[label] for label in insight.best_classes(LISTED_CLASSES)],
         "blocks": [_block(block) for block in insight.blocks],
         "prompts": prompts,
     }
@@ -70,9 +70,10 @@ def _model(insight: Insight, listed: list[int], place: dict[int, int]) -> dict[s
 
 def _block(block: BlockInsight) -> dict[str, Any]:
     highest = float(block.attention.max()) or 1.0
+    context = block if isinstance(block, ContextBlockInsight) else None
     return {
         "number": block.number,
         "attention": np.round(255 * block.attention / highest).astype(int).ravel().tolist(),
-        "tokens": None if block.tokens is None else block.tokens.ravel().tolist(),
-        "num_tokens": block.num_tokens,
+        "tokens": None if context is None else context.tokens.ravel().tolist(),
+        "num_tokens": 0 if context is None else context.num_tokens,
     }

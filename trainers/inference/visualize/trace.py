@@ -1,4 +1,4 @@
-"""What a model looks at in one video: attention, seeds, context tokens, and which of them the prompts attend to."""
+"""What a model attends to in one video: attention, seeds, context tokens, and the prompts' attention to them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from tc_clip.protocol import VideoTextModel
+from tc_clip.temporal_context import BlockTrace
 from trainers.inference.predict import inference_precision
 from video_datasets.decoding import decode
 from video_datasets.sampling import test_indices
@@ -17,40 +18,48 @@ NO_TOKEN = -1
 
 @dataclass(frozen=True)
 class BlockInsight:
-    """What one vision block decided.
+    """The decisions of one vision block.
 
     Attributes:
         number: of the block, from 1.
         attention: (T, P) float32, the class token's weights over its frame's patches, mean over the heads.
-        tokens: (T, P) int64, the context token that each patch went into, `NO_TOKEN` where it is no seed; None where
-            the block makes no context tokens.
-        num_tokens: context tokens of the block, `K`; 0 for none.
     """
 
     number: int
     attention: np.ndarray
-    tokens: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class ContextBlockInsight(BlockInsight):
+    """The decisions of one vision block that makes context tokens.
+
+    Attributes:
+        tokens: (T, P) int64, the context token that each patch was merged into, `NO_TOKEN` if it is no seed.
+        num_tokens: context tokens of the block, `K`.
+    """
+
+    tokens: np.ndarray
     num_tokens: int
 
     @property
-    def seeds(self) -> np.ndarray | None:
-        """Which patches became seeds, (T, P) bool."""
-        return None if self.tokens is None else self.tokens != NO_TOKEN
+    def seeds(self) -> np.ndarray:
+        """Whether each patch became a seed, (T, P) bool."""
+        return self.tokens != NO_TOKEN
 
     def token_sizes(self) -> np.ndarray:
-        """Return how many patches each context token holds, of how many frames, from how many places: (3, K)."""
-        frames, places = np.nonzero(self.tokens != NO_TOKEN)
-        tokens = self.tokens[frames, places]
+        """Return for each context token its number of patches, of their frames and of their positions: (3, K)."""
+        frames, positions = np.nonzero(self.seeds)
+        tokens = self.tokens[frames, positions]
         sizes = np.bincount(tokens, minlength=self.num_tokens)
-        reaches = (np.unique(np.stack([tokens, of]), axis=1)[0] for of in (frames, places))
+        reaches = (np.unique(np.stack([tokens, of]), axis=1)[0] for of in (frames, positions))
         return np.stack([sizes, *(np.bincount(reached, minlength=self.num_tokens) for reached in reaches)])
 
 
 @dataclass(frozen=True)
 class PromptInsight:
-    """How much each class looks, through the prompts before a text block, at each context token of a vision block.
+    """How much each class attends, through the prompts before a text block, to each context token of a vision block.
 
-    The prompts themselves are the same for all classes; how much a class makes of each of them is not.
+    The prompts are the same for all classes; a class differs in how much it attends to each of them.
 
     Attributes:
         text_block, vision_block: from 1.
@@ -64,11 +73,11 @@ class PromptInsight:
 
 @dataclass(frozen=True)
 class Insight:
-    """Everything to draw of one video seen by one model.
+    """Everything to draw about one video and one model.
 
     Attributes:
-        frames: (T, S, S, 3) uint8, what the model sees.
-        frame_numbers: (T,), their places in the video.
+        frames: (T, S, S, 3) uint8, the pixels that the model reads.
+        frame_numbers: (T,), their indices in the video.
         grid_size: patches along a side.
         scores: (C,) softmax over the classes.
     """
@@ -92,15 +101,14 @@ class Insight:
         return self.blocks[number - 1]
 
     @property
-    def token_block(self) -> BlockInsight | None:
-        """The block whose context tokens say most: the one the last prompts look at, else the last that has any."""
-        if self.prompts:
-            return self.block(self.prompts[-1].vision_block)
-        return next((block for block in reversed(self.blocks) if block.tokens is not None), None)
+    def token_block(self) -> ContextBlockInsight | None:
+        """The last block whose context tokens the prompts attend to, else the last block with context tokens."""
+        blocks = self.blocks if not self.prompts else (self.block(self.prompts[-1].vision_block),)
+        return next((block for block in reversed(blocks) if isinstance(block, ContextBlockInsight)), None)
 
 
 def look(model: VideoTextModel, path: str | Path, precision: str = "auto", decoder: str = "auto") -> Insight:
-    """Run a model on one view of a video and note what it decides.
+    """Run a model on one view of a video and record its decisions.
 
     Args:
         model: with its class names, on its device.
@@ -108,7 +116,7 @@ def look(model: VideoTextModel, path: str | Path, precision: str = "auto", decod
         precision, decoder: as for `trainers.inference.predict.predict`.
 
     Raises:
-        VideoReadError: where the video cannot be read.
+        VideoReadError: if the video cannot be read.
     """
     formats = inference_precision(model, precision)
     numbers: list[np.ndarray] = []
@@ -141,10 +149,10 @@ def look(model: VideoTextModel, path: str | Path, precision: str = "auto", decod
     )
 
 
-def _block(number: int, trace) -> BlockInsight:
+def _block(number: int, trace: BlockTrace) -> BlockInsight:
     attention = trace.class_attention[0].float().cpu().numpy()  # (T, P)
     if trace.context_tokens is None:
-        return BlockInsight(number, attention, None, 0)
+        return BlockInsight(number, attention)
     groups = trace.token_groups()[0].unflatten(-1, attention.shape)  # (K, T, P)
     tokens = torch.where(groups.any(dim=0), groups.int().argmax(dim=0), NO_TOKEN)
-    return BlockInsight(number, attention, tokens.cpu().numpy(), groups.shape[0])
+    return ContextBlockInsight(number, attention, tokens.cpu().numpy(), groups.shape[0])
