@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tc_clip.context_tokens import BlockTrace
 from tc_clip.protocol import VideoTextModel
-from tc_clip.temporal_context import BlockTrace
 from trainers.inference.predict import inference_precision
 from video_datasets.decoding import decode
 from video_datasets.sampling import test_indices
