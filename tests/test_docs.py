@@ -410,6 +410,17 @@ def test_no_notes_to_self_and_no_paths_of_one_machine(document: Path) -> None:
     assert [word for word in ("TODO", "FIXME", "TBD", "XXX", "/work/", "/tmp/", "localhost") if word in text] == []
 
 
+def test_the_map_has_every_folder_of_the_packages() -> None:
+    text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    inits = [
+        path
+        for package in ("tc_clip", "video_datasets", "trainers")
+        for path in REPOSITORY.glob(f"{package}/**/__init__.py")
+    ]
+    folders = [path.parent.relative_to(REPOSITORY).as_posix() for path in inits]
+    assert len(folders) > 10 and [folder for folder in folders if f"| `{folder}/` |" not in text] == []
+
+
 def test_citation_names_this_version_and_the_paper() -> None:
     citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["cff-version"] == "1.2.0" and citation["version"] == tc_clip.__version__
