@@ -1,5 +1,6 @@
 """Measure seconds, multiply-adds and memory of cases in interleaved rounds, and the limits of the machine."""
 
+import functools
 import math
 import multiprocessing
 import platform
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarking.cases import PRECISIONS, Case, PlainModel, build, set_mode, step_of, video_of
+import torch.nn.functional as F
+from benchmarking.cases import PRECISIONS, Case, Model, PlainModel, build, set_mode, step_of, video_of
 from torch.utils.flop_counter import FlopCounterMode
 
+from tc_clip import ops
 from tc_clip.ops.memory import keep_freed_memory, release_freed_memory
 from trainers.optim import build_adamw
 
@@ -89,10 +92,10 @@ class _Bench:
     """Models and steps of cases. On CPUs only one trained model exists at a time: `plain` takes most of the memory."""
 
     def __init__(self) -> None:
-        self._models: dict[tuple[str, int, str], tuple[torch.nn.Module, torch.optim.Optimizer | None]] = {}
+        self._models: dict[tuple[str, int, str], tuple[Model, torch.optim.Optimizer | None]] = {}
         self._steps: dict[Case, Callable[[], torch.Tensor]] = {}
 
-    def prepare(self, case: Case) -> tuple[torch.nn.Module, Callable[[], torch.Tensor]]:
+    def prepare(self, case: Case) -> tuple[Model, Callable[[], torch.Tensor]]:
         """Return the model and the step of a case; cases with the same model share it."""
         if case not in self._steps:
             key = self._key(case)
@@ -191,12 +194,17 @@ def _flop_formulas() -> dict[Any, Callable[..., int]]:
     def attention_backward(_: Shape, query: Shape, key: Shape, *__: object, **___: object) -> int:
         return attention(query, key) * 5 // 2
 
-    ops = torch.ops
-    return {
-        ops.mkldnn._linear_pointwise: linear,
-        ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
-        ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
+    formulas = {
+        "mkldnn._linear_pointwise": linear,
+        "aten._scaled_dot_product_flash_attention_for_cpu": attention,
+        "aten._scaled_dot_product_flash_attention_for_cpu_backward": attention_backward,
     }
+    known: dict[Any, Callable[..., int]] = {}
+    for name, formula in formulas.items():
+        namespace, operator = name.split(".")
+        if hasattr(getattr(torch.ops, namespace), operator):  # not in every version of PyTorch
+            known[getattr(getattr(torch.ops, namespace), operator)] = formula
+    return known
 
 
 def peak_memory(case: Case) -> float:
@@ -230,7 +238,7 @@ def _resident_mib(field: str) -> float:
 def matmul_rate(device: str, precision: str, seconds: float = 1.0) -> float:
     """Return the highest measured rate of a matrix product, in 1e9 multiply-adds per second.
 
-    Sizes are those of the model's layers and larger ones; on CPUs both PyTorch's product and oneDNN's are tried.
+    Sizes are those of the model's layers and larger ones; both PyTorch's product and the package's own are tried.
     """
     dtype = PRECISIONS[precision] or torch.float32
     best = 0.0
@@ -238,12 +246,8 @@ def matmul_rate(device: str, precision: str, seconds: float = 1.0) -> float:
         scale = 8 if device == "cuda" else 1
         x = torch.randn(rows * scale, inner, device=device, dtype=dtype)
         weight = torch.randn(columns, inner, device=device, dtype=dtype)
-        products = [lambda x=x, weight=weight: torch.nn.functional.linear(x, weight)]
-        if device == "cpu" and torch.backends.mkldnn.is_available():
-            products.append(
-                lambda x=x, weight=weight: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-            )
-        for product in products:
+        for linear in (F.linear, ops.linear):
+            product = functools.partial(linear, x, weight, None)
             product()
             fastest, until = float("inf"), time.perf_counter() + seconds / 6
             while time.perf_counter() < until or fastest == float("inf"):

@@ -43,7 +43,7 @@ def runs(compose_tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def ours(folder: Path, table: str) -> dict[tuple[str, str, str], tuple[float, str, str]]:
+def numbers_of(folder: Path, table: str) -> dict[tuple[str, str, str], tuple[float, str, str]]:
     """Return (row, data set, measure) -> mean, deviation and count of a table's CSV."""
     with (folder / f"{table}.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["source"] == "ours"]
@@ -55,7 +55,7 @@ def test_tables_follow_from_the_predictions(runs: Path, tmp_path: Path, capsys: 
     printed, notes = capsys.readouterr()
     vifi = "ViFi-CLIP"
 
-    zero_shot = ours(tmp_path, "zero_shot")
+    zero_shot = numbers_of(tmp_path, "zero_shot")
     assert zero_shot == {
         (vifi, "shapes_held_out", "top-1"): (
             pytest.approx(accuracy_of(runs / "zero_shot", "test_shapes_held_out")),
@@ -64,7 +64,7 @@ def test_tables_follow_from_the_predictions(runs: Path, tmp_path: Path, capsys: 
         )
     }
     values = [accuracy_of(runs / "few_shot" / name, "val_few_shot_shapes") for name in ("one", "two")]
-    few_shot = ours(tmp_path, "few_shot")
+    few_shot = numbers_of(tmp_path, "few_shot")
     mean, std, count = few_shot[vifi, "shapes", "K=2"]
     assert (mean, float(std), count) == (
         pytest.approx(statistics.mean(values)),
@@ -77,13 +77,13 @@ def test_tables_follow_from_the_predictions(runs: Path, tmp_path: Path, capsys: 
     folders = [runs / "base2novel" / str(base) for base in (1, 2, 3)]
     base = statistics.mean(accuracy_of(folder, "val_base2novel_shapes") for folder in folders)
     novel = statistics.mean(accuracy_of(folder, "test_shapes_novel") for folder in folders)
-    table = ours(tmp_path, "base2novel")
+    table = numbers_of(tmp_path, "base2novel")
     assert table[vifi, "shapes", "base"] == (pytest.approx(base), "", "3")
     assert table[vifi, "shapes", "novel"][0] == pytest.approx(novel)
     harmonic = 2 * base * novel / (base + novel) if base + novel else 0
     assert table[vifi, "shapes", "HM"][0] == pytest.approx(harmonic)
 
-    full = ours(tmp_path, "fully_supervised")
+    full = numbers_of(tmp_path, "fully_supervised")
     assert full[vifi, "shapes", "top-1"][0] == pytest.approx(accuracy_of(runs / "fully_supervised", "test_shapes"))
     assert (vifi, "shapes", "top-5") not in full, "three classes have no top-5"
 

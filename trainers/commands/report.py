@@ -1,7 +1,7 @@
 """Write `report.html` about a finished run or evaluation: `python scripts/report.py runs/first`.
 
-The page holds everything it shows: numbers beside the published ones, accuracy by class, confusions, the hardest and
-the surest videos with frames and answers, curves, and facts of the run. It needs no network.
+The page shows the results next to the published numbers, accuracy by class, confusions, the hardest and the surest
+videos with frames and predictions, curves, and facts of the run. It is one file and needs no network.
 """
 
 import argparse
@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="output folder of a run or an evaluation")
     parser.add_argument(
-        "--videos", type=Path, help="folder or .tar of the videos (default: as the run's configuration)"
+        "--videos", type=Path, help="folder or .tar of the videos (default: as in the configuration of the run)"
     )
     parser.add_argument("--output", type=Path, help="the page (default: report.html in the folder)")
     args = parser.parse_args(argv)

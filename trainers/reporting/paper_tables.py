@@ -3,7 +3,7 @@
 Of several results for one cell (protocol, data set, trainer, names, start, seed), the newest counts. Zero-shot: mean
 and standard deviation over the splits of a data set. Few-shot: the best validation, with mean and deviation over
 seeds. Base-to-novel: means over the lists 1 to 3, and their harmonic mean. (LLM): rephrased names; (P): trained from a
-checkpoint. A result that does not reproduce the paper's row has a row of its own that names the difference: this
+checkpoint. A result that does not reproduce the paper's row has a separate row that names the difference: this
 project's rephrased names, other names, another training set, a model from random weights.
 """
 
@@ -218,9 +218,9 @@ def columns_of(table: str, cells: Cells) -> list[tuple[str, str]]:
 
 
 def rows_of(table: str, cells: Cells) -> list[tuple[str, dict[tuple[str, str], str]]]:
-    """Return the rows of a table, the paper's before ours of the same variant."""
+    """Return the rows of a table, the paper's before those of runs of the same variant."""
     rows = []
-    ours = sorted(
+    of_runs = sorted(
         {row for row, _, _ in cells}, key=lambda row: (row.variant, row.trainer, row.differs, row.wise_ft or 2)
     )
     for variant in ("", "LLM", "P"):
@@ -231,7 +231,7 @@ def rows_of(table: str, cells: Cells) -> list[tuple[str, dict[tuple[str, str], s
         }
         if paper:
             rows.append((f"{RowName('tc_clip', variant).text()}: the paper's", paper))
-        for row in (row for row in ours if row.variant == variant):
+        for row in (row for row in of_runs if row.variant == variant):
             texts = {(dataset, measure): cell.text() for (of, dataset, measure), cell in cells.items() if of == row}
             rows.append((f"{row.text()}: ours", texts))
     return rows

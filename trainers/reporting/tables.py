@@ -26,7 +26,7 @@ class ResultRow:
     unreadable: int
     metrics: dict[str, float | None]
     chance: float
-    predictions: str | None = None  # file beside `results.json`
+    predictions: str | None = None  # file next to `results.json`
     files: dict[str, Any] = field(default_factory=dict)  # list and class names, with their hashes
 
     @property
