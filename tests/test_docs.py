@@ -296,6 +296,13 @@ def has_output(words: list[str]) -> bool:
     return any(word.startswith("output=") for word in words)
 
 
+def test_trainers_that_documents_show_compose(configs: Path) -> None:
+    names = [Path(path).stem for path in written_configs() if path.startswith("configs/trainer/")]
+    assert len(names) >= 2
+    for name in names:
+        composed(configs, "zero_shot", "data=zero_shot_shapes", f"trainer={name}", "output=x")
+
+
 def test_local_paths_are_read(configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TC_CLIP_LOCAL")
     folder = tmp_path / "configs"

@@ -46,7 +46,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Check:
-    """What a value may be: a test, and the same in words."""
+    """Which values are accepted: a test, and the same in words."""
 
     accepts: Callable[[Any], bool]
     expected: str
@@ -88,7 +88,7 @@ def keys_of(group: "type[DataclassInstance]", prefix: str = "") -> dict[str, Key
         if _is_group(hint):
             found |= keys_of(hint, f"{name}.")
         else:
-            found[name] = Key(item.metadata["doc"], check_of(hint, item.metadata["limits"]))
+            found[name] = Key(item.metadata["doc"], _check_of(hint, item.metadata["limits"]))
     return found
 
 
@@ -96,7 +96,7 @@ def read_group(group: type[Group], values: Mapping[str, Any]) -> Group:
     """Check a resolved mapping, key by key, and return it as a group.
 
     Raises:
-        ConfigError: naming the first wrong key, its value and what it may be.
+        ConfigError: naming the first wrong key, its value and which values are accepted.
     """
     return _read(group, values, "", keys_of(group))
 
@@ -138,7 +138,7 @@ def _checked(dotted: str, values: Mapping[str, Any], name: str, declared: Key) -
     return value
 
 
-def check_of(hint: Any, limits: Limits) -> Check:
+def _check_of(hint: Any, limits: Limits) -> Check:
     """Return the check of a type with limits.
 
     Raises:
@@ -146,7 +146,7 @@ def check_of(hint: Any, limits: Limits) -> Check:
     """
     kind = get_origin(hint)
     if kind in (Union, UnionType):
-        options = [check_of(option, limits) for option in get_args(hint)]
+        options = [_check_of(option, limits) for option in get_args(hint)]
         words = [option.expected for option in options]
         return Check(
             lambda value: any(option.accepts(value) for option in options), f"{', '.join(words[:-1])} or {words[-1]}"
@@ -160,7 +160,7 @@ def check_of(hint: Any, limits: Limits) -> Check:
         )
     if kind is list:
         (item_type,) = get_args(hint)
-        item = check_of(item_type, limits)
+        item = _check_of(item_type, limits)
         shortest = 0 if get_origin(item_type) is dict else 1
         count = "" if limits.length is None else f"{limits.length} "
         return Check(

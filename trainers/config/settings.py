@@ -75,8 +75,8 @@ class DataSettings:
         "`auto`: decord if it is installed, else PyAV, which is also the fallback."
     )
     max_bad_share: float = key(
-        "Share of a list's videos, over all processes, that may be unreadable. Above it, training or evaluation "
-        "stops. An evaluation tolerates one unreadable video in any case.",
+        "Share of a list's videos, over all processes, that can be unreadable. Above it, training or evaluation "
+        "stops. An evaluation always tolerates one unreadable video.",
         at_least=0,
         at_most=1,
     )
@@ -92,7 +92,7 @@ class DataSettings:
         "Size limit of this folder in GB. Videos that do not fit are decoded in every epoch.", above=0
     )
     timeout_s: float = key("Seconds without a batch until a worker counts as hanging.", above=0)
-    allow_outside: bool = key("Paths of a list may lead out of the data set's root (absolute paths, and `..`).")
+    allow_outside: bool = key("Paths of a list can lead out of the data set's root (absolute paths, and `..`).")
     isolate: bool = key(
         "Decode in separate processes, one for each worker, for untrusted files: a crash costs one video. See "
         "[docs/fault_tolerance.md](docs/fault_tolerance.md)."

@@ -1,4 +1,4 @@
-"""The tables of CONFIG.md: each key with its default, what it may be and its meaning.
+"""The tables of CONFIG.md: each key with its default, accepted values and meaning.
 
     python -m trainers.config.tables    # rewrites CONFIG.md
 
