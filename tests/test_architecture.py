@@ -43,8 +43,13 @@ FOLDER_IMPORTS: dict[str, set[str]] = {
     "reporting": {"config", "inference"},
     "commands": {"config", "distributed", "logging", "inference", "reporting"},
 }
-# A run ends with its report, and TensorBoard shows pictures of the report.
-CALLS_THE_REPORT = {"trainers/run.py", "trainers/logging/board.py"}
+# The modules of a run that write its results, and TensorBoard, which shows pictures of the report.
+CALLS_THE_REPORT = {
+    "trainers/run.py",
+    "trainers/prepare.py",
+    "trainers/testing.py",
+    "trainers/logging/tensorboard.py",
+}
 # Scripts that are more than a call of their command, which is in trainers/commands.
 LONG_SCRIPTS = {"scripts/benchmark.py", "scripts/doc_images.py", "scripts/test_matrix.py"}
 # Names of libraries that begin with an underscore, and why each is used. Operators (torch.ops) are not listed.

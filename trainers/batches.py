@@ -1,4 +1,4 @@
-"""Arithmetic of batches: which micro-batches make an update, and how many videos it has. Pure functions of sizes."""
+"""Arithmetic of batches: the micro-batches of an update, and its number of videos. Pure functions of sizes."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from trainers.errors import ConfigError
 
 @dataclass(frozen=True)
 class Update:
-    """An update of the weights: micro-batches `[first, last)` of its epoch, with so many videos in all."""
+    """An update of the weights: micro-batches `[first, last)` of its epoch, `num_videos` videos in all."""
 
     number: int
     first: int
@@ -17,7 +17,7 @@ class Update:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Sizes of an epoch. Equal on all ranks, and independent of how many there are.
+    """Sizes of an epoch: equal on all ranks, and independent of the number of ranks.
 
     Args:
         num_videos: videos of the training list.
@@ -25,7 +25,7 @@ class BatchPlan:
         total_batch_size: videos of an update, a multiple of `batch_size`.
 
     Raises:
-        ConfigError: where the sizes do not fit.
+        ConfigError: if the sizes do not fit.
     """
 
     num_videos: int

@@ -1,6 +1,7 @@
 """From checked settings to built objects: constructors get plain values, never settings."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from trainers.config.lists import ListEntry, list_entries
 from trainers.config.settings import DataSettings, Part, Settings
 from trainers.distributed.processes import Ranks
 from trainers.errors import ConfigError
-from trainers.logging.run_log import RunLog
+from trainers.logging.logger import LoggerContainer, LogOptions, open_loggers
 from trainers.metrics import create_metrics
 from trainers.optim import WarmupCosine, build_adamw
 from trainers.precision import Precision, pick_precision
@@ -207,7 +208,7 @@ def trainer_options(settings: Settings) -> dict[str, Any]:
         "seed": settings.seed,
         "clip_grad_norm": settings.optimizer.clip_grad_norm,
         "max_skipped": settings.max_skipped,
-        "sample_frames": settings.logging.tensorboard and settings.logging.sample_frames,
+        "sample_frames": settings.logging.sample_frames,
     }
 
 
@@ -216,16 +217,21 @@ def max_bad_videos(settings: Settings, num_videos: int) -> float:
     return settings.data.max_bad_share * num_videos
 
 
-def build_log(settings: Settings, ranks: Ranks, purge_step: int | None, purge_validation: bool = False) -> RunLog:
-    """Return the log of the run; a dry run writes no file."""
-    return RunLog(
-        None if settings.dry_run else settings.folder,
-        is_main=ranks.is_main,
-        progress=settings.logging.progress,
+def open_log(
+    settings: Settings, ranks: Ranks, resumed_step: int | None = None, repeats_validation: bool = False
+) -> LoggerContainer:
+    """Open the loggers of the run, on the main process (see `LogOptions`); a dry run writes no file."""
+    if not ranks.is_main:
+        return LoggerContainer()
+    progress = settings.logging.progress
+    options = LogOptions(
+        output=None if settings.dry_run else settings.folder,
+        bar=progress == "bar" or (progress == "auto" and sys.stderr.isatty()),
         tensorboard=settings.logging.tensorboard and settings.eval is None,
-        purge_step=purge_step,
-        purge_validation=purge_validation,
+        resumed_step=resumed_step,
+        repeats_validation=repeats_validation,
     )
+    return open_loggers(settings.logging.loggers, options)
 
 
 def _without_bad_videos(videos: VideoList, path: Path) -> VideoList:

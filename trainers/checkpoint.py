@@ -1,16 +1,16 @@
-"""Checkpoints: plain containers and tensors, written in one piece or not at all, with a checksum inside.
+"""Checkpoints: plain containers and tensors, written as a whole or not at all, with a checksum inside.
 
 A checkpoint is a dict that `torch.load(weights_only=True)` reads:
 
-- `format_version`, `model` (state dict), `model_info` (what `model.info()` says; builds the model again)
-- `epoch`, `micro_batch`: where to go on: this epoch, this micro-batch of it (past the last one: its validation)
-- `best`: epoch and accuracies (percent) of the best validation, None before the first
-- `skipped`: updates left out because their loss was not finite, in all and in a row up to here
+- `format_version`, `model` (state dict), `model_info` (`model.info()`, which rebuilds the model)
+- `epoch`, `micro_batch`: the position to resume from; after an epoch's last micro-batch its validation follows
+- `best`: epoch and metrics (percent) of the best validation, None before the first
+- `skipped`: number of updates skipped because their loss was not finite, in all and in a row up to here
 - `optimizer`, `scaler` (None without fp16)
-- `run`: facts that must not change for the run to be continued; `config`: the resolved configuration
-- `checksum`: SHA-256 over all of the above (`checksum_of`)
+- `run`: facts that must not change when the run resumes; `config`: the resolved configuration
+- `checksum`: SHA-256 over all of the above (`tc_clip.weights.checksum`)
 
-Generators have no state to keep: every random number follows from seed, epoch, micro-batch and position.
+No state of random generators is needed: every random number follows from seed, epoch, micro-batch and position.
 
 The newest is `last.pth`; `last_1.pth`, `last_2.pth` and so on are the ones before it.
 """
@@ -33,7 +33,7 @@ BEST = "best.pth"
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A checkpoint whose bytes are not those that were written; `path` is its file."""
+    """A checkpoint whose bytes changed since it was written; `path` is its file."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -44,10 +44,10 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any], keep: int = 1) -> No
     """Write a checkpoint so that a reader finds either the old file or the whole new one.
 
     Args:
-        keep: how many to have in the end, the new one among them; the older ones are renamed (`older`).
+        keep: how many to keep, the new one included; the older ones are renamed (`older`).
 
     Raises:
-        CheckpointError: where it cannot be written (no space, no right); what was there is then still there.
+        CheckpointError: if it cannot be written (no space, no permission); the older ones are intact then.
     """
     content = {"format_version": FORMAT_VERSION, **checkpoint}
     content["checksum"] = checksum_of(content)
@@ -60,7 +60,7 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any], keep: int = 1) -> No
             _shift(path, keep)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        # torch's writer reports a failed write by where it stands in the file.
+        # torch's writer hides the error of the file system behind one of its own.
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         raise CheckpointError(f"{path}: cannot write the checkpoint: {cause}") from error
 
@@ -73,12 +73,12 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def older(path: Path, number: int) -> Path:
-    """Return the name of the checkpoint so many before the newest: `last_1.pth` of `last.pth`."""
+    """Return the name of the checkpoint that is `number` before the newest: `last_1.pth` of `last.pth`."""
     return path if number == 0 else path.with_name(f"{path.stem}_{number}{path.suffix}")
 
 
 def newest_first(path: Path) -> list[Path]:
-    """Return the checkpoints that are there, `last.pth` first."""
+    """Return the existing checkpoints, `last.pth` first."""
     pattern = re.compile(re.escape(path.stem) + r"_(\d+)" + re.escape(path.suffix))
     found = {0: path} if path.exists() else {}
     if path.parent.is_dir():
@@ -89,10 +89,10 @@ def newest_first(path: Path) -> list[Path]:
 
 
 def read_newest(path: Path) -> tuple[dict[str, Any], Path, list[DamagedCheckpointError]] | None:
-    """Read the newest checkpoint that is whole: return it, its file and the errors of newer ones; None without any.
+    """Return the newest good checkpoint, its file and the errors of newer ones; None if there is no checkpoint.
 
     Raises:
-        CheckpointError: where all are damaged, or the newest is of another version or kind.
+        CheckpointError: if all are damaged, or the newest is of another version or kind.
     """
     damaged: list[DamagedCheckpointError] = []
     for candidate in newest_first(path):
@@ -102,7 +102,7 @@ def read_newest(path: Path) -> tuple[dict[str, Any], Path, list[DamagedCheckpoin
             damaged.append(error)
     if damaged:
         raise CheckpointError(
-            "; ".join(map(str, damaged)) + "; no good checkpoint is left: delete them to start anew, or set "
+            "; ".join(map(str, damaged)) + "; no good checkpoint is left: delete them to start again, or set "
             "auto_resume=false"
         )
     return None
@@ -128,7 +128,7 @@ def read_training_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _shift(path: Path, keep: int) -> None:
-    """Give `last.pth` its next name too, and each older one the next; `last.pth` itself stays until it is replaced."""
+    """Move each checkpoint to the next older name; `last.pth` also keeps its name until it is replaced."""
     for number in range(keep - 1, 0, -1):
         source, target = older(path, number - 1), older(path, number)
         if not source.exists():
@@ -138,21 +138,20 @@ def _shift(path: Path, keep: int) -> None:
             link.unlink(missing_ok=True)
             os.link(source, link)
         except OSError:
-            # No hard links here: for a moment `last.pth` is missing, and the one before it is found in its place.
+            # A file system without hard links: for a moment `last.pth` is missing, and `last_1.pth` is the newest.
             os.replace(source, target)
         else:
             try:
                 os.replace(link, target)
             finally:
-                link.unlink(missing_ok=True)  # replacing a file by another name of itself leaves both
+                link.unlink(missing_ok=True)  # replacing a file by another name of itself leaves both names
     for path_before in newest_first(path):
-        number = path_before.stem.removeprefix(f"{path.stem}_")
-        if path_before != path and int(number) >= keep:
+        if path_before != path and int(path_before.stem.removeprefix(f"{path.stem}_")) >= keep:
             path_before.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the renaming itself last a power cut."""
+    """Make the renaming survive a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

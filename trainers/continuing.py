@@ -1,14 +1,19 @@
-"""May a run go on from a checkpoint? What differs between its configuration and today's, and what that means."""
+"""Resuming a run: the newest good checkpoint, and which differences from its configuration are allowed."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from trainers.checkpoint import LAST, read_newest
+from trainers.distributed.processes import Ranks
 from trainers.errors import CheckpointError
+from trainers.state import TrainingState
 from video_datasets.annotations import VideoRecord
 
-# Keys (and all below them) on which the further course of the training depends. All others may differ: paths, more
-# epochs, what is logged, saved and evaluated, how videos are read, what computes.
+# Keys (and all below them) that change the rest of the training. All others can differ: paths, more epochs, what is
+# logged, saved and evaluated, how videos are read, the device.
 FIXED = (
     "protocol",
     "shot",
@@ -31,18 +36,18 @@ FIXED = (
     "aug",
     "optimizer",
 )
-# Where a file lies says nothing about what is in it: classes and list are compared by their content instead.
+# Keys whose differences are not reported. Paths are: classes and lists are compared by their content.
 SILENT = ("output", "auto_resume", "dry_run", "debug", "resume")
 
 
 def fixed_facts(
     records: Sequence[VideoRecord], class_names: Sequence[str], token_embedding: str | None = None
 ) -> dict[str, Any]:
-    """Return what a checkpoint notes of what configurations do not say.
+    """Return what must not change when a run resumes and is not in its configuration.
 
     Args:
-        records: the training list, whose order and labels count, wherever its files lie.
-        token_embedding: fingerprint of the part of the start weights that is not in checkpoints.
+        records: the training list; its order and labels count, not the location of its files.
+        token_embedding: fingerprint of the start weights that are not in checkpoints.
     """
     digest = hashlib.sha256()
     for record in records:
@@ -56,16 +61,16 @@ def fixed_facts(
 
 
 def compare_runs(
-    where: str, checkpoint: Mapping[str, Any], run: Mapping[str, Any], config: Mapping[str, Any]
+    path: Path, checkpoint: Mapping[str, Any], run: Mapping[str, Any], config: Mapping[str, Any]
 ) -> list[str]:
-    """Return what differs and may, a line each.
+    """Return the allowed differences, one message each.
 
     Args:
-        where: the checkpoint's file, for messages.
-        run: `fixed_facts` of the present run; config: its configuration. The checkpoint has both as they were.
+        path: the checkpoint's file, for messages.
+        run: `fixed_facts` of the present run; config: its configuration. The checkpoint has both of the earlier run.
 
     Raises:
-        CheckpointError: naming all that differs and may not.
+        CheckpointError: naming all differences that are not allowed.
     """
     stored = checkpoint["run"]
     refused = []
@@ -81,7 +86,8 @@ def compare_runs(
     before, now = dict(_leaves(checkpoint["config"])), dict(_leaves(config))
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key, "(not set)"), now.get(key, "(not set)")
-        if old == new or _within(key, SILENT):
+        is_new = key not in before and not _within(key, FIXED)  # a key of a newer version, at its default
+        if old == new or is_new or _within(key, SILENT):
             continue
         line = f"{key} was {_show(old)}, is {_show(new)}"
         (refused if _within(key, FIXED) else allowed).append(line)
@@ -89,10 +95,64 @@ def compare_runs(
         refused.append(f"epochs={config['epochs']}, but {checkpoint['epoch']} epochs are done")
     if refused:
         raise CheckpointError(
-            f"{where}: belongs to another run: {'; '.join(refused)}; choose another output=, restore these values, "
+            f"{path}: belongs to another run: {'; '.join(refused)}; choose another output=, restore these values, "
             "or set auto_resume=false to start over"
         )
     return allowed
+
+
+@dataclass(frozen=True)
+class LastCheckpoint:
+    """The checkpoint that a run resumes from.
+
+    `messages` are for the log: damaged checkpoints, and allowed differences of the configuration. `damaged` are newer
+    files that could not be read.
+    """
+
+    content: dict[str, Any]
+    messages: list[str]
+    damaged: list[Path]
+
+
+def read_last(folder: Path, run: Mapping[str, Any], config: Mapping[str, Any], ranks: Ranks) -> LastCheckpoint | None:
+    """Read the newest good checkpoint of a run and compare it with the present run; None if there is none. Collective.
+
+    Process 0 reads it and sends it to the others: they may not see its disk, or see an older state of it.
+
+    Raises:
+        CheckpointError: if all checkpoints are damaged, or belong to another run (see `compare_runs`).
+    """
+    last = None
+    with ranks.errors_together():
+        if ranks.is_main:
+            last = _read_and_compare(folder / LAST, run, config)
+    return ranks.broadcast(last)
+
+
+def _read_and_compare(path: Path, run: Mapping[str, Any], config: Mapping[str, Any]) -> LastCheckpoint | None:
+    newest = read_newest(path)
+    if newest is None:
+        return None
+    content, source, damaged = newest
+    differences = compare_runs(source, content, run, config)
+    messages = [f"warning: {error}; resuming from {source.name}, the one before it" for error in damaged]
+    if source != path and not damaged:
+        messages.append(f"warning: {path} is missing; resuming from {source.name}, the one before it")
+    messages += [f"resumes with another configuration: {difference}" for difference in differences]
+    return LastCheckpoint(content, messages, [error.path for error in damaged])
+
+
+def restore(state: TrainingState, content: dict[str, Any], path: Path) -> None:
+    """Take over the state in a checkpoint.
+
+    Raises:
+        CheckpointError: if it does not fit the model and the optimizer.
+    """
+    try:
+        state.restore(content)
+    except (KeyError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: does not fit this model and optimizer: {reason}") from error
 
 
 def _classes(before: list[str], now: list[str]) -> str:

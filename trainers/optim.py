@@ -16,33 +16,37 @@ def build_adamw(
     weight_decay: float = 1e-3,
     factors: Mapping[str, tuple[Collection[str], float]] | None = None,
 ) -> torch.optim.AdamW:
-    """Build AdamW over every trainable parameter; weight decay falls on all of them.
+    """Build AdamW over every trainable parameter, all with the same weight decay.
 
     Args:
         lr: peak learning rate.
-        factors: groups of their own: a group's name -> names of its parameters and the factor of their rate. A group
-            of factor 1 stays with the rest.
+        factors: parameter groups with another learning rate: name -> names of the parameters, and the factor of their
+            rate. A group of factor 1 joins the base group.
+
+    Raises:
+        ValueError: if a group names a parameter that is not trained.
     """
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    apart = {group: (set(members), factor) for group, (members, factor) in (factors or {}).items() if factor != 1}
-    unknown = sorted(set().union(*(members for members, _ in apart.values())) - names)
+    others = {group: (set(members), factor) for group, (members, factor) in (factors or {}).items() if factor != 1}
+    unknown = sorted(set[str]().union(*(members for members, _ in others.values())) - names)
     if unknown:
         raise ValueError(f"not trainable parameters of the model: {', '.join(unknown)}")
-    rest = names.difference(*(members for members, _ in apart.values()))
+    base = names.difference(*(members for members, _ in others.values()))
     groups = []
-    for group, (members, factor) in {"base": (rest, 1.0), **apart}.items():
-        # The model's own order, not the set's: the state in a checkpoint goes by position.
+    for group, (members, factor) in {"base": (base, 1.0), **others}.items():
+        # The model's order, not the set's: a checkpoint stores the optimizer's state by position.
         parameters = [parameter for name, parameter in model.named_parameters() if name in members]
         if parameters:
             groups.append({"params": parameters, "lr": lr * factor, "name": group})
-    # One pass over the parameters instead of a dozen, on CPUs and on GPUs.
-    return torch.optim.AdamW(groups, betas=tuple(betas), eps=eps, weight_decay=weight_decay, fused=True)
+    # fused: one pass over the parameters instead of a dozen, on CPUs and on GPUs.
+    return torch.optim.AdamW(groups, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay, fused=True)
 
 
 class WarmupCosine:
     """Linear warm-up from 0, then a cosine, by global micro-batch (timm's `CosineLRScheduler` without warm-up prefix).
 
-    After the warm-up the cosine goes on from its own position. Holds no state: `set_rates` says where the run stands.
+    The cosine runs from the first micro-batch on; the warm-up replaces its beginning. There is no state: `set_rates`
+    gets the position.
 
     Args:
         num_micro_batches: micro-batches of an epoch over all ranks.
@@ -72,10 +76,10 @@ class WarmupCosine:
         )
 
     def set_rates(self, epoch: int, first_micro_batch: int) -> list[float]:
-        """Set and return the groups' rates for the update whose first micro-batch is named.
+        """Set and return the groups' rates for the update that starts at a micro-batch of an epoch.
 
-        As published, the rate of an update is the schedule at the index of the micro-batch before it; the very first
-        update, which has none before it, stands at index 0 (rate 0 with a warm-up).
+        As published, the rate of an update is the schedule at the index of the micro-batch before it, and of the very
+        first update that at index 0 (rate 0 with a warm-up).
         """
         index = max(0, epoch * self.num_micro_batches + first_micro_batch - 1)
         self.schedule.step_update(index)

@@ -1,4 +1,4 @@
-"""Number formats of a run: what weights are kept in, what the forward pass computes in."""
+"""Number formats of a run: of the weights, and of the forward pass."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp64")
 class Precision:
     """A chosen precision (see `pick_precision`).
 
-    `dtype` is that of weights, gradients and input; `autocast_dtype` that of the forward pass where it differs.
+    `dtype` is that of weights, gradients and input, `autocast_dtype` that of the forward pass if it differs.
     """
 
     name: str

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # An array of runs on preemptible machines: task N trains with the arguments on line N of a file. Each task saves when its
-# machine is taken away, goes back into the queue, and goes on from there.
+# machine is taken away, is requeued, and resumes.
 #
 #   sbatch --array=1-12 --partition=preemptible scripts/slurm/array.sh runs.txt
 #
-# where runs.txt has a line for each run, as: -cn few_shot data=few_shot_ucf101 shot=16 output=runs/few_shot/ucf101_16
+# runs.txt has one line per run, as: -cn few_shot data=few_shot_ucf101 shot=16 output=runs/few_shot/ucf101_16
 #
 #SBATCH --job-name=tc_clip
 #SBATCH --nodes=1
@@ -23,6 +23,6 @@ source scripts/slurm/run.sh
 list="${1:?name the file of runs}"
 line="$(sed -n "${SLURM_ARRAY_TASK_ID:?submit this script with --array}p" "$list")"
 [[ -n "$line" ]] || { echo "array.sh: $list has no line $SLURM_ARRAY_TASK_ID" >&2; exit 2; }
-# Words as a shell would read them, quotes included, but nothing is run.
+# Split into words as a shell does, with quotes, but without running anything.
 mapfile -t words < <(xargs -n1 printf '%s\n' <<<"$line")
 run_and_requeue "${words[@]}"

@@ -2,14 +2,14 @@
 #
 #   run_and_requeue ARGUMENTS_OF_MAIN...
 #
-# Starts scripts/torchrun.sh on every node, passes SIGUSR1 and SIGTERM on to it, and puts the job back into the queue where it
-# was stopped in time (status 75). MAX_RESTARTS: restarts after lost processes within one allocation (default 3).
+# Starts scripts/torchrun.sh on every node, passes SIGUSR1 and SIGTERM on to it, and requeues the job if it was stopped and
+# saved (status 75). MAX_RESTARTS: restarts after lost processes within one allocation (default 3).
 
 run_and_requeue() {
     local nodes head port gpus step status
     nodes="${SLURM_JOB_NUM_NODES:-1}"
     head="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
-    # A port of the job's own: two jobs may share a node.
+    # A different port for each job: two jobs can share a node.
     port=$((20000 + SLURM_JOB_ID % 20000))
     gpus="${SLURM_GPUS_ON_NODE:-1}"
 
@@ -17,7 +17,7 @@ run_and_requeue() {
         bash scripts/torchrun.sh --nnodes="$nodes" --nproc_per_node="$gpus" --max_restarts="${MAX_RESTARTS:-3}" \
         --rdzv_backend=c10d --rdzv_endpoint="$head:$port" --rdzv_id="$SLURM_JOB_ID" main.py "$@" &
     step=$!
-    # srun hands the signal to its tasks.
+    # srun passes the signal to its tasks.
     trap 'kill -USR1 "$step" 2>/dev/null' USR1 TERM
     while kill -0 "$step" 2>/dev/null; do
         wait "$step"
@@ -26,7 +26,7 @@ run_and_requeue() {
     trap - USR1 TERM
 
     if [[ "$status" -eq 75 ]]; then
-        echo "stopped in time and saved: back into the queue"
+        echo "stopped and saved: requeued"
         scontrol requeue "$SLURM_JOB_ID"
         return 0
     fi

@@ -13,7 +13,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%j.txt
-# Five minutes before the time limit, to the script alone, which passes it on.
+# A signal five minutes before the time limit, to this script alone, which passes it on.
 #SBATCH --signal=B:USR1@300
 set -uo pipefail
 cd "${SLURM_SUBMIT_DIR:?submit this script with sbatch, from the root of the checkout}"

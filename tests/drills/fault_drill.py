@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Kill a training run again and again, at random moments, and compare its end with that of a run left alone.
+"""Kill a training run many times at random moments, and compare its result with that of an uninterrupted run.
 
     python tests/drills/fault_drill.py --kills 50 --report drill.json
 
 Trains a tiny model on a few clips of the embedded data set, in two processes by default. At random moments (start,
-update, writing, validation) it sends SIGKILL to one process or to all, lets the others notice, and starts all of them
-again, as `torchrun --max_restarts` does; no worker may outlive the kill. Whenever a run gets to its end, its last and
-best checkpoint must hold the same bits as those of the uninterrupted run, and its log the same losses, none missing and
-none twice; then it begins anew until there were enough kills. Exit status 1 where anything differs.
+update, writing, validation) it sends SIGKILL to one process or to all, waits until the others have noticed, and starts
+all of them again, as `torchrun --max_restarts` does. No worker may survive the kill. When a run is done, its last and
+best checkpoints must equal those of the uninterrupted run bit for bit, and its log must have the same losses, each
+once. Then another run begins, until there were enough kills. Exit status 1 if anything differs.
 """
 
 import argparse
@@ -32,9 +32,9 @@ from video_datasets.shapes.classes import Settings
 from video_datasets.shapes.making import make_shapes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PATIENCE_S = 300.0  # an update takes less, also on a busy machine
-PARTING_S = 45.0  # for the others to notice a kill; torchrun gives them none
-LAST_LINES = 40  # of a log, shown where a run failed
+PATIENCE_S = 300.0  # an update takes less, even on a busy machine
+PARTING_S = 45.0  # time for the others to notice a kill
+LAST_LINES = 40  # lines of the log to show if a run failed
 OVERRIDES = (
     "trainer=vifi_clip_tiny shot=2 num_frames=4 input_size=24 trainer.options.vision_width=64 "
     "trainer.options.vision_depth=1 trainer.options.text_width=64 trainer.options.text_depth=1 "
@@ -50,7 +50,7 @@ class Drill:
 
     kills: int = 0
     of_one: int = 0
-    left: int = 0  # of these: the others noticed and left by themselves
+    noticed: int = 0  # kills of one process that the others noticed, and exited
     of_all: int = 0
     starts: int = 0
     resumed: int = 0
@@ -68,7 +68,7 @@ class Job:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.log = log
-        # Forked from this process, which has imported what they need: half of a start is imports.
+        # Forked from this process, which has imported all modules: imports take half of a start.
         context = multiprocessing.get_context("fork")
         self.processes = []
         for rank in range(num_processes):
@@ -95,7 +95,7 @@ class Job:
             self.processes[rank].kill()
 
     def end(self, patience_s: float) -> list[int]:
-        """Wait for all processes, kill those that do not end, and return how they ended."""
+        """Wait for all processes, kill those that do not end, and return their exit statuses."""
         deadline = time.monotonic() + patience_s
         while None in self.statuses() and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -105,12 +105,12 @@ class Job:
         return self.statuses()
 
     def family(self) -> list[int]:
-        """Return the processes and all below them: workers and their fork servers."""
+        """Return the processes and all their descendants: workers and fork servers."""
         return [process for parent in self.processes for process in family_of(parent.pid)]
 
 
 def _train(command: list[str], environment: dict[str, str], log: Path) -> None:
-    """Be a process of a run: `main.py` as its own program."""
+    """Run `main.py` as the main program of this process."""
     with log.open("a", encoding="utf-8") as file:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -123,7 +123,7 @@ def _train(command: list[str], environment: dict[str, str], log: Path) -> None:
 
 @contextlib.contextmanager
 def leaves_nothing(family: Callable[[], list[int]]) -> Iterator[None]:
-    """Around processes: when this one is stopped, by a signal too, they are killed with all below them."""
+    """Around processes: if this one is stopped, by an error or a signal, they are killed with all their descendants."""
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         yield
@@ -137,14 +137,14 @@ def leaves_nothing(family: Callable[[], list[int]]) -> Iterator[None]:
 
 
 def family_of(pid: int) -> list[int]:
-    """Return a process and all below it."""
+    """Return a process and all its descendants."""
     found, pending = [pid], [pid]
     while pending:
         for path in Path(f"/proc/{pending.pop()}/task").glob("*/children"):
             try:
                 children = [int(child) for child in path.read_text().split()]
             except OSError:
-                continue  # it has just ended
+                continue  # the process has just ended
             found += children
             pending += children
     return found
@@ -163,11 +163,11 @@ def _is_running(pid: int) -> bool:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return False
-    return state not in "ZX"  # ended, and not yet asked for its status
+    return state not in "ZX"  # ended, but its parent has not read its status
 
 
 def lines_of(output: Path, kind: str) -> list[dict]:
-    """Return the whole lines of a kind in metrics.jsonl, without what depends on time."""
+    """Return the complete lines of a kind in metrics.jsonl, without the values that depend on time."""
     path = output / "metrics.jsonl"
     if not path.exists():
         return []
@@ -176,7 +176,7 @@ def lines_of(output: Path, kind: str) -> list[dict]:
         try:
             values = json.loads(line)
         except ValueError:
-            continue  # a kill came in the middle of this line; the next start drops it
+            continue  # a kill interrupted this line; the next start drops it
         if values["kind"] == kind:
             names = ("step", "epoch", "loss", "lr", "top1", "top5", "videos")
             found.append({name: values[name] for name in names if name in values})
@@ -184,7 +184,7 @@ def lines_of(output: Path, kind: str) -> list[dict]:
 
 
 def differences(expected: Path, found: Path) -> list[str]:
-    """Return what differs between the ends of two runs; nothing where they are the same bit for bit."""
+    """Return the differences between the results of two runs; none if they are equal bit for bit."""
     wrong = []
     for name in ("last.pth", "best.pth"):
         one, other = (torch.load(folder / name, weights_only=True) for folder in (expected, found))
@@ -219,7 +219,7 @@ def command_of(data: Path, output: Path, epochs: int) -> list[str]:
 
 
 def _tail(log: Path) -> str:
-    """Return where a log lies and how it ends: a temporary folder does not outlive the drill."""
+    """Return path and last lines of a log; a temporary folder is removed with the drill."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     return "\n  ".join([f"{log} ends with", *lines[-LAST_LINES:]])
 
@@ -244,8 +244,8 @@ def wait_for_moment(
 ) -> None:
     """Wait until it is time for a kill, or the processes have ended.
 
-    A third of the kills come while the processes start (as long as that took the first time), the others some updates
-    later and a moment more.
+    A third of the kills happen while the processes start (in the time that the first start took), the others a random
+    moment after a random number of updates.
     """
     began = time.monotonic()
     wanted = len(lines_of(output, "train")) + rng.randint(1, 9)
@@ -261,7 +261,7 @@ def wait_for_moment(
 
 @dataclass
 class Progress:
-    """How far a run has come, and when it last came further."""
+    """Number of updates of a run, and when it last increased."""
 
     updates: int = -1
     since: float = field(default_factory=time.monotonic)
@@ -277,7 +277,7 @@ def one_start(
     progress: Progress,
     wrong: list[str],
 ) -> bool:
-    """Kill one start of a run, or let it end where there were enough kills; return whether the run is to go on."""
+    """Kill one start of a run, or let it end if there were enough kills; return whether the run must be resumed."""
     enough = counts.kills >= kills
     wait_for_moment(job, output, rng, start_s, 4 * PATIENCE_S if enough else PATIENCE_S, to_the_end=enough)
     statuses = job.statuses()
@@ -292,13 +292,13 @@ def one_start(
     done, family = len(lines_of(output, "train")), job.family()
     job.kill(ranks)
     ended = [status == -signal.SIGKILL for status in job.end(PARTING_S)]
-    if any(ended[rank] for rank in ranks):  # else it came to its end before the kill did
+    if any(ended[rank] for rank in ranks):  # else the run was done before the kill
         counts.kills += 1
         counts.of_one, counts.of_all = counts.of_one + kill_one, counts.of_all + (not kill_one)
     if kill_one and any(ended[rank] for rank in ranks):
-        counts.left += sum(ended) == 1
+        counts.noticed += sum(ended) == 1
     if orphans := still_running(family, 60):
-        wrong.append(f"{len(orphans)} processes live on after a kill: {orphans}")
+        wrong.append(f"{len(orphans)} processes still run after a kill: {orphans}")
     counts.leftovers += len(list(output.glob(".*.tmp")))
     if done > progress.updates:
         progress.updates, progress.since = done, time.monotonic()
@@ -308,10 +308,10 @@ def one_start(
 
 
 def drill(folder: Path, kills: int, num_processes: int, epochs: int, seed: int) -> tuple[Drill, list[str]]:
-    """Kill so many times; return the counts, and what went wrong."""
-    import trainers.run  # noqa: F401  (for the processes that are forked from this one)
+    """Kill runs this many times; return the counts, and what went wrong."""
+    import trainers.run  # noqa: F401  (for the processes forked from this one)
 
-    torch.set_num_threads(1)  # threads do not live through a fork
+    torch.set_num_threads(1)  # threads do not survive a fork
     rng, counts, start = random.Random(seed), Drill(), time.monotonic()
     data = folder / "data"
     make_shapes(
@@ -333,8 +333,8 @@ def drill(folder: Path, kills: int, num_processes: int, epochs: int, seed: int) 
         if not wrong:
             wrong += differences(folder / "uninterrupted", output)
         text = log.read_text(encoding="utf-8")
-        counts.resumed += text.count("goes on at epoch")
-        counts.damaged += text.count("going on from last_")
+        counts.resumed += text.count("resumes at epoch")
+        counts.damaged += text.count("resuming from last_")
     counts.seconds = time.monotonic() - start
     return counts, wrong
 
@@ -344,9 +344,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=50, help="SIGKILLs at random moments")
     parser.add_argument("--processes", type=int, default=2, help="processes of the run (gloo on the CPU)")
-    parser.add_argument("--epochs", type=int, default=8, help="length of the run; 6 updates an epoch")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and of who is killed")
-    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder, removed afterwards)")
+    parser.add_argument("--epochs", type=int, default=8, help="length of the run; 6 updates per epoch")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and of the processes to kill")
+    parser.add_argument("--folder", type=Path, help="folder of the runs (default: a temporary folder)")
     parser.add_argument("--report", type=Path, help="write the figures here, as JSON")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
@@ -359,11 +359,11 @@ def main(argv: list[str] | None = None) -> int:
     figures = {
         "kills": counts.kills,
         "kills_of_one_process": counts.of_one,
-        "others_noticed_and_left": counts.left,
+        "others_noticed_and_exited": counts.noticed,
         "kills_of_all_processes": counts.of_all,
         "processes": arguments.processes,
         "starts": counts.starts,
-        "starts_that_went_on_from_a_checkpoint": counts.resumed,
+        "starts_that_resumed_from_a_checkpoint": counts.resumed,
         "runs_finished_and_compared": counts.rounds,
         "temporary_files_left_by_kills": counts.leftovers,
         "damaged_checkpoints": counts.damaged,

@@ -3,9 +3,9 @@
 
     python tests/drills/soak.py --report soak.json
 
-A tiny model on the embedded data set, with worker processes. Resident memory (summed over the processes; pages that
-they share count once a process) must grow by less than 5 % once the first 2,000 videos have been opened and the
-allocators have settled, open files must not grow at all, and the run must end by itself. Exit status 1 otherwise.
+A tiny model trains on the embedded data set, with worker processes. After the first 2,000 opened videos, when the
+allocators have settled, resident memory (summed over the processes; shared pages count in each) must grow by less than
+5 %, open files must not grow at all, and the run must end normally. Exit status 1 otherwise.
 """
 
 import argparse
@@ -26,13 +26,13 @@ from video_datasets.shapes.making import make_shapes
 
 NUM_VIDEOS = 96
 BATCH = 2
-SETTLED = 2000  # opened videos after which memory must stay
+SETTLED = 2000  # opened videos after which memory must not grow
 MAX_GROWTH = 0.05
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What the processes held at a moment."""
+    """What the processes use at one moment."""
 
     seconds: float
     updates: int
@@ -40,11 +40,11 @@ class Sample:
     main_mb: float
     files: int
     processes: int
-    tensors: int = 0  # files in memory, a tensor each: of batches that workers have made and training has not used up
+    tensors: int = 0  # files in memory, one per tensor: of batches that workers have made and training has not used yet
 
 
 def measure(pid: int, updates: int, started: float) -> Sample | None:
-    """Measure a run's processes; None where one ended meanwhile."""
+    """Measure the processes of a run; None if one ended meanwhile."""
     page_mb = os.sysconf("SC_PAGE_SIZE") / 2**20
     sizes, files, tensors = [], 0, 0
     family = family_of(pid)
@@ -87,7 +87,7 @@ def soak(folder: Path, updates: int, num_workers: int, isolate: bool) -> tuple[l
         "save_updates": "null",
         "data.isolate": str(isolate).lower(),
         "logging.tensorboard": "true",
-        "logging.print_every": 12,  # of 48 an epoch: the last one is told
+        "logging.print_every": 12,  # an epoch has 48 updates: its last one is logged
     }
     kept = [word for word in OVERRIDES.split() if word.partition("=")[0] not in changed]
     words = [*kept, "data=few_shot_shapes", *(f"{key}={value}" for key, value in changed.items())]
@@ -114,8 +114,8 @@ def soak(folder: Path, updates: int, num_workers: int, isolate: bool) -> tuple[l
 
 
 def judge(samples: list[Sample], status: int, done: int, wanted: int) -> tuple[dict, list[str]]:
-    """Return the figures, and what is wrong with them: of a run that ended so, after so many of the wanted updates."""
-    # Only moments with all workers: validation and the ends of the run have others.
+    """Return the figures of a run, and what is wrong, given its exit status and its done and wanted updates."""
+    # Only samples with all workers: validation, start and end of the run have others.
     training = [sample for sample in samples if sample.updates > 0]
     usual = statistics.mode(sample.processes for sample in training) if training else 0
     settled = [s for s in training if s.processes == usual and s.updates * BATCH >= SETTLED]
@@ -126,8 +126,8 @@ def judge(samples: list[Sample], status: int, done: int, wanted: int) -> tuple[d
     tenth = max(5, len(settled) // 10)
     early, late = settled[:tenth], settled[-tenth:]
     before, after = (statistics.median(sample.rss_mb for sample in part) for part in (early, late))
-    # Files come and go with the batches on their way (a socket, a pipe, a video), tensors with those that wait; what is
-    # never given back raises even the low counts.
+    # Batches in transit open files (a socket, a pipe, a video), waiting ones hold tensors; a leak raises even the low
+    # counts.
     third = max(5, len(settled) // 3)
     first, last = settled[:third], settled[-third:]
     files = [statistics.median(sample.files for sample in part) for part in (first, last)]
@@ -164,11 +164,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--updates", type=int, default=2500, help=f"of {BATCH} videos each")
     parser.add_argument("--workers", type=int, default=2, help="worker processes")
-    parser.add_argument("--isolate", action="store_true", help="decode in processes of their own (data.isolate=true)")
+    parser.add_argument("--isolate", action="store_true", help="decode in separate processes (data.isolate=true)")
     parser.add_argument("--report", type=Path, help="write the figures here, as JSON")
     arguments = parser.parse_args(argv)
     if not Path("/proc/self/fd").exists():
-        parser.error("needs /proc, which this system has not")
+        parser.error("needs /proc, which this system does not have")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         samples, status, done = soak(folder, arguments.updates, arguments.workers, arguments.isolate)

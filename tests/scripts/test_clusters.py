@@ -1,4 +1,4 @@
-"""torchrun, the launchers and the SLURM scripts: lost processes restart, signals save, statuses arrive."""
+"""torchrun, the launchers and the SLURM scripts: lost processes restart, signals save, exit statuses are passed on."""
 
 import importlib.util
 import os
@@ -46,7 +46,7 @@ def arguments(data_root: Path, tmp_path: Path) -> Callable[..., list[str]]:
 
 @pytest.fixture
 def start(repository: Path) -> Iterator[Callable[..., subprocess.Popen]]:
-    """Return a function that starts a command in the repository; what is left of it at the end is killed."""
+    """Return a function that starts a command in the repository; its processes are killed at the end."""
     started: list[subprocess.Popen] = []
 
     def run(command: list[str], **environment: str) -> subprocess.Popen:
@@ -90,7 +90,7 @@ def ranks_below(pid: int) -> dict[int, int]:
 def wait_for(condition: Callable[[], object], process: subprocess.Popen) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
+        assert time.monotonic() < deadline, "the condition did not become true"
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
 
@@ -98,7 +98,7 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen) -> None
 def ranks_of(launchers: list[subprocess.Popen], number: int) -> dict[int, int]:
     """Return the training processes of some launchers: rank -> pid.
 
-    The kernel's lists of children may leave some out while processes start or end.
+    The kernel's lists of children can be incomplete while processes start or end.
     """
     found: dict[int, int] = {}
 
@@ -126,17 +126,17 @@ def load(output: Path) -> dict:
     return torch.load(output / "last.pth", weights_only=True)
 
 
-def test_a_killed_rank_restarts_and_goes_on(start, arguments, tmp_path: Path) -> None:
-    """torchrun --max_restarts: the loss of one process costs seconds, and the weights are those of a whole run."""
+def test_a_killed_rank_restarts_and_resumes(start, arguments, tmp_path: Path) -> None:
+    """torchrun --max_restarts: losing one process costs seconds, and the weights are those of an uninterrupted run."""
     output = tmp_path / "run"
     torchrun = [*TORCHRUN, "--standalone", "--nproc_per_node=2", "--max_restarts=2", "main.py"]
     process = start([*torchrun, *arguments(3)])
     wait_for((output / "last_2.pth").exists, process)
     os.kill(ranks_of([process], 2)[1], signal.SIGKILL)
-    status, told = finish(process)
-    assert status == 0, told
+    status, printed = finish(process)
+    assert status == 0, printed
     text = (output / "log.txt").read_text()
-    assert len(re.findall(r"start +goes on at epoch", text)) == 1 and load(output)["epoch"] == 3
+    assert len(re.findall(r"start +resumes at epoch", text)) == 1 and load(output)["epoch"] == 3
     whole = start([*TORCHRUN, "--standalone", "--nproc_per_node=2", "main.py", *arguments(3, tmp_path / "whole")])
     assert finish(whole)[0] == 0
     expected = load(tmp_path / "whole")
@@ -144,7 +144,7 @@ def test_a_killed_rank_restarts_and_goes_on(start, arguments, tmp_path: Path) ->
 
 
 def test_two_nodes_train_together(start, arguments, tmp_path: Path, repository: Path) -> None:
-    """Two launchers that meet by c10d rendezvous, as on two machines; a signal to one of them saves and stops both."""
+    """Two launchers connect by c10d rendezvous, as on two machines; a signal to one of them saves and stops both."""
     port = free_port()
     launch = ["bash", "scripts/torchrun.sh", "--nnodes=2", "--nproc_per_node=1", "--max_restarts=1"]
     launch += ["--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=test", "main.py", *arguments(200)]
@@ -154,14 +154,14 @@ def test_two_nodes_train_together(start, arguments, tmp_path: Path, repository: 
     assert set(ranks_of(nodes, 2)) == {0, 1}
     os.kill(nodes[1].pid, signal.SIGTERM)
     for node in nodes:
-        status, told = finish(node)
-        assert status == 75, told
-        assert "Traceback" not in told
+        status, printed = finish(node)
+        assert status == 75, printed
+        assert "Traceback" not in printed
     text = (tmp_path / "run" / "log.txt").read_text()
     assert "processes        2 (CPU" in text or re.search(r"processes +2 \(CPU", text)
-    # Either node may have become rank 0, whose log this is: scripts/torchrun.sh hands SIGTERM on as SIGUSR1 to its own
-    # processes, and the others hear of it from them.
-    assert re.search(r"stopped \((SIGTERM|SIGUSR1|another process was asked)\)", text), text
+    # Either node can have become rank 0, which writes this log: scripts/torchrun.sh passes SIGTERM on as SIGUSR1 to its
+    # own processes, and they inform the others.
+    assert re.search(r"stopped \((SIGTERM|SIGUSR1|by another process)\)", text), text
     position = load(tmp_path / "run")
     assert position["epoch"] * 24 + position["micro_batch"] > 0
 
@@ -176,7 +176,7 @@ def torchrun_program(folder: Path) -> Path:
 
 FAKE_SLURM = {
     "scontrol": 'if [ "$1" = show ]; then echo 127.0.0.1; else echo "requeued $2" >>"$FAKE_LOG"; fi',
-    # srun runs its tasks' command, and hands SIGUSR1 on.
+    # srun runs the command of its tasks, and passes SIGUSR1 on.
     "srun": """
 while [ "${1#--}" != "$1" ]; do echo "srun $1" >>"$FAKE_LOG"; shift; done
 "$@" & task=$!
@@ -189,7 +189,7 @@ exit $status
 
 @pytest.fixture
 def slurm(tmp_path: Path, repository: Path) -> dict[str, str]:
-    """Return the environment of a SLURM job whose commands are played by small scripts."""
+    """Return the environment of a SLURM job; small scripts stand for SLURM's commands."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, body in FAKE_SLURM.items():
@@ -207,33 +207,35 @@ def slurm(tmp_path: Path, repository: Path) -> dict[str, str]:
     }
 
 
-def test_a_preempted_task_of_an_array_goes_back_into_the_queue(start, arguments, slurm, tmp_path: Path) -> None:
+def test_a_preempted_task_of_an_array_is_requeued(start, arguments, slurm, tmp_path: Path) -> None:
     runs = tmp_path / "runs.txt"
     runs.write_text("-cn wrong\n" + " ".join(arguments(200)) + "\n" + " ".join(arguments(2)) + "\n")
     job = ["bash", "scripts/slurm/array.sh", str(runs)]
     process = start(job, SLURM_ARRAY_TASK_ID="2", **slurm)
     wait_for((tmp_path / "run" / "last.pth").exists, process)
     os.kill(process.pid, signal.SIGUSR1)
-    status, told = finish(process)
-    assert status == 0 and "stopped in time and saved: back into the queue" in told, told
+    status, printed = finish(process)
+    assert status == 0 and "stopped and saved: requeued" in printed, printed
     assert f"requeued {slurm['SLURM_JOB_ID']}" in (tmp_path / "slurm.log").read_text()
     done = load(tmp_path / "run")["epoch"]
     runs.write_text("\n\n" + " ".join(arguments(done + 1)) + "\n")
-    status, told = finish(start(job, SLURM_ARRAY_TASK_ID="3", **slurm))
-    assert status == 0 and "goes on at epoch" in told, told
+    status, printed = finish(start(job, SLURM_ARRAY_TASK_ID="3", **slurm))
+    assert status == 0 and "resumes at epoch" in printed, printed
     assert (tmp_path / "slurm.log").read_text().count("requeued") == 1
-    status, told = finish(start(job, SLURM_ARRAY_TASK_ID="9", **slurm))
-    assert status == 2 and "has no line 9" in told
+    status, printed = finish(start(job, SLURM_ARRAY_TASK_ID="9", **slurm))
+    assert status == 2 and "has no line 9" in printed
 
 
-def test_statuses_of_failures_arrive(start, slurm, tmp_path: Path) -> None:
-    status, told = finish(start(["bash", "scripts/slurm/train.sh", "-cn", "few_shot", "data=few_shot_shapes"], **slurm))
-    assert status == 1 and "error: output is not set" in told, told
+def test_exit_statuses_of_failures_are_passed_on(start, slurm, tmp_path: Path) -> None:
+    status, printed = finish(
+        start(["bash", "scripts/slurm/train.sh", "-cn", "few_shot", "data=few_shot_shapes"], **slurm)
+    )
+    assert status == 1 and "error: output is not set" in printed, printed
     assert "requeued" not in (tmp_path / "slurm.log").read_text()
 
 
 def test_machines_over_ssh(start, arguments, tmp_path: Path) -> None:
-    """ssh is played by a local shell; two `machines`, stopped by Ctrl-C on this one."""
+    """A local shell stands for ssh; two "machines", stopped by Ctrl-C on this one."""
     fake = tmp_path / "ssh"
     fake.write_text('#!/bin/bash\nexec bash -c "$2"\n')
     fake.chmod(0o755)
@@ -242,8 +244,8 @@ def test_machines_over_ssh(start, arguments, tmp_path: Path) -> None:
     process = start(["bash", "scripts/ssh_train.sh", *arguments(200)], **environment)
     wait_for((tmp_path / "run" / "last.pth").exists, process)
     os.killpg(process.pid, signal.SIGINT)
-    status, told = finish(process)
-    assert status == 75, told
+    status, printed = finish(process)
+    assert status == 75, printed
 
 
 def test_the_short_drill_and_soak_programs_load(repository: Path) -> None:

@@ -1,4 +1,4 @@
-"""The drill in its short form: a few kills at random moments, and the end is that of a run left alone."""
+"""The drill in its short form: a few kills at random moments, and the result equals that of an uninterrupted run."""
 
 import json
 import subprocess
@@ -17,13 +17,13 @@ from tests.drills.soak import Sample, judge
 @pytest.mark.slow
 def test_a_few_kills_change_nothing(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    # A process of its own: the drill forks, and what earlier tests left in this one (a fork server) would be inherited.
+    # A new process: the drill forks, and would inherit what earlier tests left in this one (a fork server).
     command = [sys.executable, fault_drill.__file__, "--kills", "3", "--epochs", "2", "--seed", "3", "--report", report]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads(report.read_text())
     assert figures["kills"] == 3 and figures["equal_bit_for_bit"] and figures["wrong"] == []
-    assert figures["starts"] >= 4 and figures["starts_that_went_on_from_a_checkpoint"] >= 1
+    assert figures["starts"] >= 4 and figures["starts_that_resumed_from_a_checkpoint"] >= 1
 
 
 def checkpoint(folder: Path, weight: float, loss: float) -> Path:
@@ -44,7 +44,7 @@ def checkpoint(folder: Path, weight: float, loss: float) -> Path:
     return folder
 
 
-def test_differences_are_seen(tmp_path: Path) -> None:
+def test_differences_are_found(tmp_path: Path) -> None:
     same = [checkpoint(tmp_path / name, 1.0, 2.0) for name in ("a", "b")]
     assert fault_drill.differences(*same) == []
     other = checkpoint(tmp_path / "c", 1.0 + 2**-23, 2.5)
@@ -56,7 +56,7 @@ def samples(growth: float, files: int) -> list[Sample]:
     return [Sample(step, 10 * step, 1000 + growth * step, 500, 100 + files * step // 100, 5) for step in range(1, 251)]
 
 
-def test_the_soak_judges() -> None:
+def test_the_soak_finds_growth() -> None:
     assert judge(samples(0.0, 0), 0, 2544, 2500)[1] == []
     assert "memory grew" in judge(samples(1.0, 0), 0, 2544, 2500)[1][0]
     assert "open files grew" in judge(samples(0.0, 1), 0, 2544, 2500)[1][0]

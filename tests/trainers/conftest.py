@@ -123,7 +123,7 @@ def compose_tiny(repository: Path, tiny_root: Path) -> Compose:
 
 @pytest.fixture
 def compose_run(compose_tiny: Compose, tmp_path: Path) -> Compose:
-    """Return the same with an output folder of the test's own."""
+    """Return the same with a new output folder for each test."""
 
     def compose_options(**options: object) -> Settings:
         return compose_tiny(**{"output": tmp_path / "run", **options})
@@ -180,7 +180,7 @@ run(resolve(cfg))
 def run_on_ranks(repository: Path, tiny_root: Path) -> Callable[..., None]:
     """Return a function that runs a tiny configuration in several processes connected by gloo."""
     context = multiprocessing.get_context("forkserver")
-    # Without effect where another test has started the server already: the processes then import torch themselves.
+    # Without effect if another test has started the server already: the processes then import torch themselves.
     context.set_forkserver_preload(["torch", "torchvision", "av", "timm.scheduler", "trainers.run"])
 
     def run_processes(
@@ -218,7 +218,7 @@ def run_on_ranks(repository: Path, tiny_root: Path) -> Callable[..., None]:
 
 
 def unused_port() -> int:
-    """Return a port that nobody listens on just now."""
+    """Return a port that no program listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -226,7 +226,7 @@ def unused_port() -> int:
 
 @pytest.fixture
 def free_port() -> int:
-    """Return a port for processes to meet at."""
+    """Return a port through which processes can connect."""
     return unused_port()
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, plain, checked, several of them, and never a damaged one taken for good."""
+"""Checkpoints: complete or missing, plain, checked, several of them, and a damaged one is never used."""
 
 import os
 from pathlib import Path
@@ -33,7 +33,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_written_whole_and_read_safely(tmp_path: Path) -> None:
+def test_written_as_a_whole_and_read_safely(tmp_path: Path) -> None:
     save(tmp_path / "last.pth", 3)
     stored = torch.load(tmp_path / "last.pth", weights_only=True)
     assert stored["epoch"] == 3 and stored["format_version"] == 2 and len(stored["checksum"]) == 64
@@ -81,15 +81,15 @@ def test_a_failed_write_leaves_the_old_files(tmp_path: Path, monkeypatch, moment
     assert names(tmp_path) == ["last.pth", "last_1.pth"]
 
 
-def test_every_changed_byte_is_noticed_or_means_nothing(tmp_path: Path) -> None:
+def test_every_changed_byte_is_noticed_or_is_no_content(tmp_path: Path) -> None:
     path = tmp_path / "last.pth"
     save(path, 1)
     good, whole = path.read_bytes(), read_training_checkpoint(path)
     rng = np.random.default_rng(0)
     noticed = 0
-    for place in rng.choice(len(good), 400, replace=False):
+    for index in rng.choice(len(good), 400, replace=False):
         damaged = bytearray(good)
-        damaged[place] ^= 1 << int(rng.integers(8))
+        damaged[index] ^= 1 << int(rng.integers(8))
         path.write_bytes(damaged)
         try:
             # Neither padding nor time stamps of the archive are content.
@@ -100,7 +100,7 @@ def test_every_changed_byte_is_noticed_or_means_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
-def test_a_cut_off_file_is_passed_over(tmp_path: Path, share: float) -> None:
+def test_a_cut_off_file_is_skipped(tmp_path: Path, share: float) -> None:
     path = tmp_path / "last.pth"
     save(path, 1, 2, keep=2)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
@@ -109,7 +109,7 @@ def test_a_cut_off_file_is_passed_over(tmp_path: Path, share: float) -> None:
     assert [error.path for error in damaged] == [path] and str(path) in str(damaged[0])
 
 
-def test_a_changed_weight_is_passed_over(tmp_path: Path) -> None:
+def test_a_changed_weight_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "last.pth"
     save(path, 1, 2, keep=2)
     changed = torch.load(path, weights_only=True)
@@ -128,7 +128,7 @@ def test_a_missing_last_is_replaced_by_the_one_before(tmp_path: Path) -> None:
     assert read_newest(path)[0]["epoch"] == 1
 
 
-def test_only_damaged_ones_are_an_error_that_names_them(tmp_path: Path) -> None:
+def test_only_damaged_checkpoints_are_an_error_that_names_them(tmp_path: Path) -> None:
     save(tmp_path / "last.pth", 1, 2, keep=2)
     for name in names(tmp_path):
         (tmp_path / name).write_bytes(b"PK\x03\x04")
@@ -157,7 +157,7 @@ def test_a_foreign_checkpoint_is_not_continued(tmp_path: Path) -> None:
         read_newest(tmp_path / "last.pth")
 
 
-def test_leftovers_of_killed_writers_go(tmp_path: Path) -> None:
+def test_leftovers_of_killed_writers_are_removed(tmp_path: Path) -> None:
     save(tmp_path / "last.pth", 1)
     for name in (".last.pth.ab12.tmp", ".best.pth.cd.tmp", ".last.pth.77.link.tmp", ".other.tmp"):
         (tmp_path / name).write_bytes(b"half")
@@ -165,7 +165,7 @@ def test_leftovers_of_killed_writers_go(tmp_path: Path) -> None:
     assert names(tmp_path) == [".other.tmp", "last.pth"]
 
 
-def test_the_checksum_tells_values_apart() -> None:
+def test_different_values_have_different_checksums() -> None:
     values = [None, 0, False, 0.0, "0", "", [], {}, (), [0], (0,), {0: 0}, [[0], []], [[], [0]], ["a", "b"], ["ab", ""]]
     values += [
         torch.zeros(2),

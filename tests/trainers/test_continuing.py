@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: what may differ and is told, what may not and is refused, and which file is taken."""
+"""Resuming from a checkpoint: allowed and refused differences, and the choice of the file."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, run_here) -> Path:
 
 @pytest.fixture
 def output(finished: Path, tmp_path: Path) -> Path:
-    """Return a copy of a finished run of one epoch, to go on from."""
+    """Return a copy of a finished run of one epoch, to resume from."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
@@ -101,22 +101,22 @@ def test_other_classes_and_lists_are_refused(compose_run, output: Path, tiny_roo
         run(compose_run(data_root=root, **ONE))
 
 
-def test_what_is_right_goes_on_and_is_told(compose_run, output: Path, tiny_root: Path, tmp_path: Path) -> None:
+def test_allowed_differences_are_logged(compose_run, output: Path, tiny_root: Path, tmp_path: Path) -> None:
     root = changed_data(tiny_root, tmp_path, lambda shapes: None)
     run(compose_run(epochs=3, warmup_epochs=0, data_root=root, test_batch_size=3))
     text = log_of(output)
-    assert "goes on with another configuration: epochs was 1, is 3" in text
-    assert f"goes on with another configuration: data_root was {tiny_root}, is {root}" in text
-    assert "goes on with another configuration: test_batch_size was 2, is 3" in text
-    assert "goes on at epoch 2, micro-batch 0" in text
+    assert "resumes with another configuration: epochs was 1, is 3" in text
+    assert f"resumes with another configuration: data_root was {tiny_root}, is {root}" in text
+    assert "resumes with another configuration: test_batch_size was 2, is 3" in text
+    assert "resumes at epoch 2, micro-batch 0" in text
     assert load(output / "last.pth")["epoch"] == 3
 
 
-def test_the_same_command_again_trains_nothing_and_tells_nothing_new(compose_run, output: Path) -> None:
+def test_the_same_command_again_trains_nothing_and_logs_no_difference(compose_run, output: Path) -> None:
     before, log = load(output / "last.pth"), log_of(output)
     (row,) = run(compose_run(**ONE))
     added = log_of(output).removeprefix(log)
-    assert "goes on at epoch 2, micro-batch 0" in added
+    assert "resumes at epoch 2, micro-batch 0" in added
     assert "another configuration" not in added and "epoch 1/1 done" not in added and "warning" not in added
     after = load(output / "last.pth")
     assert after["epoch"] == 1 and row.top1 == before["best"]["top1"]
@@ -141,7 +141,7 @@ def test_other_start_weights_are_refused(compose_run, tmp_path: Path, tiny_clip:
     run(compose_run(trainer__clip_weights=copy, **options))
 
 
-def test_a_damaged_last_is_passed_over_with_a_line(compose_run, tmp_path: Path) -> None:
+def test_a_damaged_last_is_skipped_with_a_warning(compose_run, tmp_path: Path) -> None:
     run(compose_run(output=tmp_path / "whole"))
     run(compose_run(save_updates=1))
     output = tmp_path / "run"
@@ -152,8 +152,8 @@ def test_a_damaged_last_is_passed_over_with_a_line(compose_run, tmp_path: Path) 
     assert (expected["epoch"], expected["micro_batch"]) == (2, 6)  # before the last validation
     run(compose_run(save_updates=1))
     text = log_of(output)
-    assert "last.pth: is cut off" in text and "going on from last_1.pth, the one before it" in text
-    assert "goes on at epoch 3, micro-batch 6" in text
+    assert "last.pth: is cut off" in text and "resuming from last_1.pth, the one before it" in text
+    assert "resumes at epoch 3, micro-batch 6" in text
     assert (output / "last.damaged").read_bytes() == damaged
     whole, again = load(tmp_path / "whole" / "last.pth"), load(last)
     assert all(torch.equal(value, again["model"][name]) for name, value in whole["model"].items())
@@ -162,10 +162,10 @@ def test_a_damaged_last_is_passed_over_with_a_line(compose_run, tmp_path: Path) 
     assert [line["step"] for line in lines if line["kind"] == "epoch"] == [6, 12, 18]
 
 
-def test_without_a_good_one_the_files_stay(compose_run, output: Path) -> None:
+def test_without_a_good_checkpoint_the_files_stay(compose_run, output: Path) -> None:
     for path in output.glob("last*.pth"):
         path.write_bytes(b"garbage")
-    with pytest.raises(CheckpointError, match="no good checkpoint is left: delete them to start anew"):
+    with pytest.raises(CheckpointError, match="no good checkpoint is left: delete them to start again"):
         run(compose_run(**ONE))
     assert all(path.read_bytes() == b"garbage" for path in output.glob("last*.pth"))
     run(compose_run(auto_resume=False, **ONE))
@@ -185,17 +185,17 @@ def test_one_run_at_a_time_in_a_folder(compose_run, output: Path, monkeypatch) -
     run(compose_run(**ONE))
 
 
-def test_minutes_decide_too(compose_run, tmp_path: Path, monkeypatch) -> None:
+def test_minutes_save_too(compose_run, tmp_path: Path, monkeypatch) -> None:
     from trainers.session import TrainingRun
 
     saved: list[tuple[int, int]] = []
     save_last = TrainingRun._save_last
 
-    def note(self: TrainingRun) -> None:
+    def record(self: TrainingRun) -> None:
         save_last(self)
-        saved.append((self.position.epoch, self.position.micro_batch))
+        saved.append((self.state.position.epoch, self.state.position.micro_batch))
 
-    monkeypatch.setattr(TrainingRun, "_save_last", note)
+    monkeypatch.setattr(TrainingRun, "_save_last", record)
     run(compose_run(save_minutes=None, epochs=2))
     assert saved == [(0, 6), (1, 0), (1, 6), (2, 0)]
     saved.clear()
@@ -204,8 +204,8 @@ def test_minutes_decide_too(compose_run, tmp_path: Path, monkeypatch) -> None:
     assert len(list((tmp_path / "often").glob("last*.pth"))) == 2
 
 
-def test_what_a_model_draws_follows_from_the_position(compose_run, tmp_path: Path, monkeypatch) -> None:
-    """A model with dropout goes on exactly: no generator's state is needed."""
+def test_random_numbers_of_a_model_follow_from_the_position(compose_run, tmp_path: Path, monkeypatch) -> None:
+    """A run of a model with dropout resumes exactly; no generator's state is needed."""
     from trainers import trainer as trainer_module
 
     forward = trainer_module.F.cross_entropy

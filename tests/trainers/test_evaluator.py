@@ -1,4 +1,4 @@
-"""Evaluation with a model whose answers are known."""
+"""Evaluation with a model whose predictions are known."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ CPU = pick_precision("fp32", torch.device("cpu"))
 
 
 class BrightnessModel(nn.Module):
-    """Logits that are a fixed function of a view's mean brightness; notes how many views come at once."""
+    """Logits that are a fixed function of a view's mean brightness; records how many views come at once."""
 
     def __init__(self) -> None:
         super().__init__()

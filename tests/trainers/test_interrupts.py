@@ -30,7 +30,7 @@ def same_weights(first: Path, second: Path) -> bool:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
-def test_a_signal_is_noted_once_and_the_usual_ways_return(name: str, capfd: pytest.CaptureFixture) -> None:
+def test_a_signal_is_recorded_once_and_its_handler_restored(name: str, capfd: pytest.CaptureFixture) -> None:
     number = getattr(signal, name)
     before = signal.getsignal(number)
     with Interrupts() as interrupts:
@@ -46,11 +46,11 @@ def test_a_signal_is_noted_once_and_the_usual_ways_return(name: str, capfd: pyte
     assert capfd.readouterr().err.count("stopping after this step") == 1
 
 
-def test_signals_that_were_blocked_are_heard() -> None:
-    """As in a process of a fork server that blocks them; one that waited already counts too."""
+def test_blocked_signals_are_received() -> None:
+    """As in a process of a fork server that blocks them; a signal that is pending already counts too."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     try:
-        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)  # no other thread of the tests may take it
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)  # no other thread of the tests receives it
         with Interrupts(verbose=False) as interrupts:
             assert interrupts.requested == "SIGTERM"
         assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, [])
@@ -71,7 +71,7 @@ with composition_errors(Path("configs")):
 @pytest.mark.parametrize(
     ("name", "world_size", "status"), [("SIGTERM", 1, 75), ("SIGUSR1", 1, 75), ("SIGTERM", 2, -15)]
 )
-def test_a_stop_before_the_run_began(repository: Path, name: str, world_size: int, status: int) -> None:
+def test_a_stop_before_the_run_begins(repository: Path, name: str, world_size: int, status: int) -> None:
     command = [sys.executable, "-c", STOPPED_WHILE_STARTING, name]
     environment = dict(os.environ, WORLD_SIZE=str(world_size))
     left = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True)
@@ -79,7 +79,7 @@ def test_a_stop_before_the_run_began(repository: Path, name: str, world_size: in
     assert left.stderr == (f"{name}: stopped before the training began\n" if status == 75 else "")
 
 
-def test_a_second_control_c_leaves_at_once() -> None:
+def test_a_second_control_c_stops_at_once() -> None:
     with Interrupts(verbose=False), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
@@ -101,7 +101,7 @@ def test_other_threads_are_left_alone() -> None:
     assert failures == []
 
 
-def test_the_status_says_requeue(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_status_requests_a_restart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as left, one_line_errors():
         raise RunInterrupted("SIGTERM")
     assert left.value.code == REQUEUE == 75
@@ -126,7 +126,7 @@ def signal_in_update(monkeypatch: pytest.MonkeyPatch, wanted: int) -> None:
 
 
 @pytest.mark.parametrize(("update", "position"), [(0, (0, 4)), (1, (0, 6)), (2, (1, 4))])
-def test_the_update_ends_and_the_run_goes_on_exactly(
+def test_the_update_ends_and_the_run_resumes_exactly(
     compose_run, tmp_path: Path, monkeypatch, update: int, position: tuple[int, int]
 ) -> None:
     run(compose_run(epochs=2, output=tmp_path / "whole"))
@@ -198,14 +198,14 @@ def test_one_signalled_rank_stops_all(run_on_ranks, tmp_path: Path) -> None:
 def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.05)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 def test_a_signal_to_every_process_of_a_job(command_line, tmp_path: Path) -> None:
-    """As a scheduler or Ctrl-C does it: main process, fork server and workers get the signal together."""
+    """As from a scheduler or Ctrl-C: main process, fork server and workers get the signal together."""
     command = command_line(output=tmp_path / "run", num_workers=2, epochs=100, save_updates=1, logging__print_every=1)
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -213,8 +213,8 @@ def test_a_signal_to_every_process_of_a_job(command_line, tmp_path: Path) -> Non
     deadline = time.monotonic() + 90
     try:
         wait_for((tmp_path / "run" / "last.pth").exists)
-        # Two workers, their fork server, the resource tracker. The kernel's lists of children leave some out while
-        # others end or start.
+        # Two workers, their fork server, the resource tracker. The kernel's lists of children can be
+        # incomplete while processes end or start.
         while len(below := family_of(process.pid)[1:]) < 4:
             assert process.poll() is None and time.monotonic() < deadline, f"only {len(below)} processes below"
             time.sleep(0.05)

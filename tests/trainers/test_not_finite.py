@@ -31,7 +31,7 @@ def weights(output: Path) -> dict:
     return torch.load(output / "last.pth", weights_only=True)
 
 
-def test_it_is_skipped_counted_and_named(compose_run, tmp_path: Path, monkeypatch) -> None:
+def test_an_update_is_skipped_counted_and_its_videos_named(compose_run, tmp_path: Path, monkeypatch) -> None:
     poison(monkeypatch, {1, 2, 4})
     run(compose_run(max_skipped=3))
     text = log_of(tmp_path / "run")
@@ -58,13 +58,13 @@ def test_a_skipped_update_changes_nothing(compose_run, tmp_path: Path, monkeypat
     start: list[dict] = []
     skip = trainer_module.Trainer._skip
 
-    def note(self, *arguments):
-        start.append({name: value.clone() for name, value in self.model.state_dict().items()})
+    def check(self, *arguments):
+        start.append({name: value.clone() for name, value in self.state.model.state_dict().items()})
         skip(self, *arguments)
-        assert all(torch.equal(value, start[-1][name]) for name, value in self.model.state_dict().items())
+        assert all(torch.equal(value, start[-1][name]) for name, value in self.state.model.state_dict().items())
         assert all(parameter.grad is None for parameter in self.parameters)
 
-    monkeypatch.setattr(trainer_module.Trainer, "_skip", note)
+    monkeypatch.setattr(trainer_module.Trainer, "_skip", check)
     poison(monkeypatch, {0, 3}, float("inf"))
     run(compose_run())
     assert len(start) == 2
@@ -83,7 +83,7 @@ def test_too_many_in_a_row_stop_the_run(compose_run, tmp_path: Path, monkeypatch
     assert weights(tmp_path / "run")["skipped"] == {"total": 2, "in_a_row": 2}
 
 
-def test_the_count_goes_on_after_a_restart(compose_run, tmp_path: Path, monkeypatch) -> None:
+def test_the_count_continues_after_a_restart(compose_run, tmp_path: Path, monkeypatch) -> None:
     poison(monkeypatch, set(range(100)))
     with pytest.raises(TrainingError):
         run(compose_run(max_skipped=3))
@@ -101,7 +101,7 @@ def test_a_gradient_counts_too(compose_run, tmp_path: Path, monkeypatch) -> None
     monkeypatch.setattr(trainer_module.Ranks, "sum_gradients", overflow)
     with pytest.raises(TrainingError, match="the gradient is not finite in 2 updates in a row"):
         run(compose_run(max_skipped=2))
-    # All videos of the update had a part in it.
+    # All videos of the update contribute to its gradient.
     assert len(log_of(tmp_path / "run").split("skipped (1 in a row, 1 in all): ")[1].split("\n")[0].split(";")) == 4
 
 
@@ -109,7 +109,7 @@ def test_the_loss_scaler_may_search_for_its_scale(compose_run, tmp_path: Path, m
     scale = torch.amp.GradScaler.scale
 
     def overflowing(self, outputs):
-        # As where gradients leave the range of fp16 while the scale is large.
+        # Gradients that leave the range of fp16 while the scale is large.
         return scale(self, outputs) * (float("inf") if outputs.requires_grad and self.get_scale() > 8192 else 1)
 
     monkeypatch.setattr(torch.amp.GradScaler, "scale", overflowing)
@@ -120,7 +120,7 @@ def test_the_loss_scaler_may_search_for_its_scale(compose_run, tmp_path: Path, m
 
 
 def test_the_loss_scale_survives_a_restart(compose_run, tmp_path: Path, monkeypatch) -> None:
-    """A run that goes on while the scale is still being searched for ends with the same bits."""
+    """A run that resumes while the scale is still being searched for ends with the same bits."""
     scale = torch.amp.GradScaler.scale
 
     def overflowing(self, outputs):

@@ -55,7 +55,7 @@ def test_rates_are_those_of_the_micro_batch_before(optimizer: torch.optim.AdamW)
             assert rates == pytest.approx(expected, rel=1e-12)
             assert [group["lr"] for group in optimizer.param_groups] == rates
     assert schedule.set_rates(0, 0) == [0, 0]
-    # The last warm-up step and the first one after it: the cosine goes on from its own position.
+    # The last step of the warm-up, and the first one of the cosine, which does not start at its beginning there.
     assert schedule.set_rates(2, 0)[0] == pytest.approx(LR * 19 / 20)
     assert schedule.set_rates(2, 1)[0] == pytest.approx(LR_MIN + 0.5 * (LR - LR_MIN) * (1 + math.cos(math.pi / 3)))
 

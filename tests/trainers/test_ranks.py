@@ -47,15 +47,15 @@ def test_every_video_is_tested_once(outputs: dict[int, Path], num_ranks: int) ->
     tables = [json.loads((outputs[number] / "results.json").read_text())["results"] for number in (1, num_ranks)]
     assert [row["videos"] for row in tables[1]] == [7, 7]
     assert tables[0] == tables[1]
-    answers = [
+    predictions = [
         (outputs[number] / "predictions_test_shapes_held_out.csv").read_text().splitlines() for number in (1, num_ranks)
     ]
-    assert len(answers[1]) == 8
-    assert [line.split(",")[:4] for line in answers[0]] == [line.split(",")[:4] for line in answers[1]]
+    assert len(predictions[1]) == 8
+    assert [line.split(",")[:4] for line in predictions[0]] == [line.split(",")[:4] for line in predictions[1]]
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3])
-def test_one_process_speaks(outputs: dict[int, Path], num_ranks: int) -> None:
+def test_one_process_logs(outputs: dict[int, Path], num_ranks: int) -> None:
     text = (outputs[num_ranks] / "log.txt").read_text()
     assert text.count("epoch 1/2 validation") == 1
     assert f"processes       {num_ranks} (CPU" in text

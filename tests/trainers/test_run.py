@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainers import run as run_module
+from trainers import testing
 from trainers.errors import ConfigError
 from trainers.run import run
 from trainers.session import TrainingRun
@@ -82,7 +82,7 @@ def test_continuing_equals_the_uninterrupted_run(compose_run, tmp_path: Path, mo
     run(compose_run(**cfg))
     assert_same_state(load(tmp_path / "whole" / "last.pth"), load(tmp_path / "cut" / "last.pth"))
     assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
-    # A finished run that is started again trains nothing, and tells the same results.
+    # A finished run that is started again trains nothing, and reports the same results.
     before = (tmp_path / "cut" / "last.pth").stat().st_mtime_ns
     rows = run(compose_run(**cfg))
     assert (tmp_path / "cut" / "last.pth").stat().st_mtime_ns == before
@@ -95,9 +95,9 @@ def test_evaluation_gives_what_training_found(compose_run, tmp_path: Path) -> No
     again = run(compose_run(eval="val", **resume))
     assert (again[0].metrics, again[0].videos) == (rows[0].metrics, rows[0].videos)
     with (tmp_path / "b" / "predictions_val_few_shot_shapes.csv").open() as file:
-        answers = list(csv.DictReader(file))
-    assert [row["video"] for row in answers] == [f"{index:02d}.mp4" for index in range(11, 18)]
-    right = sum(row["name"] == row["predicted1"] for row in answers)
+        predictions = list(csv.DictReader(file))
+    assert [row["video"] for row in predictions] == [f"{index:02d}.mp4" for index in range(11, 18)]
+    right = sum(row["name"] == row["predicted1"] for row in predictions)
     assert 100 * right / 7 == pytest.approx(rows[0].top1)
     assert [row.num_clip for row in run(compose_run(eval="test", num_clip=3, num_crop=3, **resume))] == [3]
 
@@ -136,13 +136,13 @@ def test_ensemble_weighs_start_and_end(compose_run, tmp_path: Path, tiny_clip: P
     common = {"trainer": "tc_clip", "protocol": "zero_shot", "trainer__clip_weights": tiny_clip, "lr": 0.01}
     run(compose_run(epochs=1, warmup_epochs=0, wise_ft=None, final_test__enabled=False, **common))
     tested: list[dict] = []
-    evaluate = run_module.evaluate
+    evaluate = testing.evaluate
 
-    def note_weights(model, *arguments, **options):
+    def record_weights(model, *arguments, **options):
         tested.append({name: value.clone() for name, value in model.state_dict().items()})
         return evaluate(model, *arguments, **options)
 
-    monkeypatch.setattr(run_module, "evaluate", note_weights)
+    monkeypatch.setattr(testing, "evaluate", record_weights)
     alone = {"eval": "test", "resume": tmp_path / "run" / "best.pth", "output": tmp_path / "eval"}
     for weight in (0.0, 0.25, 1.0):
         run(compose_run(wise_ft=weight, **common, **alone))
@@ -183,7 +183,7 @@ def test_unreadable_video_is_told_once_and_bounded(compose_run, tmp_path: Path, 
     try:
         run(compose_run(epochs=2, data__max_bad_share=0.2))
         text = (tmp_path / "run" / "log.txt").read_text()
-        assert text.count("05.mp4: cannot be read, another video takes its place") == 1
+        assert text.count("05.mp4: cannot be read, replaced by another video") == 1
         assert "1 unreadable videos" in text
         with pytest.raises(Exception, match=r"1 of 11 .*05\.mp4"):
             run(compose_run(epochs=2, output=tmp_path / "strict"))
@@ -196,13 +196,13 @@ def test_unreadable_video_is_told_once_and_bounded(compose_run, tmp_path: Path, 
     [
         ({"wise_ft": 0.5}, "wise_ft=0.5: this model starts from random weights"),
         ({"eval": "test"}, "this model's weights are random; give resume"),
-        ({"shot": None}, "few_shot needs the number of training videos a class"),
+        ({"shot": None}, "few_shot needs the number of training videos per class"),
         ({"total_batch_size": 7}, "total_batch_size=7 is not a multiple of batch_size=2; use 6 or 8"),
         ({"epochs": 0}, "epochs=0: must be a whole number of at least 1"),
-        ({"eval": "vall"}, "eval=vall: must be one of null, val, test"),
+        ({"eval": "vall"}, "eval=vall: must be one of val, test or null"),
         ({"wise_ft": 1.5}, "wise_ft=1.5: must be a number from 0 to 1, auto or null"),
         ({"lr": 1e-9}, "lr_min=2e-08 is above lr=1e-09"),
-        ({"num_crop": 2}, "num_crop=2: must be one of null, 1, 3"),
+        ({"num_crop": 2}, "num_crop=2: must be one of 1, 3 or null"),
         ({"input_size": 33}, "33 is not a multiple of patch_size 8"),
     ],
 )
@@ -218,7 +218,7 @@ def test_vanilla_clip_is_not_trained(compose_run, tiny_clip: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_trains_float32_weights(compose_run, tmp_path: Path, precision: str) -> None:
-    # Frame-wise: the tokens that TC-CLIP chooses may flip with the rounding (tests/tc_clip/test_half_precision.py).
+    # Frame-wise: rounding can change the tokens that TC-CLIP chooses (tests/tc_clip/test_half_precision.py).
     options = {"precision": precision, "trainer": "vifi_clip_tiny", "lr": 1e-6, "lr_min": 0}
     run(compose_run(epochs=1, warmup_epochs=0, output=tmp_path / "exact", **{**options, "precision": "fp32"}))
     run(compose_run(epochs=1, warmup_epochs=0, **options))

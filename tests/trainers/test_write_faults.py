@@ -1,4 +1,4 @@
-"""Killed at every step of writing a checkpoint, and out of space at every step: a good checkpoint is always there."""
+"""A kill, or a full disk, at every step of writing a checkpoint: a good checkpoint always exists."""
 
 import errno
 import io
@@ -16,6 +16,8 @@ from trainers import checkpoint as checkpoint_module
 from trainers import files as files_module
 from trainers.checkpoint import newest_first, read_newest, read_training_checkpoint, remove_leftovers, save_checkpoint
 from trainers.errors import CheckpointError
+from trainers.logging.log_file import LogFile
+from trainers.logging.metrics_file import MetricsFile
 from trainers.run import run
 
 NUM_KEPT = 3
@@ -29,7 +31,7 @@ def content(epoch: int) -> dict:
 
 
 class Steps:
-    """Counts the steps of writing, and lets something happen at one of them."""
+    """Counts the steps of writing, and injects a fault at one of them."""
 
     def __init__(self, at: int, fault: Callable[[int], None]):
         self.at, self.fault, self.number = at, fault, -1
@@ -115,7 +117,7 @@ def kill_at(path: Path, at: int, torn: bool, epoch: int) -> bool:
 def saved(tmp_path: Path) -> Iterator[Path]:
     """Return `last.pth` of a folder with as many checkpoints as are kept, epochs 3, 2, 1.
 
-    In memory where that is possible: hundreds of times waiting for a disk takes minutes on a busy machine.
+    In memory if possible: waiting for a disk hundreds of times takes minutes on a busy machine.
     """
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as folder:
@@ -189,7 +191,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_costs_that_writing_alone(compose_run, small_disk: Path, tmp_path: Path, monkeypatch) -> None:
-    """A real file system that fills up and is freed again: the run goes on, says it, and ends as if nothing was."""
+    """A real file system that fills up and is freed: the run reports it, continues, and ends with the same weights."""
     from trainers.session import TrainingRun
 
     run(compose_run(output=tmp_path / "whole"))
@@ -210,12 +212,12 @@ def test_a_full_disk_costs_that_writing_alone(compose_run, small_disk: Path, tmp
     monkeypatch.setattr(TrainingRun, "_save_last", fill_and_free)
     run(compose_run(output=output, keep=1))
     text = (output / "log.txt").read_text()
-    assert text.count("NOT SAVED") in (2, 3) and "the run goes on, the checkpoints from before are untouched" in text
+    assert text.count("NOT SAVED") in (2, 3) and "the run continues, older checkpoints are intact" in text
     checkpoints = [torch.load(folder / "last.pth", weights_only=True) for folder in (tmp_path / "whole", output)]
     assert all(torch.equal(value, checkpoints[1]["model"][name]) for name, value in checkpoints[0]["model"].items())
 
 
-def test_a_disk_that_stays_full_is_said_at_the_end(compose_run, tmp_path: Path, monkeypatch) -> None:
+def test_a_disk_that_stays_full_is_an_error_at_the_end(compose_run, tmp_path: Path, monkeypatch) -> None:
     save, num_saves = checkpoint_module.torch.save, [0]
 
     def full_later(*arguments, **options):
@@ -234,24 +236,19 @@ def test_a_disk_that_stays_full_is_said_at_the_end(compose_run, tmp_path: Path, 
     run(compose_run())
 
 
+class FullDisk(io.StringIO):
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_logs_on_a_full_disk_do_not_stop_the_run(compose_run, tmp_path: Path, monkeypatch, capfd) -> None:
-    from trainers.logging import run_log
+    def open_on_full_disk(self, path: Path) -> None:
+        self._file = FullDisk()
 
-    class FullDisk(io.StringIO):
-        def flush(self) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    opened = run_log.RunLog.__init__
-
-    def open_on_full_disk(self, *arguments, **options):
-        opened(self, *arguments, **options)
-        if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = FullDisk()
-            self._handlers[1].setStream(FullDisk())
-
-    monkeypatch.setattr(run_log.RunLog, "__init__", open_on_full_disk)
+    for logger in (LogFile, MetricsFile):
+        monkeypatch.setattr(logger, "__init__", open_on_full_disk)
     run(compose_run(epochs=1, warmup_epochs=0))
     captured = capfd.readouterr()
-    assert captured.out.count("metrics.jsonl cannot be written") == 1
-    assert captured.err.count("log.txt cannot be written") == 1 and "Traceback" not in captured.err
+    for name in ("metrics.jsonl", "log.txt"):
+        assert captured.out.count(f"{name} cannot be written") == 1
+    assert captured.err == ""

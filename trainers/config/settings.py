@@ -147,6 +147,10 @@ class LoggingSettings:
 
     print_every: int = key("Updates between lines of the log and of `metrics.jsonl`.", at_least=1)
     progress: Literal["auto", "bar", "lines"] = key("`auto`: a progress bar on a terminal, lines otherwise.")
+    loggers: list[str] = key(
+        "Where a run logs: modules of `trainers/logging`, or dotted names of your own modules (see "
+        "`trainers/logging/logger.py`)."
+    )
     tensorboard: bool = key(
         "Curves in `tensorboard/` of the output folder, accuracy by class, and some validation videos with their "
         "predictions."

@@ -1,1 +1,1 @@
-"""What a run logs: console, files, TensorBoard, the plan of the run, loading advice."""
+"""What a run logs: loggers (console, log.txt, metrics.jsonl, TensorBoard), the plan of the run, loading advice."""

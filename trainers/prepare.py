@@ -1,0 +1,193 @@
+"""What a run works with: lists, model and weights, read and checked before the first video is read."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tc_clip
+from tc_clip.protocol import VideoModel
+from trainers import build
+from trainers.batches import BatchPlan
+from trainers.checkpoint import LAST
+from trainers.config.secrets import hide_in_config
+from trainers.config.settings import Part, Settings
+from trainers.continuing import fixed_facts, read_last, restore
+from trainers.distributed.interrupts import Interrupts
+from trainers.distributed.processes import Ranks
+from trainers.errors import ConfigError
+from trainers.files import make_writable
+from trainers.logging.plan import training_lines
+from trainers.optim import WarmupCosine
+from trainers.precision import Precision
+from trainers.reporting.write_results import WeightsFile
+from trainers.state import TrainingState
+from trainers.video_lists import VideoList
+from video_datasets.loaders import EvalLoader, TrainLoader
+
+
+@dataclass(frozen=True)
+class Job:
+    """Settings and processes of a run, and all that was read and built from the settings."""
+
+    settings: Settings
+    ranks: Ranks
+    interrupts: Interrupts
+    precision: Precision
+    lists: dict[Part, list[VideoList]]
+    model: VideoModel
+    loaded: WeightsFile | None  # the checkpoint of `resume`
+
+
+def prepare(settings: Settings, ranks: Ranks, interrupts: Interrupts) -> Job:
+    """Read the lists, create the model and load its weights.
+
+    Raises:
+        one of `trainers.errors.user_error_types()`: if something is missing or does not fit.
+    """
+    precision = build.build_precision(settings, ranks.device)
+    if ranks.is_main:
+        make_writable(settings.folder)
+    lists = build.read_lists(settings, _parts(settings))
+    if settings.dry_run:
+        _require_videos(videos for part in lists.values() for videos in part)
+    if settings.eval is None:
+        build.check_best_metric(settings, len(lists["val"][0].class_names))
+    model = build.build_model(settings, next(iter(lists.values()))[0])
+    if settings.eval is None and not model.trainable:
+        raise ConfigError(f"trainer={settings.trainer.name} is not trained: give eval=val or eval=test")
+    if settings.eval is not None and settings.starts_from_random_weights and settings.resume is None:
+        raise ConfigError(f"eval={settings.eval}: this model's weights are random; give resume=<checkpoint>")
+    if settings.eval is not None and isinstance(settings.wise_ft, int | float) and settings.resume is None:
+        raise ConfigError(f"wise_ft={settings.wise_ft}: needs fine-tuned weights; give resume=<checkpoint>")
+    loaded = None
+    if settings.resume is not None:
+        loaded = load_weights(model, Path(settings.resume), ranks.is_main and settings.eval is not None)
+    model.to(ranks.device, precision.dtype)
+    ranks.broadcast_model(model)
+    build.speed_up(settings, model)
+    return Job(settings, ranks, interrupts, precision, lists, model, loaded)
+
+
+@dataclass(frozen=True)
+class TrainingParts:
+    """What a training is built of, its state resumed from the last checkpoint if there is one."""
+
+    plan: BatchPlan
+    plan_lines: list[tuple[str, str]]  # batches and learning rates, for the log
+    schedule: WarmupCosine
+    state: TrainingState
+    loader: TrainLoader
+    val_loader: EvalLoader
+    run_facts: dict[str, Any]  # what checkpoints store besides the state
+    is_resumed: bool
+    resume_messages: list[str]  # about the checkpoint that the run resumes from, for the log
+    damaged: list[Path]  # checkpoints that could not be read
+
+    @property
+    def step(self) -> int:
+        """Step that training starts from."""
+        return self.state.position.step(self.plan.num_micro_batches)
+
+    @property
+    def awaits_validation(self) -> bool:
+        """Whether training starts with the validation of an epoch whose updates are done."""
+        return self.state.position.micro_batch == self.plan.num_micro_batches
+
+    def close_loaders(self) -> None:
+        """End the processes that read videos."""
+        self.loader.close()
+        self.val_loader.close()
+
+
+def prepare_training(job: Job) -> TrainingParts:
+    """Build optimizer, schedule and loaders, and resume from the last checkpoint if there is one. Collective.
+
+    Raises:
+        CheckpointError: if the checkpoint is damaged, or of another run or model.
+    """
+    settings, ranks = job.settings, job.ranks
+    train, val = job.lists["train"][0], job.lists["val"][0]
+    plan = build.build_batch_plan(settings, len(train.records))
+    optimizer = build.build_optimizer(settings, job.model)
+    plan_lines = training_lines(  # before the schedule sets the rates
+        plan,
+        optimizer,
+        world_size=ranks.world_size,
+        epochs=settings.epochs,
+        warmup_epochs=settings.warmup_epochs,
+        lr_min=settings.lr_min,
+    )
+    schedule = build.build_schedule(settings, optimizer, plan)
+    loader = build.build_train_loader(settings, train, ranks)
+    val_loader = build.build_eval_loader(settings, val, "val", ranks, keep_workers=True)
+    state = TrainingState(job.model, optimizer, job.precision.scaler())
+    fixed = fixed_facts(train.records, train.class_names, job.model.info()["token_embedding"])
+    config = hide_in_config(settings.to_dict())
+    last = read_last(settings.folder, fixed, config, ranks) if settings.auto_resume else None
+    if last is not None:
+        with ranks.errors_together():
+            restore(state, last.content, settings.folder / LAST)
+    return TrainingParts(
+        plan=plan,
+        plan_lines=plan_lines,
+        schedule=schedule,
+        state=state,
+        loader=loader,
+        val_loader=val_loader,
+        run_facts={"run": fixed, "config": config},
+        is_resumed=last is not None,
+        resume_messages=[] if last is None else last.messages,
+        damaged=[] if last is None else last.damaged,
+    )
+
+
+def load_weights(model: VideoModel, path: Path, hash_file: bool) -> WeightsFile | None:
+    """Load weights from a checkpoint; with `hash_file`, return the facts of the file that the results report."""
+    checkpoint = tc_clip.read_checkpoint(path, hash_file=hash_file)
+    try:
+        tc_clip.load_weights(model, checkpoint)
+    except tc_clip.WeightsError as error:
+        advice = "; give the trainer= and trainer.options that it was trained with"
+        raise tc_clip.WeightsError(f"{error}{advice if 'not the weights of this' in str(error) else ''}") from error
+    return None if checkpoint.sha256 is None else WeightsFile(path, checkpoint.sha256, checkpoint.config)
+
+
+def load_on_all(job: Job, path: Path) -> WeightsFile | None:
+    """Load weights that the main process reads and sends to the others, which can be on other machines. Collective.
+
+    Returns:
+        the facts of the file, on the main process.
+    """
+    file = None
+    with job.ranks.errors_together():
+        if job.ranks.is_main:
+            file = load_weights(job.model, path, hash_file=True)
+    job.ranks.broadcast_model(job.model)
+    return file
+
+
+def mix_with_start(job: Job, weight: float) -> None:
+    """Replace the model's weights by their ensemble with the start weights (WiSE-FT); `weight` is that of the model."""
+    start = build.build_model(job.settings, job.lists[next(iter(job.lists))][0]).state_dict()
+    tuned = job.model.state_dict()
+    start = {name: value.to(tuned[name]) for name, value in start.items()}
+    mixed = tc_clip.interpolate_weights(start, tuned, weight, job.model.new_parameter_names())
+    job.model.load_state_dict(mixed)
+
+
+def _parts(settings: Settings) -> tuple[Part, ...]:
+    """Return the parts of the data that the run needs; the model starts with the classes of the first."""
+    if settings.eval is None:
+        return ("train", "val", "test") if settings.final_test.enabled else ("train", "val")
+    # The harmonic mean needs the base classes too.
+    return ("val", "test") if settings.eval == "test" and settings.protocol == "base2novel" else (settings.eval,)
+
+
+def _require_videos(lists: Iterable[VideoList]) -> None:
+    for videos in lists:
+        missing = videos.missing()
+        if missing:
+            raise ConfigError(
+                f"{videos.name}: {len(missing)} of {len(videos.records)} videos are missing; the first: {missing[0]}"
+            )

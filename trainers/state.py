@@ -1,0 +1,72 @@
+"""The state of a training: everything that training changes and a checkpoint stores."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tc_clip.protocol import VideoModel
+
+Best = dict[str, float | int | None]  # epoch and numbers of the best validation
+
+
+@dataclass
+class Position:
+    """How far a run is: the next micro-batch, and the best validation (None before the first).
+
+    If all micro-batches of an epoch are done but its validation is not, `micro_batch` is the number of micro-batches.
+    """
+
+    epoch: int = 0
+    micro_batch: int = 0
+    best: Best | None = None
+
+    def step(self, num_micro_batches: int) -> int:
+        """Return the micro-batches since the run began, of which an epoch has `num_micro_batches`."""
+        return self.epoch * num_micro_batches + self.micro_batch
+
+
+@dataclass
+class TrainingState:
+    """Model, optimizer, loss scaler, position, and the number of skipped updates, in all and in a row."""
+
+    model: VideoModel
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    position: Position = field(default_factory=Position)
+    skipped: dict[str, int] = field(default_factory=lambda: {"total": 0, "in_a_row": 0})
+
+    def content(self, with_optimizer: bool) -> dict[str, Any]:
+        """Return the state as a checkpoint stores it (see `trainers.checkpoint`), tensors on the CPU."""
+        return {
+            "model": _on_cpu(dict(self.model.state_dict())),
+            "model_info": self.model.info(),
+            "optimizer": _on_cpu(self.optimizer.state_dict()) if with_optimizer else None,
+            "scaler": self.scaler.state_dict() if with_optimizer and self.scaler.is_enabled() else None,
+            "epoch": self.position.epoch,
+            "micro_batch": self.position.micro_batch,
+            "best": self.position.best,
+            "skipped": dict(self.skipped),
+        }
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Take over the state in a checkpoint.
+
+        Raises:
+            KeyError, ValueError, RuntimeError: if it does not fit the model or the optimizer.
+        """
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        if content["scaler"] is not None and self.scaler.is_enabled():
+            self.scaler.load_state_dict(content["scaler"])
+        self.skipped = dict(content["skipped"])
+        self.position = Position(content["epoch"], content["micro_batch"], content["best"])
+
+
+def _on_cpu(value: Any) -> Any:
+    """Return nested containers with their tensors on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    return type(value)(_on_cpu(item) for item in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,121 @@
+"""Evaluations of a run: its lists with their own classes, and the files and table rows that follow from each."""
+
+from collections.abc import Mapping
+
+from tc_clip.ops.memory import release_freed_memory
+from trainers import build
+from trainers.config.settings import Part
+from trainers.errors import RunInterrupted
+from trainers.evaluator import Evaluation, evaluate
+from trainers.logging.logger import LoggerContainer
+from trainers.metrics import format_metrics, metric_titles
+from trainers.prepare import Job
+from trainers.reporting.tables import ResultRow
+from trainers.reporting.write_results import file_stem, list_facts, write_evaluation
+from trainers.state import Best
+from trainers.video_lists import VideoList
+from video_datasets.loaders import EvalLoader
+
+
+class Tester:
+    """Evaluates the model of a run on its lists, reports unreadable videos once, and writes predictions.
+
+    Args:
+        job: the run.
+        log: its log.
+    """
+
+    def __init__(self, job: Job, log: LoggerContainer) -> None:
+        self.job = job
+        self.log = log
+        self._reported: set[str] = set()  # paths of unreadable videos
+
+    def validate(self, loader: EvalLoader) -> Evaluation:
+        """Evaluate on the validation list between epochs; the model has the training classes afterwards."""
+        train, val = self.job.lists["train"][0], self.job.lists["val"][0]
+        evaluation = self._evaluate(loader, val)
+        self.job.model.set_class_names(train.class_names, train.split_camel_case)
+        return evaluation
+
+    def test(self, part: Part, weights: str, wise_ft: float | None = None) -> list[ResultRow]:
+        """Evaluate on the lists of a part, write predictions, and return the rows of the result table.
+
+        Args:
+            weights: what is tested, in words.
+            wise_ft: weight of the fine-tuned model if an ensemble is tested.
+        """
+        return [self._test_list(part, videos, weights, wise_ft) for videos in self.job.lists[part]]
+
+    def row(self, part: Part, videos: VideoList, weights: str, wise_ft: float | None, values: Best) -> ResultRow:
+        """Return an evaluation's numbers as a row of the result table."""
+        num_clip, num_crop = self.job.settings.views_of(part)
+        has_predictions = self.job.settings.logging.predictions
+        return ResultRow(
+            part=part,
+            name=videos.name,
+            group=videos.group,
+            weights=weights,
+            wise_ft=wise_ft,
+            num_clip=num_clip,
+            num_crop=num_crop,
+            videos=_count(values, "videos"),
+            unreadable=_count(values, "unreadable"),
+            # A checkpoint of an older version can lack metrics that were added later.
+            metrics={name: values.get(name) for name in metric_titles()},
+            chance=videos.chance,
+            predictions=f"predictions_{file_stem(part, videos, wise_ft)}.csv" if has_predictions else None,
+            files=list_facts(videos),
+        )
+
+    def write_files(self, part: Part, videos: VideoList, wise_ft: float | None, evaluation: Evaluation) -> None:
+        """Write predictions, accuracy by class and the confusion matrix; a failure does not end the run."""
+        settings = self.job.settings
+        if self.job.ranks.is_main and settings.logging.predictions:
+            stem = file_stem(part, videos, wise_ft)
+            try:
+                write_evaluation(settings.folder, stem, evaluation, videos, settings.logging.pictures, self.log.warning)
+            except OSError as error:
+                self.log.warning(
+                    f"predictions_{stem}.csv and the tables that follow from it cannot be written ({error}); "
+                    "the run continues"
+                )
+
+    def _test_list(self, part: Part, videos: VideoList, weights: str, wise_ft: float | None) -> ResultRow:
+        loader = build.build_eval_loader(self.job.settings, videos, part, self.job.ranks)
+        try:
+            evaluation = self._evaluate(loader, videos)
+        except RunInterrupted as stop:
+            saved = "" if self.job.settings.eval is not None else "; the training is done and saved"
+            self.log.info(f"stopped ({stop}) while evaluating {videos.name}{saved}")
+            raise
+        row = self.row(part, videos, weights, wise_ft, evaluation.values())
+        facts = {"list": videos.name, "part": part, "weights": row.label}
+        self.log.log_metrics("test", 0, {**facts, **evaluation.values()})
+        self.log.info(f"{videos.name} ({part}, {row.label}): {format_metrics(row.metrics)}")
+        self.write_files(part, videos, wise_ft, evaluation)
+        return row
+
+    def _evaluate(self, loader: EvalLoader, videos: VideoList) -> Evaluation:
+        job = self.job
+        release_freed_memory()  # blocks that training kept do not fit evaluation
+        job.model.set_class_names(videos.class_names, videos.split_camel_case)
+        evaluation = evaluate(
+            job.model,
+            loader,
+            num_classes=len(videos.class_names),
+            num_videos=len(videos.records),
+            precision=job.precision,
+            ranks=job.ranks,
+            views_at_once=job.settings.test_batch_size,
+            max_bad_share=job.settings.data.max_bad_share,
+            interrupts=job.interrupts,
+        )
+        for path, reason in evaluation.unreadable:
+            if path not in self._reported:
+                self._reported.add(path)
+                self.log.warning(f"{path}: cannot be read, left out of the accuracy: {reason}")
+        return evaluation
+
+
+def _count(values: Mapping[str, float | int | None], name: str) -> int:
+    return int(values[name] or 0)
