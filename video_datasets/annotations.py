@@ -1,7 +1,7 @@
 """Annotation lists and class-name files: text on disk to checked Python values.
 
-Both formats of each kind that published TC-CLIP, ViFi-CLIP and X-CLIP runs use are read as they are. Everything that
-cannot be meant is an error of one line that starts with the file and, where there is one, the line.
+Both formats of each kind that published TC-CLIP, ViFi-CLIP and X-CLIP runs use are read unchanged. Every mistake is an
+error of one line that starts with the file and, if known, the line.
 """
 
 import csv
@@ -13,24 +13,24 @@ from pathlib import Path
 
 
 class AnnotationError(ValueError):
-    """An annotation list or class-name file that cannot be used; the message starts with `file:line: ` or `file: `."""
+    """An annotation list or class-name file with a mistake; the message starts with `file:line: ` or `file: `."""
 
 
 @dataclass(frozen=True, slots=True)
 class VideoRecord:
-    """One listed video: its path as the list spells it and its class (0-based)."""
+    """One listed video: its path as written in the list, and its class (0-based)."""
 
     path: str
     label: int
 
 
 def read_annotations(path: str | Path, num_classes: int | None = None) -> list[VideoRecord]:
-    """Read an annotation list: `relative/path.mp4 label` a line, or `.json`, a list of `{"filename", "label": [int]}`.
+    """Read an annotation list: lines `relative/path.mp4 label`, or `.json`: `[{"filename": ..., "label": [int]}, ...]`.
 
     Paths may contain spaces. Blank lines, a byte order mark and Windows line ends are tolerated.
 
     Raises:
-        AnnotationError: the file is missing, empty or not text, a label is no integer of `[0, num_classes)`, or a
+        AnnotationError: the file is missing, empty or not text, a label is not an integer in `[0, num_classes)`, or a
             video is listed twice.
     """
     path = Path(path)
@@ -39,15 +39,15 @@ def read_annotations(path: str | Path, num_classes: int | None = None) -> list[V
 
     records: list[VideoRecord] = []
     seen: dict[str, tuple[str, int]] = {}
-    for place, video, label in entries:
+    for location, video, label in entries:
         if label < 0 or (num_classes is not None and label >= num_classes):
-            known = f"0..{num_classes - 1}" if num_classes is not None else "0 or more"
-            raise AnnotationError(f"{place}: label {label} of {video!r} is out of range, labels are {known}")
+            valid = f"0..{num_classes - 1}" if num_classes is not None else "0 or more"
+            raise AnnotationError(f"{location}: label {label} of {video!r} is out of range, labels are {valid}")
         if video in seen:
-            first_place, first_label = seen[video]
+            first_location, first_label = seen[video]
             what = "again" if first_label == label else f"with label {label}, before with label {first_label}"
-            raise AnnotationError(f"{place}: {video!r} is listed {what}; first at {first_place}")
-        seen[video] = (place, label)
+            raise AnnotationError(f"{location}: {video!r} is listed {what}; first at {first_location}")
+        seen[video] = (location, label)
         records.append(VideoRecord(video, label))
     if not records:
         raise AnnotationError(f"{path}: the list has no videos")
@@ -66,23 +66,23 @@ def read_class_names(path: str | Path) -> list[str]:
 
     names: dict[int, str] = {}
     first_of_name: dict[str, int] = {}
-    for place, class_id, name in entries:
+    for location, class_id, name in entries:
         if not name:
-            raise AnnotationError(f"{place}: class {class_id} has an empty name")
+            raise AnnotationError(f"{location}: class {class_id} has an empty name")
         if class_id in names:
-            raise AnnotationError(f"{place}: class {class_id} is named twice, {names[class_id]!r} and {name!r}")
+            raise AnnotationError(f"{location}: class {class_id} is named twice, {names[class_id]!r} and {name!r}")
         if name in first_of_name:
-            raise AnnotationError(f"{place}: classes {first_of_name[name]} and {class_id} have one name, {name!r}")
+            raise AnnotationError(f"{location}: classes {first_of_name[name]} and {class_id} share the name {name!r}")
         names[class_id] = name
         first_of_name[name] = class_id
     if not names:
-        raise AnnotationError(f"{path}: the file names no classes")
+        raise AnnotationError(f"{path}: the file has no classes")
     missing = [class_id for class_id in range(len(names)) if class_id not in names]
     if missing:
         odd = sorted(class_id for class_id in names if not 0 <= class_id < len(names))
         raise AnnotationError(
             f"{path}: the ids of {len(names)} classes are 0..{len(names) - 1}, "
-            f"but {missing[0]} is missing and {odd[0]} is there"
+            f"but {missing[0]} is missing and {odd[0]} is used"
         )
     return [names[class_id] for class_id in range(len(names))]
 
@@ -103,27 +103,27 @@ def _read_json(path: Path, text: str) -> object:
         raise AnnotationError(f"{path}:{error.lineno}: is not JSON: {error.msg}") from error
 
 
-class _Pairs(list):
-    """The items of a JSON object, kept as a list so that a key given twice is seen."""
+class _Pairs(list[tuple[str, object]]):
+    """The items of a JSON object, kept as a list so that repeated keys are detected."""
 
 
 def _line_entries(path: Path, text: str) -> Iterator[tuple[str, str, int]]:
-    # Not str.splitlines: a file name may contain one of the rarer characters that it splits at.
+    # Not str.splitlines, which also splits at rare characters that a file name may contain.
     for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
         line = line.strip()
         if not line:
             continue
-        place = f"{path}:{number}"
+        location = f"{path}:{number}"
         parts = line.rsplit(maxsplit=1)
         if len(parts) != 2:
-            raise AnnotationError(f"{place}: expected `path label`, found {_short(line)}")
+            raise AnnotationError(f"{location}: expected `path label`, found {_short(line)}")
         try:
             label = int(parts[1])
         except ValueError:
             raise AnnotationError(
-                f"{place}: expected `path label`, the label {_short(parts[1])} is no integer"
+                f"{location}: expected `path label`, the label {_short(parts[1])} is not an integer"
             ) from None
-        yield place, parts[0], label
+        yield location, parts[0], label
 
 
 def _json_entries(path: Path, text: str) -> Iterator[tuple[str, str, int]]:
@@ -131,16 +131,16 @@ def _json_entries(path: Path, text: str) -> Iterator[tuple[str, str, int]]:
     if not isinstance(document, list) or isinstance(document, _Pairs):
         raise AnnotationError(f'{path}: expected a list of {{"filename": ..., "label": [...]}}')
     for number, pairs in enumerate(document):
-        place = f"{path}: entry {number}"
+        location = f"{path}: entry {number}"
         entry = dict(pairs) if isinstance(pairs, _Pairs) else {}
         video, label = entry.get("filename"), entry.get("label")
         if isinstance(label, list) and len(label) == 1:
             label = label[0]
         if not isinstance(video, str) or not video.strip():
-            raise AnnotationError(f'{place}: has no "filename"')
+            raise AnnotationError(f'{location}: has no "filename"')
         if not isinstance(label, int) or isinstance(label, bool):
-            raise AnnotationError(f'{place}: the "label" of {video!r} must be one integer, found {_short(label)}')
-        yield place, video, label
+            raise AnnotationError(f'{location}: the "label" of {video!r} must be one integer, found {_short(label)}')
+        yield location, video, label
 
 
 def _csv_names(path: Path, text: str) -> Iterator[tuple[str, int, str]]:
@@ -153,16 +153,16 @@ def _csv_names(path: Path, text: str) -> Iterator[tuple[str, int, str]]:
             header, first = first and [cell.strip().lower() for cell in row] == ["id", "name"], False
             if header:
                 continue
-            place = f"{path}:{reader.line_num}"
+            location = f"{path}:{reader.line_num}"
             if len(row) != 2:
                 raise AnnotationError(
-                    f"{place}: expected `id,name` (quotes around a name with commas), found {len(row)} cells"
+                    f"{location}: expected `id,name` (quotes around a name with commas), found {len(row)} cells"
                 )
             try:
                 class_id = int(row[0])
             except ValueError:
-                raise AnnotationError(f"{place}: the id {_short(row[0])} is no integer") from None
-            yield place, class_id, row[1].strip()
+                raise AnnotationError(f"{location}: the id {_short(row[0])} is not an integer") from None
+            yield location, class_id, row[1].strip()
     except csv.Error as error:
         raise AnnotationError(f"{path}:{reader.line_num}: is not CSV: {error}") from error
 
@@ -173,9 +173,9 @@ def _json_names(path: Path, text: str) -> Iterator[tuple[str, int, str]]:
         raise AnnotationError(f'{path}: expected an object {{"0": "name", ...}}')
     for key, name in document:
         if not key.strip().isdecimal():
-            raise AnnotationError(f"{path}: the id {_short(key)} is no integer")
+            raise AnnotationError(f"{path}: the id {_short(key)} is not an integer")
         if not isinstance(name, str):
-            raise AnnotationError(f"{path}: the name of class {key} is no text: {_short(name)}")
+            raise AnnotationError(f"{path}: the name of class {key} is not text: {_short(name)}")
         yield str(path), int(key), name.strip()
 
 

@@ -1,7 +1,7 @@
-"""Colour jitter and greyscale of a whole batch where it trains: the draws of each video and frame, few kernels.
+"""Colour jitter and greyscale of a whole batch on the training device, with each frame's own draws, in few kernels.
 
-Equal to `transforms.change_colors`, a video at a time, up to 1 of 255. Crop, resize and flip stay with the workers:
-they take a tenth of the time of the colours there, and make the batch smaller before it moves.
+Equal to `transforms.change_colors` on one video at a time, up to 1 of 255 levels. Workers keep crop, resize and flip:
+these take a tenth of the time of the colours there, and make the batch smaller before it moves.
 """
 
 from collections.abc import Sequence
@@ -16,19 +16,19 @@ _GRAY = (0.2989, 0.587, 0.114)  # torchvision's weights
 
 
 def change_batch_colors(videos: Tensor, draws: Sequence[ColorDraw]) -> Tensor:
-    """Jitter and grey views on their device: uint8 (B, T, 3, S, S), changed in place, and one draw a view."""
+    """Jitter and grey views on their device, in place: uint8 (B, T, 3, S, S), and one draw per view."""
     T = videos.shape[1]
     frames = videos.flatten(0, 1)  # (B * T, 3, S, S)
     orders = np.concatenate([np.full((T, 4), -1) if draw.orders is None else draw.orders for draw in draws])
     values = np.concatenate([np.zeros((T, 4)) if draw.values is None else draw.values for draw in draws])
-    # Of each of the four places in the order, the frames that have each operation there.
-    groups = [np.flatnonzero(orders[:, place] == operation) for place in range(4) for operation in range(4)]
-    factors = [values[rows, number % 4] for number, rows in enumerate(groups)]
+    # For each of the four positions in the order and each operation: the frames with that operation at that position.
+    groups = [np.flatnonzero(orders[:, position] == operation) for position in range(4) for operation in range(4)]
+    group_values = [values[rows, number % 4] for number, rows in enumerate(groups)]
     sizes = [len(rows) for rows in groups]
-    # One transfer each, not one a group.
-    rows = torch.from_numpy(np.concatenate(groups)).to(videos.device, non_blocking=True).split(sizes)
-    factors = torch.from_numpy(np.concatenate(factors)).to(videos.device, torch.float32, non_blocking=True).split(sizes)
-    for number, (chosen, factor) in enumerate(zip(rows, factors, strict=True)):
+    # One transfer each, not one per group.
+    all_rows = torch.from_numpy(np.concatenate(groups)).to(videos.device, non_blocking=True)
+    all_factors = torch.from_numpy(np.concatenate(group_values)).to(videos.device, torch.float32, non_blocking=True)
+    for number, (chosen, factor) in enumerate(zip(all_rows.split(sizes), all_factors.split(sizes), strict=True)):
         if sizes[number]:
             frames[chosen] = _OPERATIONS[number % 4](frames[chosen], factor.view(-1, 1, 1, 1))
     gray = [b for b, draw in enumerate(draws) if draw.gray]

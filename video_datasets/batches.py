@@ -1,6 +1,6 @@
-"""Items to batches."""
+"""Items collated into batches."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,11 +14,14 @@ from video_datasets.video_dataset import BadVideo, VideoItem
 class VideoBatch:
     """A micro-batch, or a batch of an evaluation.
 
-    videos: uint8 (B, V, T, 3, H, W), V = 1 in training. labels: int64 (B,). indices: int64 (B,), which listed videos
-    these are (in training, a replaced one by its replacement). valid: bool (B,), False where a test video could not be
-    read and its pixels are zeros. number: of the micro-batch in its epoch, or of the batch in this rank's evaluation.
-    bad_videos: those met while this batch was read, seen before or not. colors: what is still to be done to the colours
-    of each video (`batch_colors`), or None.
+    Attributes:
+        videos: uint8 (B, V, T, 3, H, W), V = 1 in training.
+        labels: int64 (B,).
+        indices: int64 (B,), positions in the list; in training, of the replacement of an unreadable video.
+        valid: bool (B,), False for a test video that could not be read; its pixels are zeros.
+        number: index of the micro-batch in its epoch, or of the batch in this rank's evaluation.
+        bad_videos: unreadable videos found while this batch was read, whether or not found before.
+        colors: the colour changes of each video that are still to be applied (`batch_colors`), or None.
     """
 
     videos: Tensor
@@ -40,22 +43,30 @@ class VideoBatch:
         """Return the batch with its tensors in pinned memory; PyTorch's DataLoader calls it."""
         return self._map(lambda tensor: tensor.pin_memory())
 
-    def _map(self, change) -> "VideoBatch":
-        tensors = {name: change(getattr(self, name)) for name in ("videos", "labels", "indices", "valid")}
-        return replace(self, **tensors)
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "VideoBatch":
+        return replace(
+            self,
+            videos=change(self.videos),
+            labels=change(self.labels),
+            indices=change(self.indices),
+            valid=change(self.valid),
+        )
 
 
 def collate(items: Sequence[VideoItem | Exception]) -> VideoBatch | Exception:
-    """Stack items into a batch; an error among them is handed on instead, to be raised where it is one line."""
+    """Stack items into a batch. If one is an error, return it, for the main process to raise in one line."""
+    read: list[VideoItem] = []
     for item in items:
         if isinstance(item, Exception):
             return item
+        read.append(item)
+    colors = [item.colors for item in read if item.colors is not None]
     return VideoBatch(
-        videos=torch.stack([item.videos for item in items]),
-        labels=torch.tensor([item.label for item in items]),
-        indices=torch.tensor([item.index for item in items]),
-        valid=torch.tensor([item.valid for item in items]),
-        number=items[0].number,
-        bad_videos=[bad for item in items for bad in item.bad_videos],
-        colors=None if items[0].colors is None else [item.colors for item in items],
+        videos=torch.stack([item.videos for item in read]),
+        labels=torch.tensor([item.label for item in read]),
+        indices=torch.tensor([item.index for item in read]),
+        valid=torch.tensor([item.valid for item in read]),
+        number=read[0].number,
+        bad_videos=[bad for item in read for bad in item.bad_videos],
+        colors=colors if len(colors) == len(read) else None,
     )

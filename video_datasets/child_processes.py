@@ -1,7 +1,7 @@
-"""How the processes that this one starts take signals, and that none of them outlives it.
+"""Signals and lifetime of child processes: they ignore stop signals, and none outlives its parent.
 
 Ctrl-C reaches every process of a terminal, and schedulers send SIGTERM and SIGUSR1 to every process of a job. The main
-process answers them after the step that is under way, for which it needs its workers.
+process handles them after the current step, for which it needs its workers.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ _PR_SET_PDEATHSIG = 1
 
 @contextlib.contextmanager
 def stop_signals_blocked() -> Iterator[None]:
-    """Block the signals that ask for a stop: a process that is started meanwhile never gets them, this one later."""
+    """Block the stop signals: a process started meanwhile never receives them, this one receives them afterwards."""
     if not hasattr(signal, "pthread_sigmask"):
         yield  # Windows
         return
@@ -31,7 +31,7 @@ def stop_signals_blocked() -> Iterator[None]:
 
 
 def start_fork_server() -> None:
-    """Start the server that forks workers, unless it runs, so that it and they live through the signals of a stop."""
+    """Start the server that forks workers, unless it runs; it and the workers ignore stop signals."""
     with stop_signals_blocked():
         resource_tracker.ensure_running()  # unblocks some of the signals
         with stop_signals_blocked():
@@ -39,13 +39,14 @@ def start_fork_server() -> None:
 
 
 def settle_worker(dies_with_parent: bool, worker: int) -> None:
-    """Prepare a worker process: deaf to the signals of a stop, and gone when its parent is.
+    """Prepare a worker process: it ignores stop signals, and ends when the main process ends.
 
     Args:
-        dies_with_parent: for workers of a fork server, whose death it then shares. A parent that is a thread may end
-            before its process.
+        dies_with_parent: whether the system also kills it with its direct parent. For workers of a fork server only:
+            with other start methods the parent is a thread, which may end before its process.
+        worker: index of the worker (unused; PyTorch passes it).
     """
-    # The server waits for its workers when the main process is killed, and PyTorch's workers look at the server alone:
+    # If the main process is killed, the server waits for its workers, and PyTorch's workers watch the server only:
     # each would keep the other alive for ever.
     threading.Thread(target=_end_with_main_process, name="main process", daemon=True).start()
     if hasattr(signal, "pthread_sigmask"):
@@ -55,11 +56,13 @@ def settle_worker(dies_with_parent: bool, worker: int) -> None:
 
 
 def die_with_parent() -> None:
-    """Ask the system to kill this process when its parent ends, also where it hangs in a library (Linux alone)."""
+    """Ask the system to kill this process when its parent ends, even if it hangs in a library (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _end_with_main_process() -> None:
-    parent_process().join()
+    main_process = parent_process()
+    assert main_process is not None, "runs in a worker"
+    main_process.join()
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,10 +1,10 @@
-"""Decoded frames on a fast disk, so that later epochs need no decoder; the same pixels as without it.
+"""Decoded frames on a fast disk, so that later epochs need no decoder. The pixels are the same as without it.
 
-A training view takes other frames in every epoch, so all frames of a video are kept; an evaluation always takes the
-same ones, and only those are. Larger videos are kept at the size that the transforms begin with. An entry is written
-once, under another name until it is whole, and never changed: any number of processes of one machine may share a
-folder. When the folder is full, what is in it stays: epochs visit every video once, and a cache that replaced entries
-would lose each one just before its turn.
+A training view takes other frames in every epoch, so all frames of a video are stored; an evaluation always takes the
+same frames, and only those are stored. Larger videos are stored at the size that the transforms start from. An entry is
+written once, under a temporary name until it is complete, and never changed: any number of processes of one machine can
+share a folder. When the folder is full, its entries stay: an epoch visits every video once, so a cache that replaced
+entries would lose each one just before its next use.
 """
 
 import contextlib
@@ -18,15 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
-from video_datasets.decoding import VideoBytes, VideoReadError
+from video_datasets.decoding import Choose, VideoBytes, VideoReadError
 from video_datasets.transforms import shrink
 
 logger = logging.getLogger(__name__)
 
-# A video with more decoded bytes than this is not kept: 300 frames of 640x480 are 276 MB.
+# A video with more decoded bytes than this is not stored: 300 frames of 640x480 are 276 MB.
 _MAX_DECODED_BYTES = 1 << 30
 _STALE_S = 3600.0
-Choose = Callable[[int], np.ndarray]
 Decode = Callable[[str | Path | VideoBytes, Choose], np.ndarray]
 
 
@@ -34,10 +33,10 @@ class FrameCache:
     """Decoded frames in a folder of bounded size. Picklable; every process opens it for itself.
 
     Args:
-        folder: created where it is missing; on a local disk, or in memory (/dev/shm).
-        max_bytes: size that the folder never passes.
-        short_side: pixels; frames with a longer short side are kept at this one. None keeps all as they are.
-        decoder: its name; decoders count the frames of odd files differently.
+        folder: created if missing; on a local disk, or in memory (/dev/shm).
+        max_bytes: size that the folder never exceeds.
+        short_side: pixels; frames with a longer short side are resized to it. None stores all at their own size.
+        decoder: name of the decoder, part of an entry's key: decoders count the frames of odd files differently.
     """
 
     def __init__(self, folder: str | Path, max_bytes: int, short_side: int | None = None, decoder: str = "auto"):
@@ -57,28 +56,28 @@ class FrameCache:
         """Return the chosen frames of a video, uint8 (T, H, W, 3), from the cache or else from the decoder.
 
         Args:
-            source, choose: as `video_datasets.decoding.decode` takes them.
-            decode: called with both where the frames are not kept.
-            fixed: name of a choice that never changes: those frames alone are kept. None keeps all.
+            source, choose: as for `video_datasets.decoding.decode`.
+            decode: called with both if the frames are not stored.
+            fixed: name of a choice that never changes: only those frames are stored. None stores all frames.
 
         Raises:
-            VideoReadError: of the decoder.
+            VideoReadError: from the decoder.
         """
         try:
             key = self._key(source, fixed)
         except OSError:
-            return decode(source, choose)  # which tells what is wrong with the file
-        kept = self._load(key)
-        if kept is not None:
-            return np.array(kept) if fixed else kept[choose(len(kept))]
-        asked: list[tuple[int, np.ndarray]] = []
+            return decode(source, choose)  # which raises the error
+        stored = self._load(key)
+        if stored is not None:
+            return np.array(stored) if fixed else stored[choose(len(stored))]
+        choices: list[tuple[int, np.ndarray]] = []
 
-        def note(num_video_frames: int) -> np.ndarray:
-            asked.append((num_video_frames, choose(num_video_frames)))
-            return asked[-1][1]
+        def choose_and_keep(num_video_frames: int) -> np.ndarray:
+            choices.append((num_video_frames, choose(num_video_frames)))
+            return choices[-1][1]
 
-        frames = self._shrink(decode(source, note))
-        num_video_frames, indices = asked[-1]
+        frames = self._shrink(decode(source, choose_and_keep))
+        num_video_frames, indices = choices[-1]
         if fixed:
             self._store(key, frames.shape, lambda: frames)
         else:
@@ -88,19 +87,26 @@ class FrameCache:
 
     @property
     def num_bytes(self) -> int:
-        """Return the bytes that entries take, those being written among them."""
+        """Return the bytes of all entries, including those being written."""
         with self._locked() as ledger:
             return self._read(ledger)
 
     def _shrink(self, frames: np.ndarray) -> np.ndarray:
         return frames if self.short_side is None else shrink(frames, self.short_side)
 
-    def _all_frames(self, source, decode: Decode, shape: tuple, indices: np.ndarray, frames: np.ndarray):
-        """Decode the whole video; None where it does not give the same frames again."""
+    def _all_frames(
+        self,
+        source: str | Path | VideoBytes,
+        decode: Decode,
+        shape: tuple[int, ...],
+        indices: np.ndarray,
+        frames: np.ndarray,
+    ) -> np.ndarray | None:
+        """Decode the whole video; None if its frames differ from those decoded before."""
         try:
             whole = self._shrink(decode(source, np.arange))
         except VideoReadError:
-            return None  # damaged somewhere else than in the frames that were wanted
+            return None  # damaged outside of the frames that were wanted
         return whole if whole.shape == shape and np.array_equal(whole[indices], frames) else None
 
     def _store(self, key: str, shape: tuple[int, ...], make: Callable[[], np.ndarray | None]) -> None:
@@ -113,12 +119,14 @@ class FrameCache:
             if used + size > self.max_bytes:
                 self._is_full = True
                 logger.info(
-                    "the frame cache %s is full (%.1f GB): other videos go on being decoded", self.folder, used / 1e9
+                    "the frame cache %s is full (%.1f GB): other videos are decoded in every epoch",
+                    self.folder,
+                    used / 1e9,
                 )
                 return
             temporary.touch()
             self._write(ledger, used + size)
-        kept = 0
+        stored = 0
         try:
             frames = make()
             if frames is None:
@@ -128,16 +136,16 @@ class FrameCache:
                     np.save(file, frames)
                 target = self._path(key)
                 target.parent.mkdir(exist_ok=True)
-                kept = 0 if target.exists() else size  # another process was faster
+                stored = 0 if target.exists() else size  # 0: another process was faster
                 temporary.replace(target)
         except OSError as error:
             self._is_full = True
-            kept = 0
-            logger.warning("the frame cache %s cannot be written (%s): it grows no more", self.folder, error.strerror)
+            stored = 0
+            logger.warning("the frame cache %s cannot be written (%s): it stops growing", self.folder, error.strerror)
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            if not kept:
+            if not stored:
                 with self._locked() as ledger:
                     self._write(ledger, self._read(ledger) - size)
 
@@ -148,7 +156,7 @@ class FrameCache:
         except FileNotFoundError:
             return None
         except (ValueError, EOFError, OSError) as error:
-            logger.warning("%s is damaged (%s) and is made anew", path, error)
+            logger.warning("%s is damaged (%s) and will be rebuilt", path, error)
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
             return None
@@ -157,15 +165,15 @@ class FrameCache:
         return self.folder / key[:2] / f"{key}.npy"
 
     def _key(self, source: str | Path | VideoBytes, fixed: str | None) -> str:
-        """Return a name that changes with the file, its size, its time, and the form in which frames are kept."""
+        """Return a name that changes with the file, its size, its time, and the form in which frames are stored."""
         file = os.stat(source if isinstance(source, str | Path) else getattr(source, "archive", str(source)))
         facts = (str(source), file.st_size, file.st_mtime_ns, self.short_side, self.decoder, fixed)
         return hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
-        """Hold the folder's lock, and give the descriptor of the file that notes its size."""
-        import fcntl  # not on Windows, where the cache alone is missing
+        """Hold the folder's lock, and yield the descriptor of the file that holds its size."""
+        import fcntl  # not on Windows, which therefore has no cache
 
         ledger = os.open(self.folder / "size", os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -183,7 +191,7 @@ class FrameCache:
         os.pwrite(ledger, b"%020d" % max(0, num_bytes), 0)
 
     def _count(self) -> int:
-        """Return the bytes of all entries and of those that somebody is writing; clear what was left unfinished."""
+        """Return the bytes of all entries and of those being written; remove what was left unfinished."""
         total = sum(path.stat().st_size for path in self.folder.glob("*/*.npy"))
         for path in self.folder.glob(".*.tmp"):
             with contextlib.suppress(FileNotFoundError):

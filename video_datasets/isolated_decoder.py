@@ -1,16 +1,40 @@
-"""The child process of `video_datasets.isolation`: reads requests from standard input, answers on standard output."""
+"""The child process of `video_datasets.isolation`: requests on standard input, results on standard output.
+
+A message is a JSON object after its length in four bytes; pixels follow as raw bytes.
+"""
 
 import json
 import os
 import sys
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from video_datasets.child_processes import die_with_parent
 from video_datasets.decoders import DECODERS
 from video_datasets.decoding import VideoReadError, decode
+
+
+def framed(message: dict[str, Any]) -> bytes:
+    """Return a message as it travels."""
+    text = json.dumps(message).encode()
+    return len(text).to_bytes(4, "little") + text
+
+
+def main() -> None:
+    """Serve requests until the parent closes standard input."""
+    die_with_parent()
+    requests = sys.stdin.buffer
+    # What a library prints must not get between the results.
+    results = os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    _import_decoders()
+    _limit(int(sys.argv[2]))
+    _write(results, {"ready": True})
+    while (request := _read(requests)) is not None:
+        _serve(request, requests, results)
 
 
 class _Bytes:
@@ -24,74 +48,65 @@ class _Bytes:
         return self._content
 
 
-def main() -> None:
-    """Answer requests until the parent closes standard input."""
-    die_with_parent()
-    requests = sys.stdin.buffer
-    # Whatever a library prints must not come between the answers.
-    answers = os.fdopen(os.dup(1), "wb")
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    _import_decoders()
-    _limit(int(sys.argv[2]))
-    _write(answers, {"ready": True})
-    while (request := _read(requests)) is not None:
-        _serve(request, requests, answers)
-
-
-def _serve(request: dict, requests: BinaryIO, answers: BinaryIO) -> None:
+def _serve(request: dict[str, Any], requests: BinaryIO, results: BinaryIO) -> None:
     source = request["path"] if request["bytes"] is None else _Bytes(requests.read(request["bytes"]))
 
     def choose(num_frames: int) -> np.ndarray:
-        _write(answers, {"num_frames": num_frames})
-        return np.array(_read(requests)["frames"], dtype=np.int64)
+        _write(results, {"num_frames": num_frames})
+        chosen = _read(requests)
+        if chosen is None:
+            raise SystemExit  # the parent has ended
+        return np.array(chosen["frames"], dtype=np.int64)
 
     try:
         frames = np.ascontiguousarray(decode(source, choose, request["decoder"]))
     except VideoReadError as error:
-        _write(answers, {"error": error.reason})
+        _write(results, {"error": error.reason})
     except MemoryError:
-        _write(answers, {"error": f"decoding takes more than {sys.argv[2]} MB (data.isolate_memory_mb)"})
-    except Exception as error:  # whatever a made-up file brings about is that file's fault
-        _write(answers, {"error": f"the decoder failed ({type(error).__name__}: {str(error)[:200]})"})
+        _write(results, {"error": f"decoding takes more than {sys.argv[2]} MB (data.isolate_memory_mb)"})
+    except Exception as error:  # any error that a crafted file causes is that file's fault
+        _write(results, {"error": f"the decoder failed ({type(error).__name__}: {str(error)[:200]})"})
     else:
-        _write(answers, {"shape": list(frames.shape)})
-        answers.write(memoryview(frames).cast("B"))
-        answers.flush()
+        _write(results, {"shape": list(frames.shape)})
+        results.write(frames.data.cast("B"))
+        results.flush()
 
 
 def _import_decoders() -> None:
-    """Import what decoding needs, so that its memory does not count and no file is opened for it afterwards."""
+    """Import the decoders now: their memory then does not count, and no file is opened for them later."""
     for decoder in DECODERS.values():
         if decoder.is_installed:
             decoder.load()
 
 
 def _limit(memory_mb: int) -> None:
-    """Bound this process's memory, and let it write no file."""
+    """Bound this process's memory, and forbid it to write files."""
     try:
         import resource
     except ImportError:
         return  # Windows
     statm = Path("/proc/self/statm")
     used = int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 1 << 30
-    for what, limit in (
+    for kind, limit in (
         (resource.RLIMIT_AS, used + (memory_mb << 20)),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, 64),
     ):
-        _, highest = resource.getrlimit(what)
+        _, highest = resource.getrlimit(kind)
         limit = limit if highest == resource.RLIM_INFINITY else min(limit, highest)
-        resource.setrlimit(what, (limit, limit))
+        resource.setrlimit(kind, (limit, limit))
 
 
-def _write(answers: BinaryIO, message: dict) -> None:
-    text = json.dumps(message).encode()
-    answers.write(len(text).to_bytes(4, "little") + text)
-    answers.flush()
+def _write(results: BinaryIO, message: dict[str, Any]) -> None:
+    results.write(framed(message))
+    results.flush()
 
 
-def _read(requests: BinaryIO) -> dict | None:
+def _read(requests: BinaryIO) -> dict[str, Any] | None:
+    """Return the next message, or None if the parent has closed the pipe."""
     head = requests.read(4)
-    return json.loads(requests.read(int.from_bytes(head, "little"))) if len(head) == 4 else None
+    if len(head) < 4:
+        return None
+    message: dict[str, Any] = json.loads(requests.read(int.from_bytes(head, "little")))
+    return message

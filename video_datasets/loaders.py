@@ -1,7 +1,7 @@
-"""Batches for training and evaluation, shared out over ranks.
+"""Batches for training and evaluation, distributed over ranks.
 
-An epoch of training is one global sequence of micro-batches, a function of (seed, epoch, batch size) alone; ranks take
-them in turn. An evaluation gives every video to exactly one rank, once.
+A training epoch is one global sequence of micro-batches, a function of (seed, epoch, batch size) only; ranks take
+them in turn. In an evaluation exactly one rank reads each video, once.
 """
 
 import logging
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class BadVideoError(RuntimeError):
-    """More of the listed videos cannot be read than `max_bad_share` allows."""
+    """More listed videos are unreadable than `max_bad_share` allows."""
 
 
 def micro_batches(num_videos: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -32,11 +32,11 @@ class TrainLoader:
 
     Args:
         dataset: a training data set.
-        batch_size: videos of a micro-batch.
-        seed: of the order and of everything drawn for a video.
+        batch_size: videos per micro-batch.
+        seed: seed of the order and of everything drawn for a video.
         num_workers, pin_memory, timeout_s, start_method, prefetch_batches: see `BatchReader`.
-        rank, world_size: this process and how many there are.
-        max_bad_share: share of the listed videos that may be unreadable (those this rank met).
+        rank, world_size: index of this process, and number of processes.
+        max_bad_share: largest share of the list that this rank may find unreadable.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class TrainLoader:
 
     @property
     def num_micro_batches(self) -> int:
-        """Micro-batches of an epoch, over all ranks."""
+        """Micro-batches per epoch, over all ranks."""
         return -(-len(self.dataset) // self.batch_size)
 
     @property
     def bad_videos(self) -> dict[int, BadVideo]:
-        """The distinct unreadable videos that this rank has met, by index."""
+        """The distinct unreadable videos that this rank has found, by index."""
         return self._bad.found
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[VideoBatch]:
@@ -99,9 +99,9 @@ class TrainLoader:
 class EvalLoader:
     """Every video exactly once over the ranks (`rank::world_size`), in order, without padding.
 
-    A video that cannot be read stays in with `valid=False`, so that it counts as listed; past `max_bad_share` of the
-    list (one video is always borne) that is an error. Arguments as `TrainLoader`; `seed` matters for random test views
-    alone. Workers live for one iteration, unless `keep_workers`.
+    An unreadable video stays in with `valid=False`, so that it counts as listed; more of them than `max_bad_share` of
+    the list are an error (one is always tolerated). Arguments as for `TrainLoader`; `seed` only matters for random test
+    views. Workers live for one iteration, unless `keep_workers`.
     """
 
     def __init__(
@@ -129,20 +129,20 @@ class EvalLoader:
         self._reader = BatchReader(
             dataset, num_workers, pin_memory, timeout_s, start_method, prefetch_batches, keep_workers
         )
-        self._bad = _BadVideos(len(dataset), max_bad_share, always=1)
+        self._bad = _BadVideos(len(dataset), max_bad_share, num_tolerated=1)
 
     def __len__(self) -> int:
-        """Return the number of this rank's batches."""
+        """Return this rank's number of batches."""
         return -(-len(self._indices) // self.batch_size)
 
     @property
     def num_videos(self) -> int:
-        """Videos of this rank."""
+        """This rank's number of videos."""
         return len(self._indices)
 
     @property
     def bad_videos(self) -> dict[int, BadVideo]:
-        """The distinct unreadable videos that this rank has met, by index."""
+        """The distinct unreadable videos that this rank has found, by index."""
         return self._bad.found
 
     def __iter__(self) -> Iterator[VideoBatch]:
@@ -163,15 +163,15 @@ class EvalLoader:
 
 
 class _BadVideos:
-    """The distinct unreadable videos of a list: logged once each, an error past a share."""
+    """The distinct unreadable videos of a list: each is logged once; more than a share of the list are an error."""
 
-    def __init__(self, num_listed: int, max_share: float, always: int = 0):
+    def __init__(self, num_listed: int, max_share: float, num_tolerated: int = 0):
         if not 0 <= max_share <= 1:
             raise ValueError(f"max_bad_share must be in [0, 1], found {max_share}")
         self.found: dict[int, BadVideo] = {}
         self._num_listed = num_listed
         self._max_share = max_share
-        self._max_number = max(always, max_share * num_listed)
+        self._max_number = max(num_tolerated, max_share * num_listed)
 
     def add(self, batch: VideoBatch) -> None:
         for bad in batch.bad_videos:
@@ -181,7 +181,7 @@ class _BadVideos:
         if len(self.found) > self._max_number:
             raise BadVideoError(
                 f"{self.describe()} (more than data.max_bad_share={self._max_share:g} "
-                "allows: repair them or take them off the list, or raise it)"
+                "allows: repair them, remove them from the list, or raise it)"
             )
 
     def describe(self) -> str:

@@ -8,13 +8,13 @@ from torch import Tensor
 class Mixing:
     """Mix the videos of a micro-batch in pairs and make their soft targets.
 
-    One lambda a micro-batch, partners by a random permutation of it, CutMix's box the same for all frames and videos.
+    One lambda per micro-batch, partners by a random permutation of it, one CutMix box for all frames and videos.
 
     Args:
         num_classes: number of classes, `C`.
-        mixup_alpha: Beta(alpha, alpha) of MixUp's lambda; 0 is without MixUp.
-        cutmix_alpha: the same of CutMix; 0 is without CutMix. Without both, labels are smoothed only.
-        switch_prob: probability of CutMix where both are on.
+        mixup_alpha: Beta(alpha, alpha) of MixUp's lambda; 0 turns MixUp off.
+        cutmix_alpha: the same for CutMix; 0 turns it off. With both off, labels are only smoothed.
+        switch_prob: probability of CutMix if both are on.
         label_smoothing: share of a target that is spread over all classes.
     """
 
@@ -41,14 +41,14 @@ class Mixing:
     def __call__(self, videos: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Mix float videos (B, T, 3, H, W) with labels (B,): videos of the same shape, float32 targets (B, C).
 
-        The input is left as it is. `rng` alone decides; `randomness.micro_batch_rng` makes the one of a micro-batch.
+        The input is not changed. All draws come from `rng` (`randomness.micro_batch_rng`).
         """
         targets = self.smooth(labels)
         if self.mixup_alpha == 0 and self.cutmix_alpha == 0:
             return videos, targets
         cut = self.mixup_alpha == 0 or (self.cutmix_alpha > 0 and rng.random() < self.switch_prob)
         alpha = self.cutmix_alpha if cut else self.mixup_alpha
-        share = float(rng.beta(alpha, alpha))  # of the video itself; its partner has the rest
+        share = float(rng.beta(alpha, alpha))  # of the video itself; the rest is its partner's
         partners = torch.from_numpy(rng.permutation(len(videos))).to(videos.device)
         if cut:
             top, bottom, left, right = cutmix_box(videos.shape[-2], videos.shape[-1], share, rng)
@@ -60,7 +60,7 @@ class Mixing:
         return mixed, torch.lerp(targets[partners], targets, share)
 
     def smooth(self, labels: Tensor) -> Tensor:
-        """Return smoothed targets of labels (B,): float32 (B, C), `s/C` off the label, `1 - s + s/C` on it."""
+        """Return smoothed targets of labels (B,): float32 (B, C), `1 - s + s/C` at the label and `s/C` elsewhere."""
         off = self.label_smoothing / self.num_classes
         targets = torch.full((len(labels), self.num_classes), off, dtype=torch.float32, device=labels.device)
         return targets.scatter_(1, labels[:, None], 1 - self.label_smoothing + off)
@@ -69,8 +69,8 @@ class Mixing:
 def cutmix_box(height: int, width: int, share: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Draw the box that the partner fills: top, bottom, left, right.
 
-    Its sides are `sqrt(1 - share)` of the picture's, its centre is uniform, and what hangs over the edge is cut off,
-    so the true share is that of the box.
+    Its sides are `sqrt(1 - share)` of the picture's, and its centre is uniform. It is clipped at the edges, so the true
+    share follows from the box.
     """
     side = np.sqrt(1 - share)
     box_height, box_width = int(height * side), int(width * side)

@@ -1,11 +1,11 @@
-"""Random generators as functions of what they are for, so that workers, ranks and resuming change nothing.
+"""Random generators as functions of their purpose, so that workers, ranks and resuming change no result.
 
-Everything random about a micro-batch follows from (seed, epoch, number): no generator is carried from one to the next.
+Everything random about a micro-batch follows from (seed, epoch, number): no generator passes from one to the next.
 """
 
 import numpy as np
 
-# The first word of a stream's key: two purposes never share numbers. Values are part of what a seed means.
+# The first word of a stream's key: two purposes never share numbers. Changing a value changes the results of a seed.
 _ORDER, _MIXING, _ITEM, _TEST_VIEWS = range(4)
 
 
@@ -20,7 +20,7 @@ def micro_batch_rng(seed: int, epoch: int, number: int) -> np.random.Generator:
 
 
 def item_rng(seed: int, epoch: int, number: int, position: int, *purpose: int) -> np.random.Generator:
-    """Return a generator of the video at `position` of micro-batch `number`; `purpose` tells its generators apart."""
+    """Return a generator for the video at `position` of micro-batch `number`; one for each `purpose`."""
     return _generator(seed, _ITEM, epoch, number, position, *purpose)
 
 
@@ -32,5 +32,5 @@ def views_rng(seed: int, index: int) -> np.random.Generator:
 def _generator(seed: int, *key: int) -> np.random.Generator:
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, found {seed}")
-    # Philox: making one costs 10 us. A key longer than another that it begins with gives other numbers.
+    # Philox: creating one costs 10 us. A key gives other numbers than any longer key that begins with it.
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))

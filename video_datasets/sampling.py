@@ -1,7 +1,7 @@
 """Which frames of a video make a view (section 1 of the published protocols): pure functions of counts.
 
-`num_video_frames` is the number of frames the video has, `num_frames` the number a view wants. All return int64
-indices in `[0, num_video_frames)`.
+`num_video_frames` is the video's number of frames, `num_frames` that of a view. All functions return int64 indices in
+`[0, num_video_frames)`.
 """
 
 import numpy as np
@@ -10,8 +10,8 @@ import numpy as np
 def train_indices(num_video_frames: int, num_frames: int, rng: np.random.Generator) -> np.ndarray:
     """Draw one frame uniformly from each of `num_frames` equal segments: (T,).
 
-    The segments have `num_video_frames // num_frames` frames. A video with fewer frames than wanted is spread evenly
-    and loops; that case draws nothing.
+    The segments have `num_video_frames // num_frames` frames. The frames of a shorter video are spread evenly and
+    repeat; nothing is drawn then.
     """
     _check(num_video_frames, num_frames)
     segment = num_video_frames // num_frames
@@ -37,7 +37,7 @@ def test_indices(num_video_frames: int, num_frames: int, num_clips: int = 1) -> 
 
 
 def random_test_indices(num_video_frames: int, num_frames: int, num_clips: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw the frames of every temporal view as in training, which is what the published code does: (num_clips, T)."""
+    """Draw the frames of every temporal view as in training, as the published code does: (num_clips, T)."""
     return np.stack([train_indices(num_video_frames, num_frames, rng) for _ in range(num_clips)])
 
 

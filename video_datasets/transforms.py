@@ -1,6 +1,6 @@
 """Decoded frames to network input: section 2 of the published protocols, on 8-bit pixels.
 
-Views stay uint8 until `normalize`, which belongs on the device that trains: a quarter of the bytes to move.
+Views stay uint8 until `normalize`, which runs on the training device: that moves a quarter of the bytes.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional
 
 MEAN = (123.675, 116.28, 103.53)  # ImageNet's, on 0..255
 STD = (58.395, 57.12, 57.375)
-# The short side before the crop is 256 where the input is 224.
+# The short side before the crop is 256 for an input of 224.
 SHORT_SIDE_RATIO = 256 / 224
 
 
@@ -25,13 +25,13 @@ def normalize(videos: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 class ColorDraw(NamedTuple):
-    """What happens to the colours of a view.
+    """The colour changes drawn for a view.
 
     Attributes:
-        orders: (T, 4) int, the jitter operations of each frame in their order (brightness, contrast, saturation, hue),
-            or None for no jitter.
+        orders: (T, 4) int, each frame's jitter operations in the order in which they are applied (0 brightness,
+            1 contrast, 2 saturation, 3 hue), or None for no jitter.
         values: (T, 4) float, each operation's value, by operation; None likewise.
-        gray: whether the view loses its colour.
+        gray: whether the view is turned grey.
     """
 
     orders: np.ndarray | None
@@ -44,11 +44,12 @@ class TrainTransform:
 
     Args:
         input_size: side of the square view in pixels.
-        flip: mirror half of the videos; off where classes name directions (Something-Something).
+        flip: mirror half of the videos; off if class names contain directions (Something-Something).
         color_jitter: probability that a video is jittered.
-        brightness, contrast, saturation: largest relative change; hue: largest turn, in turns.
-        grayscale: probability that a video loses its colour.
-        jitter_per_frame: draw new jitter values for every frame (as published), or once a video.
+        brightness, contrast, saturation: largest relative change.
+        hue: largest shift, as a fraction of the colour circle.
+        grayscale: probability that a video is turned grey.
+        jitter_per_frame: draw new jitter values for every frame (as published), or once per video.
         crop_scales: sides of the crop relative to the short side; width and height at most one step apart.
     """
 
@@ -78,19 +79,18 @@ class TrainTransform:
         self.input_size = input_size
         self.flip = flip
         self.color_jitter = color_jitter
-        self.jitter_ranges = ((1 - brightness, 1 + brightness), (1 - contrast, 1 + contrast))
-        self.jitter_ranges += ((1 - saturation, 1 + saturation), (-hue, hue))
+        self.jitter_ranges = [(1 - change, 1 + change) for change in (brightness, contrast, saturation)] + [(-hue, hue)]
         self.grayscale = grayscale
         self.jitter_per_frame = jitter_per_frame
         self.crop_scales = tuple(crop_scales)
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """Make a view of uint8 frames (T, H, W, 3): uint8 (T, 3, S, S). `rng` alone decides."""
+        """Make a view of uint8 frames (T, H, W, 3): uint8 (T, 3, S, S). All draws come from `rng`."""
         video, draw = self.split(frames, rng)
         return change_colors(video, draw).contiguous()
 
     def split(self, frames: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, ColorDraw]:
-        """Make a view as `__call__` does, but for its colours, and say what is to be done to those."""
+        """Make a view without changing its colours, and return the colour changes that `__call__` would apply."""
         video = _resize_short_side(_to_tensor(frames), self.short_side)  # (T, 3, H, W)
         top, left, height, width = self.crop_box(video.shape[-2], video.shape[-1], rng)
         video = _resize(video[..., top : top + height, left : left + width], self.input_size, self.input_size)
@@ -113,12 +113,12 @@ class TrainTransform:
         row, column = pairs[rng.integers(len(pairs))]
         # A snapped side may be a pixel or two larger than a picture that is smaller than the input.
         crop_height, crop_width = min(sides[row], height), min(sides[column], width)
-        # Steps of a quarter of the room: corners at 0 and 4, the centre at 2.
+        # In steps of a quarter of the free space: corners at 0 and 4, the centre at 2.
         down, right = ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2))[rng.integers(5)]
         return down * ((height - crop_height) // 4), right * ((width - crop_width) // 4), crop_height, crop_width
 
     def _draw_colors(self, num_frames: int, rng: np.random.Generator) -> ColorDraw:
-        """Draw what happens to the colours of a view."""
+        """Draw the colour changes of a view."""
         orders = values = None
         if rng.random() < self.color_jitter:
             low, high = np.array(self.jitter_ranges).T  # (4,), (4,)
@@ -136,7 +136,7 @@ def change_colors(video: Tensor, draw: ColorDraw) -> Tensor:
         functional.adjust_saturation,
         adjust_hue,
     )
-    if draw.orders is not None:
+    if draw.orders is not None and draw.values is not None:
         jittered = torch.empty_like(video)
         for index, frame in enumerate(video):
             for operation in draw.orders[index]:
@@ -149,7 +149,7 @@ def change_colors(video: Tensor, draw: ColorDraw) -> Tensor:
 class TestTransform:
     """Deterministic test views: the centre crop, or three crops along the long side (start, end, middle)."""
 
-    __test__ = False  # not a test case, whatever its name begins with
+    __test__ = False  # pytest would take it for a test by its name
 
     def __init__(self, input_size: int, num_crops: int = 1):
         if num_crops not in (1, 3):
@@ -177,21 +177,24 @@ class TestTransform:
 
 
 def adjust_hue(frames: Tensor, turn: float | Tensor) -> Tensor:
-    """Turn the hue of uint8 pictures (..., 3, H, W) by `turn` of the colour circle, (..., 1, 1) where they differ.
+    """Shift the hue of uint8 pictures (..., 3, H, W) by a fraction `turn` of the colour circle.
 
-    Equal to torchvision's up to 1 of 255 (this rounds, that cuts) in a sixth of its time, which was a third of the
-    time of decoding.
+    Equal to torchvision's up to 1 of 255 levels (this rounds, that truncates), in a sixth of its time, which is a third
+    of the time of decoding.
+
+    Args:
+        turn: one value, or a tensor (..., 1, 1) with one per picture.
     """
     red, green, blue = frames.float().unbind(-3)
     value = torch.maximum(torch.maximum(red, green), blue)
     low = torch.minimum(torch.minimum(red, green), blue)
     chroma = value - low
-    # Which channel is the largest, as 0 and 1: choosing by multiplication takes a tenth of `where`'s time on a CPU.
+    # The largest channel, as 0 and 1: selecting by multiplication takes a tenth of the time of torch.where on a CPU.
     is_red = torch.eq(red, value, out=torch.empty_like(value))
     is_green = torch.eq(green, value, out=torch.empty_like(value)).mul_(1 - is_red)
     is_blue = 1 - is_red - is_green
     difference = (green - blue).mul_(is_red).addcmul_(blue - red, is_green).addcmul_(red - green, is_blue)
-    # Greys have no hue; any will do, since their chroma is 0.
+    # Grey pixels have no hue; any value works, since their chroma is 0.
     sector = difference.div_(chroma.clamp(min=1)).add_(is_green, alpha=2).add_(is_blue, alpha=4).add_(6 * turn)
     sector.sub_((sector / 6).floor_().mul_(6))  # [0, 6]: red, yellow, green, cyan, blue, magenta, red
 
@@ -204,7 +207,7 @@ def adjust_hue(frames: Tensor, turn: float | Tensor) -> Tensor:
 
 
 def shrink(frames: np.ndarray, short_side: int) -> np.ndarray:
-    """Resize uint8 frames (T, H, W, 3) whose short side is longer than `short_side` to it, as the transforms begin."""
+    """Resize uint8 frames (T, H, W, 3) to a short side, as the transforms' first step; smaller frames stay the same."""
     if min(frames.shape[1:3]) <= short_side:
         return frames
     return _resize_short_side(_to_tensor(frames), short_side).permute(0, 2, 3, 1).contiguous().numpy()
@@ -228,5 +231,5 @@ def _resize_short_side(video: Tensor, short_side: int) -> Tensor:
 def _resize(video: Tensor, height: int, width: int) -> Tensor:
     if video.shape[-2:] == (height, width):
         return video
-    # Without antialiasing, as OpenCV's INTER_LINEAR: what published weights were trained on.
+    # Without antialiasing, as OpenCV's INTER_LINEAR: published weights were trained with it.
     return functional.resize(video, [height, width], antialias=False)

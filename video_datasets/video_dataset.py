@@ -1,10 +1,9 @@
-"""Listed videos as items: find, choose frames, decode, transform. All randomness is in the key of an item."""
+"""Listed videos as items: find, choose frames, decode, transform. All randomness follows from an item's key."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,21 +12,22 @@ from torch import Tensor
 from video_datasets import sampling
 from video_datasets.annotations import VideoRecord
 from video_datasets.decoders import check_decoder
-from video_datasets.decoding import VideoReadError, decode
+from video_datasets.decoding import Choose, VideoReadError, decode
 from video_datasets.frame_cache import FrameCache
 from video_datasets.isolation import IsolatedDecoder, Limits
 from video_datasets.randomness import item_rng, views_rng
 from video_datasets.transforms import ColorDraw, TestTransform, TrainTransform
 from video_datasets.video_files import VideoFiles
 
-# A video that cannot be read is replaced, and so is its replacement; that so many in a row fail by chance, where one
-# in a hundred is bad, would be seen once in 10^16 videos.
+# An unreadable video is replaced, and so is an unreadable replacement. If one video in a hundred is bad, this many in a
+# row fail once in 10^16 videos.
 _MAX_ATTEMPTS = 8
 _FRAMES, _PIXELS, _REPLACEMENT = range(3)
 
 
-class ItemKey(NamedTuple):
-    """One item of a micro-batch, and all that its randomness follows from."""
+@dataclass(frozen=True, slots=True)
+class ItemKey:
+    """One item of a micro-batch; all of its randomness follows from the key."""
 
     index: int
     seed: int = 0
@@ -38,7 +38,7 @@ class ItemKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BadVideo:
-    """A listed video that could not be read: its index in the list, its path and one line of reason."""
+    """A listed video that could not be read: its index in the list, its path, and the reason in one line."""
 
     index: int
     path: str
@@ -47,10 +47,16 @@ class BadVideo:
 
 @dataclass(slots=True)
 class VideoItem:
-    """One item: uint8 videos (V, T, 3, S, S), its label, the index of the video that it shows.
+    """One item.
 
-    `colors` is what is still to be done to the colours, or None. `valid` is False, and the videos are zeros, where
-    nothing could be read.
+    Attributes:
+        videos: uint8 (V, T, 3, S, S); zeros if nothing could be read.
+        label: the class.
+        index: position in the list of the video that it shows.
+        valid: False if nothing could be read.
+        number: number of the micro-batch.
+        bad_videos: unreadable videos found on the way.
+        colors: colour changes that are still to be applied, or None.
     """
 
     videos: Tensor
@@ -63,26 +69,27 @@ class VideoItem:
 
 
 class VideoDataset:
-    """Map-style data set over `ItemKey`s; picklable, and without state that an item leaves behind.
+    """Map-style data set over `ItemKey`s. Picklable; loading an item leaves no state behind.
 
-    With a `TrainTransform` an item is one random view, and a video that cannot be read is replaced by another one of
-    the set. With a `TestTransform` it is `num_clips` temporal views times the transform's crops (clip by clip), and a
-    video that cannot be read stays in, as zeros, with `valid=False`.
+    With a `TrainTransform` an item is one random view, and an unreadable video is replaced by another one of the set.
+    With a `TestTransform` an item is `num_clips` temporal views times the transform's crops (clip by clip), and an
+    unreadable video stays in, as zeros, with `valid=False`.
 
     Args:
-        records: the list; files: where its videos are.
-        transform: what makes a view, and whether items are for training.
-        num_frames: frames of a view, `T`.
-        num_clips: temporal views of a video in testing.
+        records: the list of videos.
+        files: finds the listed videos.
+        transform: makes a view; its type decides whether items are for training.
+        num_frames: frames per view, `T`.
+        num_clips: temporal views per video in testing.
         random_test_views: draw the frames of several temporal views as the published code does, seeded per video,
             instead of evenly.
-        decoder: `auto`, `decord` or `pyav`.
-        isolation: decode in a process of its own with these limits.
-        cache: where decoded frames are kept for later epochs, or None.
-        colors_later: leave the colours of training views to `batch_colors`, and say what is to be done to them.
+        decoder: one of `video_datasets.decoders.DECODER_NAMES`.
+        isolation: decode in a separate process with these limits.
+        cache: stores decoded frames for later epochs, or None.
+        colors_later: leave the colours of training views to `batch_colors`, and return the drawn changes.
 
     Raises:
-        VideoFilesError: a listed path leads out of the root or is ambiguous.
+        VideoFilesError: a listed path leads outside the root or is ambiguous.
         ImportError: the decoder is not installed.
     """
 
@@ -125,11 +132,11 @@ class VideoDataset:
 
     @property
     def num_views(self) -> int:
-        """Views of an item, `V`."""
-        return 1 if self.training else self.num_clips * self.transform.num_crops
+        """Views per item, `V`."""
+        return 1 if isinstance(self.transform, TrainTransform) else self.num_clips * self.transform.num_crops
 
     def path(self, index: int) -> str:
-        """Return the path of a video as the list spells it."""
+        """Return the path of a video as written in the list."""
         return self._paths[index]
 
     def label(self, index: int) -> int:
@@ -140,7 +147,7 @@ class VideoDataset:
         return self.load(key)
 
     def load(self, key: ItemKey, note_reading: Callable[[int], None] = lambda index: None) -> VideoItem:
-        """Read the item of a key; `note_reading` is told the index of every video before it is opened.
+        """Read the item of a key; `note_reading` is called with the index of every video before it is opened.
 
         Raises:
             VideoFilesError: two files have the name of the listed one.
@@ -149,61 +156,66 @@ class VideoDataset:
             return self._load(key, note_reading)
 
     def _load(self, key: ItemKey, note_reading: Callable[[int], None]) -> VideoItem:
+        transform = self.transform
         index = key.index
         bad_videos: list[BadVideo] = []
         for attempt in range(_MAX_ATTEMPTS if self.training else 1):
             note_reading(index)
             try:
-                if self.training:
-                    videos, colors = self._train_view(index, key, attempt)
+                colors: ColorDraw | None = None
+                if isinstance(transform, TrainTransform):
+                    videos, colors = self._train_view(transform, index, key, attempt)
                 else:
-                    videos, colors = self._test_views(index, key), None
+                    videos = self._test_views(transform, index, key)
             except VideoReadError as error:
                 bad_videos.append(BadVideo(index, error.path, error.reason))
                 if self.training:
                     index = int(_rng(key, attempt, _REPLACEMENT).integers(len(self)))
                 continue
             return VideoItem(videos, self.label(index), index, True, key.micro_batch, tuple(bad_videos), colors)
-        size = self.transform.input_size
+        size = transform.input_size
         nothing = torch.zeros(self.num_views, self.num_frames, 3, size, size, dtype=torch.uint8)
         return VideoItem(nothing, self.label(key.index), key.index, False, key.micro_batch, tuple(bad_videos))
 
-    def _train_view(self, index: int, key: ItemKey, attempt: int) -> tuple[Tensor, ColorDraw | None]:
+    def _train_view(
+        self, transform: TrainTransform, index: int, key: ItemKey, attempt: int
+    ) -> tuple[Tensor, ColorDraw | None]:
         def choose(num_video_frames: int) -> np.ndarray:
-            # A fresh generator: a second decoder must not see what the first one drew.
+            # A new generator for each call: a second decoder gets the same draws as the first.
             return sampling.train_indices(num_video_frames, self.num_frames, _rng(key, attempt, _FRAMES))
 
         frames = self._decode(index, choose)  # (T, H, W, 3)
         rng = _rng(key, attempt, _PIXELS)
         if self.colors_later:
-            view, colors = self.transform.split(frames, rng)
+            view, colors = transform.split(frames, rng)
             return view[None], colors  # (1, T, 3, S, S)
-        return self.transform(frames, rng)[None], None
+        return transform(frames, rng)[None], None
 
-    def _test_views(self, index: int, key: ItemKey) -> Tensor:
+    def _test_views(self, transform: TestTransform, index: int, key: ItemKey) -> Tensor:
+        is_random = self.random_test_views and self.num_clips > 1
+
         def choose(num_video_frames: int) -> np.ndarray:
-            if self.random_test_views and self.num_clips > 1:
+            if is_random:
                 rng = views_rng(key.seed, index)
                 views = sampling.random_test_indices(num_video_frames, self.num_frames, self.num_clips, rng)
             else:
                 views = sampling.test_indices(num_video_frames, self.num_frames, self.num_clips)
             return views.reshape(-1)
 
-        is_random = self.random_test_views and self.num_clips > 1
         fixed = None if is_random else f"{self.num_clips} test views of {self.num_frames} frames"
         frames = self._decode(index, choose, fixed)  # (num_clips * T, H, W, 3)
-        crops = self.transform(frames)  # (num_crops, num_clips * T, 3, S, S)
+        crops = transform(frames)  # (num_crops, num_clips * T, 3, S, S)
         crops = crops.unflatten(1, (self.num_clips, self.num_frames))  # (num_crops, num_clips, T, 3, S, S)
         return crops.transpose(0, 1).flatten(0, 1)  # (V, T, 3, S, S)
 
-    def _decode(self, index: int, choose: Callable[[int], np.ndarray], fixed: str | None = None) -> np.ndarray:
+    def _decode(self, index: int, choose: Choose, fixed: str | None = None) -> np.ndarray:
         source = self.files.find(self.path(index))
         return self._read(source, choose) if self.cache is None else self.cache.read(source, choose, self._read, fixed)
 
 
 @contextlib.contextmanager
-def _one_thread():
-    """Keep PyTorch to one thread, as in workers: on one frame, several mostly wait for each other."""
+def _one_thread() -> Iterator[None]:
+    """Limit PyTorch to one thread, as in workers: with one frame, several threads mostly wait for each other."""
     num_threads = torch.get_num_threads()
     if num_threads == 1:
         yield
@@ -220,7 +232,7 @@ def _rng(key: ItemKey, attempt: int, purpose: int) -> np.random.Generator:
 
 
 class _PackedTexts:
-    """A list of texts as two buffers: a quarter of a million paths reach a worker in milliseconds, and take no more."""
+    """A list of texts as two buffers: pickling a quarter of a million paths for a worker takes milliseconds."""
 
     def __init__(self, texts: Sequence[str]):
         encoded = [text.encode("utf-8", "surrogateescape") for text in texts]

@@ -1,15 +1,15 @@
-"""Where listed videos are: a folder, or uncompressed tars, found as listed or else by file name.
+"""Finds listed videos in a folder or in uncompressed tars: at the listed path, or else by file name.
 
-Published lists are flat (`name.avi 0`), while public archives unpack into class folders, so a video that is not where
-the list says is looked for by its file name in an index of the root. The index is built once, in the process that
-makes the data set, and travels to the workers with it.
+Published lists are flat (`name.avi 0`), while public archives unpack into class folders. A video that is not at its
+listed path is therefore searched by file name in an index of the root. The index is built once, in the process that
+makes the data set, and is sent to the workers with it.
 """
 
 import json
 import os
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -25,7 +25,7 @@ def has_video_suffix(path: str | Path) -> bool:
 
 
 class VideoFilesError(ValueError):
-    """A root that cannot be used, a listed path outside of it, or a file name that two files have."""
+    """A root that cannot be used, a listed path outside of it, or a file name that several files have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class TarMember:
     size: int
 
     def read(self) -> bytes:
-        """Return the bytes; the archive is opened for this call alone, so any process may call it at any time."""
+        """Return the bytes; the archive is opened for this call only, so any process can call it at any time."""
         with open(self.archive, "rb") as file:
             file.seek(self.offset)
             return file.read(self.size)
@@ -50,19 +50,20 @@ class TarMember:
 def open_video_files(root: str | Path, allow_outside: bool = False) -> "VideoFiles":
     """Open a folder of videos, one uncompressed `.tar` of them, or a folder of nothing but such tars.
 
-    A tar's members are taken from the index beside it (`write_tar_index`) where it is newer than the tar; a tar of
-    many videos is then open at once.
+    A tar's members are read from its index (`write_tar_index`) if that is newer than the tar; this opens tars of many
+    videos without a scan.
 
     Args:
-        allow_outside: whether listed paths may lead out of a folder (absolute ones, and those with `..`). Links that
-            lie in the folder are always followed: whoever made the folder made them, and no list can.
+        root: a folder or a tar.
+        allow_outside: whether listed paths may lead outside the folder (absolute ones, and those with `..`). Links in
+            the folder are always followed: only the owner of the folder can create them, no list can.
 
     Raises:
-        VideoFilesError: there is nothing at `root`, it is a compressed or damaged tar, or two tars have one member.
+        VideoFilesError: there is nothing at `root`, it is a compressed or damaged tar, or two tars share a member.
     """
     root = os.path.abspath(os.path.expanduser(root))
     if os.path.isdir(root):
-        archives = _tars_alone(root)
+        archives = _only_tars(root)
         return (
             TarFiles(root, archives, [_tar_members(path) for path in archives])
             if archives
@@ -82,11 +83,11 @@ class VideoFiles(ABC):
         self._by_name: dict[str, list[str]] | None = None
 
     def find(self, listed: str) -> str | TarMember:
-        """Return what `decode` reads for a listed path: a path, or a member of the tar.
+        """Return the source of a listed video for `decode`: a path, or a member of a tar.
 
         Raises:
             VideoReadError: there is no such video.
-            VideoFilesError: the path leads out of the root, or two files have its name and none stands as listed.
+            VideoFilesError: the path leads outside the root, or several files have its name and none has its path.
         """
         path = self._inside(listed)
         if self._exists(path):
@@ -97,7 +98,7 @@ class VideoFiles(ABC):
         found = self._by_name.get(name, [])
         if len(found) > 1:
             raise VideoFilesError(
-                f"{self.root}: {listed!r} is not there as listed, and two files have its name: "
+                f"{self.root}: {listed!r} does not exist as listed, and two files have its name: "
                 f"{found[0]!r} and {found[1]!r}; list the video with its folder"
             )
         if not found:
@@ -105,12 +106,12 @@ class VideoFiles(ABC):
         return self._source(found[0])
 
     def prepare(self, listed: Iterable[str]) -> None:
-        """Build the index now if the list needs it, so that workers receive it and none walks the root by itself.
+        """Build the index now if the list needs it, so that workers receive it and do not walk the root themselves.
 
-        A sample of at most 64 listed paths decides; a rarer miss is looked up where it is met.
+        A sample of about 64 listed paths decides; other misses are looked up when they are read.
 
         Raises:
-            VideoFilesError: a listed path leads out of the root, or (seen once the index is built) is ambiguous.
+            VideoFilesError: a listed path leads outside the root, or (if the index is built) is ambiguous.
         """
         paths = [(entry, self._inside(entry)) for entry in listed]
         sample = paths[:: max(1, len(paths) // 64)]
@@ -121,28 +122,42 @@ class VideoFiles(ABC):
                 if len(self._by_name.get(path.rpartition("/")[2], ())) > 1:
                     self.find(entry)
 
+    def videos(self) -> list[str]:
+        """Return the relative path of every video, sorted; hidden files and folders are skipped."""
+        return sorted(path for path in self._paths() if has_video_suffix(path) and "/." not in f"/{path}")
+
+    def _index(self) -> dict[str, list[str]]:
+        """Return file name -> relative paths, sorted."""
+        by_name: dict[str, list[str]] = {}
+        for path in self._paths():
+            by_name.setdefault(path.rpartition("/")[2], []).append(path)
+        for paths in by_name.values():
+            paths.sort()
+        return by_name
+
     def _inside(self, listed: str) -> str:
         """Return the listed path relative to the root, normalised, with forward slashes."""
         if listed.startswith("/") or ".." in listed or os.path.isabs(listed):
             relative = os.path.relpath(os.path.join(self.root, listed), self.root).replace(os.sep, "/")
             if (relative == ".." or relative.startswith("../")) and not self.allow_outside:
                 raise VideoFilesError(
-                    f"{self.root}: the listed path {listed!r} leads out of the root (data.allow_outside=true allows it)"
+                    f"{self.root}: the listed path {listed!r} leads outside the root "
+                    "(data.allow_outside=true allows it)"
                 )
             return relative
         return listed[2:] if listed.startswith("./") else listed
 
     @abstractmethod
     def _exists(self, path: str) -> bool:
-        """Say whether there is a video at a normalised path."""
+        """Return whether there is a video at a normalised path."""
 
     @abstractmethod
     def _source(self, path: str) -> str | TarMember:
-        """Return what `decode` reads."""
+        """Return the source of the video at a normalised path."""
 
     @abstractmethod
-    def _index(self) -> dict[str, list[str]]:
-        """Return file name -> relative paths, sorted."""
+    def _paths(self) -> Iterable[str]:
+        """Return the relative path of every file below the root, each once, in any order."""
 
 
 class FolderFiles(VideoFiles):
@@ -154,9 +169,8 @@ class FolderFiles(VideoFiles):
     def _source(self, path: str) -> str:
         return os.path.join(self.root, path)
 
-    def _index(self) -> dict[str, list[str]]:
-        by_name: dict[str, list[str]] = {}
-        visited: set[tuple[int, int]] = set()  # a folder linked into itself must not be walked for ever
+    def _paths(self) -> Iterator[str]:
+        visited: set[tuple[int, int]] = set()  # links are followed; a folder linked into itself must not loop for ever
         pending = [""]
         while pending:
             folder = pending.pop()
@@ -165,20 +179,19 @@ class FolderFiles(VideoFiles):
             if (status.st_dev, status.st_ino) in visited:
                 continue
             visited.add((status.st_dev, status.st_ino))
+            folders = []
             with os.scandir(absolute) as entries:
                 for entry in entries:
                     path = f"{folder}/{entry.name}" if folder else entry.name
                     if _is(entry.is_dir):
-                        pending.append(path)
+                        folders.append(path)
                     elif _is(entry.is_file):
-                        by_name.setdefault(entry.name, []).append(path)
-        for paths in by_name.values():
-            paths.sort()
-        return by_name
+                        yield path
+            pending += sorted(folders, reverse=True)  # the order decides the path of a folder that is linked twice
 
 
 def _is(kind: Callable[[], bool]) -> bool:
-    """Ask an entry of a folder what it is; a link that leads to itself is nothing."""
+    """Return whether a folder's entry is of a kind; a link that leads to itself is of none."""
     try:
         return kind()
     except OSError:
@@ -191,10 +204,10 @@ class TarFiles(VideoFiles):
     Args:
         root: the tar or the folder of tars.
         archives: the tars.
-        members: of each tar, name -> (offset, size).
+        members: for each tar, name -> (offset, size).
 
     Raises:
-        VideoFilesError: two tars have a member of one name.
+        VideoFilesError: two tars have a member of the same name.
     """
 
     def __init__(self, root: str, archives: Sequence[str], members: Sequence[Mapping[str, tuple[int, int]]]):
@@ -215,11 +228,8 @@ class TarFiles(VideoFiles):
         number, offset, size = self.members[path]
         return TarMember(self.archives[number], path, offset, size)
 
-    def _index(self) -> dict[str, list[str]]:
-        by_name: dict[str, list[str]] = {}
-        for path in sorted(self.members):
-            by_name.setdefault(path.rpartition("/")[2], []).append(path)
-        return by_name
+    def _paths(self) -> Iterable[str]:
+        return self.members
 
 
 def index_path(path: str | Path) -> Path:
@@ -243,8 +253,8 @@ def write_tar_index(path: str | Path, target: Path | None = None) -> Path:
 _INDEX = ".index"
 
 
-def _tars_alone(folder: str) -> list[str]:
-    """Return the tars of a folder that has nothing else but their indexes; none where it has."""
+def _only_tars(folder: str) -> list[str]:
+    """Return the tars of a folder that contains only tars and their indexes; an empty list for any other folder."""
     tars = []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -266,18 +276,18 @@ def _tar_members(path: str) -> Mapping[str, tuple[int, int]]:
         if is_newer and found["version"] == 1 and found["bytes"] == os.path.getsize(path):
             return {name: (offset, size) for name, (offset, size) in found["members"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise VideoFilesError(f"{index}: is no index of a tar ({error!r}); remove it") from error
+        raise VideoFilesError(f"{index}: is not the index of a tar ({error!r}); remove it") from error
     return _scan_tar(path)
 
 
 def _scan_tar(path: str) -> dict[str, tuple[int, int]]:
     try:
         with tarfile.open(path, "r:") as archive:
-            # A name that comes twice means the later one, as it would after unpacking.
+            # If a name comes twice, the later member counts, as after unpacking.
             return {
                 str(PurePosixPath(member.name)).lstrip("/"): (member.offset_data, member.size)
                 for member in archive
                 if member.isreg() and not member.issparse()
             }
     except (tarfile.TarError, OSError) as error:
-        raise VideoFilesError(f"{path}: is no uncompressed .tar that can be read ({error}); unpack it first") from error
+        raise VideoFilesError(f"{path}: is not a readable uncompressed .tar ({error}); unpack it first") from error

@@ -24,16 +24,16 @@ class Window:
 
 @dataclass
 class _OpenWindow:
-    """A window that is being filled: frames at its moments, and some of all others in case the video ends early."""
+    """A window that is being filled: frames at its times, and some of all others in case the video ends early."""
 
     start: float
     frames: list[Tensor] = field(default_factory=list)  # each (V, 3, S, S)
-    spare: list[tuple[float, Tensor]] = field(default_factory=list)  # when it is shown first, and the frame
-    step: int = 1  # every so many frames one is kept as spare
+    spare: list[tuple[float, Tensor]] = field(default_factory=list)  # time at which it is shown first, and the frame
+    step: int = 1  # one of every `step` frames is kept as spare
     num_seen: int = 0
 
     def keep(self, moment: float, crops: Callable[[], Tensor], num_frames: int) -> None:
-        """Keep a frame as spare; evenly spread over the window, at least `num_frames` and at most twice as many."""
+        """Keep some frames as spares: evenly spread over the window, at least `num_frames`, at most twice as many."""
         if self.num_seen % self.step == 0:
             self.spare.append((moment, crops()))
             if len(self.spare) > 2 * num_frames:
@@ -53,26 +53,26 @@ def read_windows(
 ) -> Iterator[Window]:
     """Yield the windows of a video in the order of time.
 
-    Windows start every `stride_s` seconds and take the frames shown at the middles of `num_frames` equal parts. Time is
-    the frames' own, so videos of variable frame rate are cut right. What no whole window covers at the end is one
-    shorter window, and so is a video shorter than a window.
+    Windows start every `stride_s` seconds and consist of the frames shown at the middles of `num_frames` equal parts.
+    Times are those of the frames, so videos of variable frame rate are cut correctly. The rest at the end that no whole
+    window covers becomes one shorter window, and so does a video shorter than a window.
 
     Args:
         path: a video file.
         window_s: length of a window in seconds.
         stride_s: seconds between the starts of two windows.
-        num_frames: frames of a window, `T`.
-        transform: makes crops of a frame.
+        num_frames: frames per window, `T`.
+        transform: makes the crops of a frame.
 
     Raises:
         ValueError: the window or the stride is not above 0.
-        VideoReadError: the file cannot be read, or breaks off; the windows before the damage have been yielded then.
+        VideoReadError: the file cannot be read, or breaks off after the windows already yielded.
     """
     from video_datasets.timed_frames import frames_in_time  # imports PyAV
 
     if window_s <= 0 or stride_s <= 0:
         raise ValueError(f"window ({window_s:g} s) and stride ({stride_s:g} s) must be above 0")
-    offsets = (np.arange(num_frames) + 0.5) * window_s / num_frames  # of the wanted moments in a window
+    offsets = (np.arange(num_frames) + 0.5) * window_s / num_frames  # of the wanted times in a window
     opened: deque[_OpenWindow] = deque()
     num_opened, covered, end = 0, 0.0, 0.0
     damage = None

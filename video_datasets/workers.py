@@ -1,4 +1,4 @@
-"""Worker processes that read batches, watched: a worker that hangs or dies is an error that names its video."""
+"""Worker processes that read batches. A worker that hangs or dies is an error that names its video."""
 
 import contextlib
 import multiprocessing
@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 from multiprocessing.util import Finalize
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from video_datasets.batches import VideoBatch, collate
 from video_datasets.child_processes import settle_worker, start_fork_server
@@ -20,13 +21,13 @@ from video_datasets.decoders import installed_packages
 from video_datasets.video_dataset import ItemKey, VideoDataset, VideoItem
 from video_datasets.video_files import VideoFilesError
 
-# How often a wait for a batch looks whether the workers live and the time is up.
+# How often a wait for a batch checks the workers and the time limit.
 _POLL_S = 2.0
 _PRELOAD = ["torch", "torchvision.transforms.v2.functional", "video_datasets.workers"]
 
 
 class VideoTimeoutError(RuntimeError):
-    """No batch came in time; the message names the video that each busy worker is reading."""
+    """No batch arrived in time; the message names the video that each busy worker is reading."""
 
 
 class VideoWorkerError(RuntimeError):
@@ -37,13 +38,13 @@ class BatchReader:
     """Reads batches of a data set in worker processes, in order.
 
     Args:
-        dataset: what to read.
-        num_workers: processes; exactly as many as asked for. 0 reads in this process, where a hang cannot be noticed.
-        pin_memory: hand out batches in pinned memory.
+        dataset: the data set to read.
+        num_workers: number of processes. 0 reads in this process, where a hang cannot be detected.
+        pin_memory: yield batches in pinned memory.
         timeout_s: seconds without a batch after which a hang is assumed.
         start_method: `forkserver` forks workers from a clean process that has imported torch once (about 3 s): safe
-            beside CUDA, NCCL and threads of this process, and fast from the second worker on. `spawn` pays the import
-            for every worker; `fork` is instant, and may deadlock on a lock that another thread holds.
+            with CUDA, NCCL and threads in this process, and fast from the second worker on. `spawn` imports torch in
+            every worker; `fork` is instant, and may deadlock on a lock that another thread holds.
         prefetch_batches: batches that every worker reads ahead.
         keep_workers: keep the workers for the next `read`; otherwise they end with it.
     """
@@ -74,22 +75,23 @@ class BatchReader:
         self._start_method = start_method
         self._prefetch_batches = prefetch_batches
         self._keep_workers = keep_workers
-        self._loader: DataLoader | None = None
-        self._iterator: Iterator[VideoBatch] | None = None
+        self._loader: DataLoader[VideoItem | Exception] | None = None
+        self._iterator: _LoaderIterator | None = None
         self._batches = _Batches()
-        self._slots: Tensor | None = None
+        # Of each worker: index of the video that it reads or -1, time.monotonic_ns() of the start, pid.
+        self._slots = torch.full((num_workers, 3), -1, dtype=torch.int64)
 
     def read(self, batches: Iterable[list[ItemKey]]) -> Iterator[VideoBatch]:
         """Yield the batch of every list of keys, in order. One read at a time.
 
         Raises:
             VideoTimeoutError, VideoWorkerError: see there.
-            VideoFilesError: two files have the name of a listed one.
+            VideoFilesError: two files have the name of a listed video.
         """
         if self._num_workers == 0:
             for keys in batches:
-                batch = _raise_if_error(collate([self._dataset.load(key) for key in keys]))
-                yield batch.pin_memory() if self._pin_memory else batch
+                read = _raise_if_error(collate([self._dataset.load(key) for key in keys]))
+                yield read.pin_memory() if self._pin_memory else read
             return
         self._batches.keys = batches
         finished = False
@@ -99,15 +101,15 @@ class BatchReader:
                 yield _raise_if_error(batch)
             finished = True
         finally:
-            # Workers of an unfinished read have batches of it underway; new ones are cheaper than waiting for those.
+            # Workers of an unfinished read are busy with its batches; starting new ones is faster than waiting.
             if not (finished and self._keep_workers):
                 self.close()
 
     def close(self) -> None:
         """End the workers."""
         if self._iterator is not None:
-            # The loader has no public way. Left to the garbage collector, it may come after the queues to the workers
-            # are gone, and then waits 5 s for each of them.
+            # The loader has no public method for this. If left to the garbage collector, it may happen after the queues
+            # to the workers are gone, and then waits 5 s for each worker.
             self._iterator._shutdown_workers()
             self._end_workers()
         self._loader = self._iterator = None
@@ -116,7 +118,7 @@ class BatchReader:
         if self._loader is not None:
             try:
                 return iter(self._loader)  # the one iterator of kept workers, reset
-            except RuntimeError:  # kept workers that are dead, or do not answer: once more with new ones
+            except RuntimeError:  # kept workers that have died or do not respond: start new ones
                 self.close()
         context = multiprocessing.get_context(self._start_method)
         if self._start_method == "forkserver":
@@ -134,12 +136,12 @@ class BatchReader:
             persistent_workers=self._keep_workers,
             multiprocessing_context=context,
             worker_init_fn=partial(settle_worker, self._start_method == "forkserver"),
-            generator=torch.Generator(),  # its seeds are not used; the global generator is not for us to move
+            generator=torch.Generator(),  # unused; without it the loader would draw from the global generator
         )
-        self._iterator = iter(self._loader)
+        self._iterator = iterator = cast(_LoaderIterator, iter(self._loader))
         # Before multiprocessing waits for them at the end of this process.
-        self._end_workers = Finalize(self, _kill, args=(self._iterator._workers,), exitpriority=10)
-        return self._iterator
+        self._end_workers = Finalize(self, _kill, args=(iterator._workers,), exitpriority=10)
+        return iterator
 
     def _next(self, iterator: Iterator[VideoBatch]) -> VideoBatch | None:
         started = time.monotonic()
@@ -154,7 +156,7 @@ class BatchReader:
                         f"a data worker died (killed by the system for memory, or a crash of a decoder): "
                         f"{self._describe(pids)}"
                     ) from error
-                # The loader's own limit is one poll; after it, the same iterator goes on waiting for the same batch.
+                # The loader's own limit is one poll; after it, the same iterator can wait for the same batch again.
                 if not str(error).startswith("DataLoader timed out"):
                     raise
             if time.monotonic() - started >= self._timeout_s:
@@ -163,16 +165,16 @@ class BatchReader:
                 raise VideoTimeoutError(message)
 
     def _kill_busy_workers(self) -> None:
-        """Kill workers that hang, for which ending the others would wait 5 s each."""
+        """Kill workers that hang; ending the others would wait 5 s for each of them."""
         if self._start_method != "forkserver":
-            return  # PyTorch's signal handler would take our own children's death for a failure
+            return  # PyTorch's signal handler treats the death of direct children as a failure
         for index, _, pid in self._slots.tolist():
             if index >= 0:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
     def _describe(self, pids: set[int] | None) -> str:
-        """Say what the workers of the given processes, or all busy workers, are reading."""
+        """Describe what the workers of the given processes, or all busy workers, are reading."""
         now = time.monotonic_ns()
         lines = []
         for worker, (index, since, pid) in enumerate(self._slots.tolist()):
@@ -186,25 +188,39 @@ class BatchReader:
         return "; ".join(lines)
 
 
-class _Batches:
-    """The batches of the current read. Lives in the main process, so kept workers need not know of epochs."""
+class _LoaderIterator(Protocol):
+    """What is used of the iterator of a DataLoader with workers; its processes are not public."""
 
-    def __init__(self):
+    _workers: list[multiprocessing.Process]
+
+    def __iter__(self) -> Iterator[VideoBatch]: ...
+
+    def __next__(self) -> VideoBatch: ...
+
+    def _shutdown_workers(self) -> None: ...
+
+
+class _Batches:
+    """The batches of the current read. Stays in the main process, so kept workers need not know of epochs."""
+
+    def __init__(self) -> None:
         self.keys: Iterable[list[ItemKey]] = ()
 
     def __iter__(self) -> Iterator[list[ItemKey]]:
         return iter(self.keys)
 
 
-class _WatchedDataset:
-    """A data set that notes in shared memory, a row a worker, which video it reads, since when, in which process."""
+class _WatchedDataset(Dataset["VideoItem | Exception"]):
+    """A data set that records in shared memory what each worker reads: a row with the video, the start, and the pid."""
 
     def __init__(self, dataset: VideoDataset, slots: Tensor):
         self._dataset = dataset
         self._slots = slots  # (num_workers, 3): index or -1, time.monotonic_ns(), pid
 
     def __getitem__(self, key: ItemKey) -> VideoItem | Exception:
-        slot = self._slots[get_worker_info().id].numpy()
+        worker = get_worker_info()
+        assert worker is not None, "runs in a worker"
+        slot = self._slots[worker.id].numpy()
 
         def note_reading(index: int) -> None:
             slot[:] = index, time.monotonic_ns(), os.getpid()
@@ -212,13 +228,13 @@ class _WatchedDataset:
         try:
             return self._dataset.load(key, note_reading)
         except VideoFilesError as error:
-            return error  # through the loader it would come as a traceback in a traceback
+            return error  # raised here, the loader would turn it into a traceback in a traceback
         finally:
             slot[0] = -1
 
 
 def _kill(processes: list[multiprocessing.Process]) -> None:
-    """End workers that are still there; they take no other signal."""
+    """Kill the workers that are still running; they ignore other signals."""
     for process in processes:
         if process.is_alive():
             process.kill()

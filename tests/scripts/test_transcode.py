@@ -159,7 +159,7 @@ def test_the_index_is_what_is_read(miniature: Miniature, tmp_path: Path, monkeyp
         assert open_video_files(path).members == scanned
     index = tmp_path / "ssv2.tar.index"
     index.write_text("{}")
-    with pytest.raises(VideoFilesError, match="is no index of a tar .* remove it"):
+    with pytest.raises(VideoFilesError, match="is not the index of a tar .* remove it"):
         open_video_files(path)
     index.unlink()
     assert open_video_files(path).members == scanned

@@ -70,7 +70,7 @@ FILES: dict[str, tuple[str, Callable[[Path], object], str | None]] = {
     "list: a folder": (LIST, lambda p: (p.unlink(), p.mkdir()), r"cannot be read: Is a directory"),
     "list: binary": (LIST, lambda p: p.write_bytes(b"\xff\xfe\x00"), r"is not UTF-8 text \(byte 0\); save it as UTF-8"),
     "list: label missing": (LIST, first_line("00.mp4"), r"txt:1: expected `path label`, found '00\.mp4'"),
-    "list: label no number": (LIST, first_line("00.mp4 one"), r"txt:1: .* the label 'one' is no integer"),
+    "list: label no number": (LIST, first_line("00.mp4 one"), r"txt:1: .* the label 'one' is not an integer"),
     "list: label too large": (
         LIST,
         first_line("00.mp4 3"),
@@ -82,10 +82,10 @@ FILES: dict[str, tuple[str, Callable[[Path], object], str | None]] = {
     "list: out of the root": (
         LIST,
         first_line("../../x.mp4 0"),
-        r"'\.\./\.\./x\.mp4' leads out of the root \(data\.allow_outside",
+        r"'\.\./\.\./x\.mp4' leads outside the root \(data\.allow_outside",
     ),
-    "list: absolute path": (LIST, first_line("/etc/passwd 0"), r"the listed path '/etc/passwd' leads out of the root"),
-    "list: hidden way out": (LIST, first_line("a/../../../etc/passwd 0"), r"leads out of the root"),
+    "list: absolute path": (LIST, first_line("/etc/passwd 0"), r"the listed path '/etc/passwd' leads outside the root"),
+    "list: hidden way out": (LIST, first_line("a/../../../etc/passwd 0"), r"leads outside the root"),
     "list: Windows line ends": (LIST, lambda p: p.write_bytes(p.read_bytes().replace(b"\n", b"\r\n")), None),
     "list: byte order mark": (LIST, lambda p: p.write_bytes(b"\xef\xbb\xbf" + p.read_bytes()), None),
     "list: spaces and Unicode": (LIST, lambda p: spaced(p), None),
@@ -95,12 +95,12 @@ FILES: dict[str, tuple[str, Callable[[Path], object], str | None]] = {
         r"two files have its name: 'a/00\.mp4' and 'b/00\.mp4'; list the video with",
     ),
     "classes: missing": (LABELS, Path.unlink, r"all\.csv: cannot be read: No such file"),
-    "classes: empty": (LABELS, changed(""), r"all\.csv: the file names no classes"),
-    "classes: only a header": (LABELS, changed("id,name\n"), r"all\.csv: the file names no classes"),
+    "classes: empty": (LABELS, changed(""), r"all\.csv: the file has no classes"),
+    "classes: only a header": (LABELS, changed("id,name\n"), r"all\.csv: the file has no classes"),
     "classes: an id lacks": (
         LABELS,
         changed("id,name\n0,a\n1,b\n3,d\n"),
-        r"the ids of 3 classes are 0\.\.2, but 2 is missing and 3 is there",
+        r"the ids of 3 classes are 0\.\.2, but 2 is missing and 3 is used",
     ),
     "classes: an id twice": (
         LABELS,
@@ -110,7 +110,7 @@ FILES: dict[str, tuple[str, Callable[[Path], object], str | None]] = {
     "classes: a name twice": (
         LABELS,
         changed("id,name\n0,a\n1,b\n2,a\n"),
-        r"csv:4: classes 0 and 2 have one name, 'a'",
+        r"csv:4: classes 0 and 2 share the name 'a'",
     ),
     "classes: an empty name": (LABELS, changed("id,name\n0,a\n1,\n2,c\n"), r"csv:3: class 1 has an empty name"),
     "classes: a comma unquoted": (
@@ -133,7 +133,7 @@ FILES: dict[str, tuple[str, Callable[[Path], object], str | None]] = {
     "videos: root no tar": (
         "videos",
         lambda p: (shutil.rmtree(p), p.write_text("x")),
-        r"is no uncompressed \.tar that can be read",
+        r"is not a readable uncompressed \.tar",
     ),
     "videos: all missing": (
         "videos",

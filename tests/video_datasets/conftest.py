@@ -1,4 +1,4 @@
-"""Small videos that say which frame of which video they show."""
+"""Small videos whose pixels identify the video and the frame."""
 
 import av
 import numpy as np

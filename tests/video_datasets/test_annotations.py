@@ -33,8 +33,8 @@ def test_reads_json(tmp_path):
         ("list.txt", "", "{path}: the list has no videos"),
         ("list.txt", "\n \n", "{path}: the list has no videos"),
         ("list.txt", "a.mp4 0\nb.mp4\n", "{path}:2: expected `path label`, found 'b.mp4'"),
-        ("list.txt", "a.mp4 0\n\nb.mp4 x1\n", "{path}:3: expected `path label`, the label 'x1' is no integer"),
-        ("list.txt", "a.mp4 1.0\n", "{path}:1: expected `path label`, the label '1.0' is no integer"),
+        ("list.txt", "a.mp4 0\n\nb.mp4 x1\n", "{path}:3: expected `path label`, the label 'x1' is not an integer"),
+        ("list.txt", "a.mp4 1.0\n", "{path}:1: expected `path label`, the label '1.0' is not an integer"),
         ("list.txt", "a.mp4 7\n", "{path}:1: label 7 of 'a.mp4' is out of range, labels are 0..6"),
         ("list.txt", "a.mp4 -1\n", "{path}:1: label -1 of 'a.mp4' is out of range, labels are 0..6"),
         ("list.txt", "a.mp4 1\nb.mp4 1\na.mp4 1\n", "{path}:3: 'a.mp4' is listed again; first at {path}:1"),
@@ -90,13 +90,21 @@ def test_class_names_by_id_from_both_formats(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("labels.csv", "", "{path}: the file names no classes"),
-        ("labels.csv", "id,name\n", "{path}: the file names no classes"),
-        ("labels.csv", "label,text\n0,a\n", "{path}:1: the id 'label' is no integer"),
-        ("labels.csv", "id,name\n0,a\n2,b\n", "{path}: the ids of 2 classes are 0..1, but 1 is missing and 2 is there"),
-        ("labels.csv", "id,name\n1,a\n2,b\n", "{path}: the ids of 2 classes are 0..1, but 0 is missing and 2 is there"),
+        ("labels.csv", "", "{path}: the file has no classes"),
+        ("labels.csv", "id,name\n", "{path}: the file has no classes"),
+        ("labels.csv", "label,text\n0,a\n", "{path}:1: the id 'label' is not an integer"),
+        (
+            "labels.csv",
+            "id,name\n0,a\n2,b\n",
+            "{path}: the ids of 2 classes are 0..1, but 1 is missing and 2 is used",
+        ),
+        (
+            "labels.csv",
+            "id,name\n1,a\n2,b\n",
+            "{path}: the ids of 2 classes are 0..1, but 0 is missing and 2 is used",
+        ),
         ("labels.csv", "id,name\n0,a\n0,b\n", "{path}:3: class 0 is named twice, 'a' and 'b'"),
-        ("labels.csv", "id,name\n0,a\n1,a\n", "{path}:3: classes 0 and 1 have one name, 'a'"),
+        ("labels.csv", "id,name\n0,a\n1,a\n", "{path}:3: classes 0 and 1 share the name 'a'"),
         ("labels.csv", "id,name\n0, \n", "{path}:2: class 0 has an empty name"),
         (
             "labels.csv",
@@ -104,9 +112,9 @@ def test_class_names_by_id_from_both_formats(tmp_path):
             "{path}:2: expected `id,name` (quotes around a name with commas), found 3 cells",
         ),
         ("labels.json", "[1]", '{path}: expected an object {{"0": "name", ...}}'),
-        ("labels.json", '{"x": "a"}', "{path}: the id 'x' is no integer"),
+        ("labels.json", '{"x": "a"}', "{path}: the id 'x' is not an integer"),
         ("labels.json", '{"0": "a", "0": "b"}', "{path}: class 0 is named twice, 'a' and 'b'"),
-        ("labels.json", '{"0": ["a"]}', "{path}: the name of class 0 is no text: ['a']"),
+        ("labels.json", '{"0": ["a"]}', "{path}: the name of class 0 is not text: ['a']"),
     ],
 )
 def test_wrong_class_names_are_one_clear_line(tmp_path, name, text, message):

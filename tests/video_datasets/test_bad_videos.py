@@ -1,7 +1,7 @@
-"""The table of bad and odd videos: what each is told as, or that it reads; nothing hangs, no file changes.
+"""The table of bad and odd videos: the reason reported for each, or None if it can be read. Nothing hangs or changes.
 
 With tests/trainers/test_bad_input.py (lists, classes, checkpoints, configurations, environments) this is the table of
-input that users bring. `None` stands for a video that can be read.
+inputs that users have.
 """
 
 import hashlib
@@ -138,26 +138,26 @@ def snapshot(folder: Path) -> list[tuple]:
 
 
 def read(root: Path, name: str) -> str | None:
-    """Return what a test item and a training item of a video say; None where both can be read."""
-    records, files, said = [VideoRecord(name, 0)], open_video_files(root), []
+    """Return the reason that a test item and a training item of a video report; None if both can be read."""
+    records, files, reasons = [VideoRecord(name, 0)], open_video_files(root), []
     for transform in (TestTransform(32, 3), TrainTransform(32)):
         dataset = VideoDataset(records, files, transform, num_frames=4, num_clips=1)
         started = time.monotonic()
         item = dataset.load(ItemKey(0, seed=1))
         assert time.monotonic() - started < SECONDS
         assert item.videos.shape[1:] == (4, 3, 32, 32) and item.valid == (not item.bad_videos)
-        said.append(item.bad_videos[0].reason if item.bad_videos else None)
+        reasons.append(item.bad_videos[0].reason if item.bad_videos else None)
         assert all(bad.path.endswith(name) for bad in item.bad_videos)
-    assert said[0] == said[1]
-    return said[0]
+    assert reasons[0] == reasons[1]
+    return reasons[0]
 
 
-def check(said: str | None, expected: str | None) -> None:
+def check(reason: str | None, expected: str | None) -> None:
     if expected is None:
-        assert said is None, said
+        assert reason is None, reason
     else:
-        assert said is not None and expected in said, said
-        assert "\n" not in said and len(said) < 500 and "Traceback" not in said
+        assert reason is not None and expected in reason, reason
+        assert "\n" not in reason and len(reason) < 500 and "Traceback" not in reason
 
 
 @pytest.mark.parametrize("case", MADE)
@@ -185,7 +185,7 @@ def test_every_broken_clip_is_in_the_table(shared_videos: Path) -> None:
 
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "v.mp4", 5, 48, 40)
-    if os.geteuid() == 0:  # whom permission bits do not stop
+    if os.geteuid() == 0:  # permission bits do not stop root
 
         def refuse(*arguments, **options):
             raise PermissionError(13, "Permission denied")

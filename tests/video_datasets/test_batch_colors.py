@@ -1,4 +1,4 @@
-"""Colours changed a batch at a time where it trains, against the way of the workers, a frame at a time."""
+"""Colours changed per batch on the training device, compared with the workers, who change one frame at a time."""
 
 import numpy as np
 import pytest

@@ -190,7 +190,7 @@ def test_one_function_opens_videos_for_reading(repository):
     sources = [path for room in ("trainers", "video_datasets") for path in (repository / room).rglob("*.py")]
     opening = re.compile(r"av\.open\((?!.*\"w\")")
     found = {path.name for path in sources if opening.search(path.read_text(encoding="utf-8"))}
-    assert found == {"pyav.py", "exported_predict.py"}, "the second one is copied beside exports and stands alone"
+    assert found == {"pyav.py", "exported_predict.py"}, "exports hold a copy of the second"
 
 
 def test_misuse_is_an_error(shared_videos):

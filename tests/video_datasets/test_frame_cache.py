@@ -26,7 +26,7 @@ def video(tmp_path):
 
 
 class Decoder:
-    """Gives frames of random pixels, and counts how often it is asked."""
+    """Returns frames of random pixels, and counts its calls."""
 
     def __init__(self, num_frames: int = NUM_FRAMES, height: int = 6, width: int = 8):
         self.frames = np.random.default_rng(0).integers(0, 256, (num_frames, height, width, 3), dtype=np.uint8)
@@ -80,10 +80,10 @@ def test_size_is_bounded(tmp_path, caplog):
     assert cache.num_bytes == 2 * entry == sum(p.stat().st_size for p in (tmp_path / "cache").glob("*/*.npy"))
     assert "is full" in caplog.text
     assert decoder.num_calls == 2 + 2 + 1 + 1
-    assert FrameCache(tmp_path / "cache", 10**6).num_bytes == 2 * entry  # counted anew
+    assert FrameCache(tmp_path / "cache", 10**6).num_bytes == 2 * entry  # counted again
 
 
-def test_a_damaged_entry_is_made_anew(tmp_path, video, caplog):
+def test_a_damaged_entry_is_rebuilt(tmp_path, video, caplog):
     cache, decoder = FrameCache(tmp_path / "cache", 10**6), Decoder()
     cache.read(video, choice(1), decoder)
     (entry,) = (tmp_path / "cache").glob("*/*.npy")
@@ -148,7 +148,7 @@ def test_processes_share_a_folder(tmp_path):
 
 @pytest.mark.parametrize("transform", [TrainTransform(24), TestTransform(24, 1), TestTransform(24, 3)])
 def test_items_are_the_same_with_and_without_cache(tmp_path, transform, made_video):
-    """Also where frames are larger than the transforms begin with, and so are kept smaller."""
+    """Also if frames are larger than the transforms need, and are therefore stored smaller."""
     files = open_video_files(made_video.parent)
     records = [VideoRecord(made_video.name, 0)]
     cache = FrameCache(tmp_path / "cache", 10**8, transform.short_side)

@@ -1,4 +1,4 @@
-"""Decoding in a process of its own: the same frames, and whatever goes wrong there costs one video."""
+"""Decoding in a separate process: the same frames, and every fault there costs one video."""
 
 import os
 import pickle
@@ -30,7 +30,7 @@ def decode(source, choose, decoder):
     if name.startswith("hang"): time.sleep(600)
     if name.startswith("memory"): return bytearray(8 << 30)
     if name.startswith("print"): os.write(1, b"noise of a library"); return real(source, choose, decoder)
-    if name.startswith("nonsense"): os.write(os.dup(ANSWERS), b"\\xff" * 64); time.sleep(600)
+    if name.startswith("nonsense"): os.write(os.dup(RESULTS), b"\\xff" * 64); time.sleep(600)
     if name.startswith("bug"): raise KeyError("a fault of the decoder")
     if name.startswith("write"): open(source + ".new", "wb", buffering=0).write(b"x" * 10)
     if name.startswith("frames"): choose(9); return __import__("numpy").zeros((5, 2, 2, 3), "uint8")
@@ -38,11 +38,11 @@ def decode(source, choose, decoder):
     return real(source, choose, decoder)
 isolated_decoder.decode = decode
 write = isolated_decoder._write
-def note(answers, message):
-    global ANSWERS
-    ANSWERS = answers.fileno()
-    write(answers, message)
-isolated_decoder._write = note
+def write_and_remember(results, message):
+    global RESULTS
+    RESULTS = results.fileno()
+    write(results, message)
+isolated_decoder._write = write_and_remember
 isolated_decoder.main()
 """
 
@@ -74,7 +74,7 @@ def test_the_same_frames_and_errors(small_videos: Path, shared_videos: Path, tmp
             isolated(str(path), first_frames)
         assert str(found.value) == str(expected.value)
     again = pickle.loads(pickle.dumps(isolated))
-    assert again._process is None and isolated._process.poll() is None
+    assert again._child is None and isolated._child.process.poll() is None
     isolated.close()
 
 
@@ -85,9 +85,9 @@ def test_the_same_frames_and_errors(small_videos: Path, shared_videos: Path, tmp
         ("exit", r"the decoder crashed \(exit status 3\)"),
         ("hang", r"decoding took more than 2 s \(data\.isolate_timeout_s\)"),
         ("memory", r"decoding takes more than 1024 MB \(data\.isolate_memory_mb\)"),
-        ("nonsense", "the decoding process answered nonsense"),
+        ("nonsense", "the decoding process sent an invalid message"),
         ("bug", r"the decoder failed \(KeyError: 'a fault of the decoder'\)"),
-        ("frames", r"answered frames of shape \[5, 2, 2, 3\] in place of 4 frames"),
+        ("frames", r"sent frames of shape \[5, 2, 2, 3\] instead of 4 frames"),
     ],
 )
 def test_a_fault_costs_one_video(faulty: IsolatedDecoder, small_videos: Path, name: str, reason: str) -> None:
@@ -97,7 +97,7 @@ def test_a_fault_costs_one_video(faulty: IsolatedDecoder, small_videos: Path, na
     assert np.array_equal(faulty(path, first_frames), decode(path, first_frames, "pyav"))
 
 
-def test_what_a_library_prints_does_not_matter(faulty: IsolatedDecoder, small_videos: Path, tmp_path: Path) -> None:
+def test_output_of_a_library_does_no_harm(faulty: IsolatedDecoder, small_videos: Path, tmp_path: Path) -> None:
     path = tmp_path / "print.mp4"
     path.write_bytes((small_videos / "v01.mp4").read_bytes())
     assert np.array_equal(faulty(str(path), first_frames), decode(str(path), first_frames, "pyav"))
@@ -112,11 +112,11 @@ def test_it_writes_no_file_and_sees_no_secret(faulty: IsolatedDecoder, tmp_path:
     assert "PATH" in str(found.value) and "SOME_API_KEY" not in str(found.value)
 
 
-def test_the_process_goes_with_its_owner(small_videos: Path) -> None:
+def test_the_process_ends_with_its_owner(small_videos: Path) -> None:
     isolated = IsolatedDecoder("pyav")
     isolated(str(small_videos / "v00.mp4"), first_frames)
-    process = isolated._process
-    os.kill(process.pid, signal.SIGTERM)  # a stop of the job: deaf to it
+    process = isolated._child.process
+    os.kill(process.pid, signal.SIGTERM)  # a stop of the job, which it ignores
     time.sleep(0.2)
     assert process.poll() is None
     del isolated

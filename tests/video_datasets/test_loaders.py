@@ -158,7 +158,7 @@ def test_too_many_bad_videos_stop_the_run(shared_videos, tmp_path, small_videos,
     files = open_video_files(tmp_path)
     pattern = (
         r"^3 of 14 listed videos \(21\.4%\) cannot be read: .*b_empty\.mp4: .*"
-        r"\(more than data\.max_bad_share=0\.2 allows: repair them or take them off the list, or raise it\)$"
+        r"\(more than data\.max_bad_share=0\.2 allows: repair them, remove them from the list, or raise it\)$"
     )
     train_set = VideoDataset(records, files, TrainTransform(32), num_frames=4)
     with pytest.raises(BadVideoError, match=pattern):
@@ -187,7 +187,7 @@ def test_a_wrong_root_is_one_line(tmp_path, small_records):
 
 
 class TrickyFiles(FolderFiles):
-    """A root where asking for one of its videos goes wrong in the way that `trick` says."""
+    """A root in which finding one of the videos calls `trick`."""
 
     def __init__(self, root, trick):
         super().__init__(str(root))

@@ -46,7 +46,7 @@ def test_mixup_is_one_blend_of_the_batch_with_its_permutation(batch):
 
 def test_cutmix_pastes_one_box_and_counts_its_true_area(batch):
     _, labels = batch
-    # every pixel says which video it is of
+    # every pixel holds the number of its video
     videos = torch.arange(5.0).view(5, 1, 1, 1, 1).expand(5, 3, 3, 20, 24).contiguous()
     areas = set()
     for seed in range(60):

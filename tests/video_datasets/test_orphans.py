@@ -1,4 +1,4 @@
-"""No worker outlives a main process that is killed without a word."""
+"""No worker outlives a main process that is killed."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
-def test_workers_and_their_server_go_with_a_killed_process(repository: Path, small_videos: Path, tmp_path: Path):
+def test_workers_and_their_server_end_with_a_killed_process(repository: Path, small_videos: Path, tmp_path: Path):
     script = tmp_path / "train.py"
     script.write_text(TRAIN_FOR_EVER)
     command = [sys.executable, str(script), str(repository), str(small_videos)]
@@ -38,7 +38,7 @@ def test_workers_and_their_server_go_with_a_killed_process(repository: Path, sma
         try:
             assert process.stdout.readline() == "batch\n"
             deadline = time.monotonic() + 30
-            # Two workers, their server, the resource tracker; the kernel's lists may leave some out for a moment.
+            # Two workers, their server, the resource tracker; the kernel's lists may lack some for a moment.
             while len(family := family_of(process.pid)[1:]) < 4:
                 assert time.monotonic() < deadline, f"only {len(family)} processes below"
                 time.sleep(0.05)

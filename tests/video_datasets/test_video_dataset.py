@@ -1,7 +1,8 @@
-"""Items: what is in them, what their randomness follows from, and what happens to videos that cannot be read."""
+"""Items: their content, the source of their randomness, and the handling of unreadable videos."""
 
 import pickle
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,13 +30,19 @@ def test_a_training_item_is_a_function_of_its_key(small_videos, small_records):
     dataset[ItemKey(3, 7, 2, 5, 0)]
     assert torch.equal(pickle.loads(pickle.dumps(dataset))[key].videos, item.videos)
     for change in ({"seed": 8}, {"epoch": 3}, {"micro_batch": 6}, {"position": 2}):
-        assert not torch.equal(dataset[key._replace(**change)].videos, item.videos), change
+        assert not torch.equal(dataset[replace(key, **change)].videos, item.videos), change
 
 
 def test_items_are_made_by_one_thread_and_leave_the_number_alone(small_videos, small_records, monkeypatch):
     dataset = train_dataset(small_videos, small_records)
-    transform, seen = dataset.transform, []
-    dataset.transform = lambda *arguments: seen.append(torch.get_num_threads()) or transform(*arguments)
+    seen = []
+
+    class CountingThreads(TrainTransform):
+        def __call__(self, frames, rng):
+            seen.append(torch.get_num_threads())
+            return super().__call__(frames, rng)
+
+    dataset.transform = CountingThreads(32)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)

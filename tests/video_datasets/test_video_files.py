@@ -56,7 +56,7 @@ def test_finds_by_file_name_in_an_index_built_once(files, monkeypatch):
 
 
 def test_two_files_of_one_name_are_an_error_that_names_both(files):
-    with pytest.raises(VideoFilesError, match=r"'twice.mp4' is not there as listed.*'x/twice.mp4' and 'y/twice.mp4'"):
+    with pytest.raises(VideoFilesError, match=r"'twice.mp4' does not exist as listed.*'x/twice.mp4' and 'y/twice.mp4'"):
         files.find("twice.mp4")
     with pytest.raises(VideoFilesError, match=r"'x/twice.mp4' and 'y/twice.mp4'"):
         files.prepare(["flat.mp4", "nowhere.mp4", "twice.mp4"])
@@ -69,9 +69,9 @@ def test_missing_video(files):
 
 @pytest.mark.parametrize("listed", ["../flat.mp4", "train/../../flat.mp4", "/etc/hostname", ".."])
 def test_paths_out_of_the_root_are_errors(files, listed):
-    with pytest.raises(VideoFilesError, match="leads out of the root"):
+    with pytest.raises(VideoFilesError, match="leads outside the root"):
         files.find(listed)
-    with pytest.raises(VideoFilesError, match="leads out of the root"):
+    with pytest.raises(VideoFilesError, match="leads outside the root"):
         files.prepare(["flat.mp4", listed])
 
 
@@ -106,6 +106,21 @@ def test_the_index_ends_where_a_folder_is_linked_into_itself(tmp_path):
     assert content_of(open_video_files(tmp_path).find("v.mp4")) == b"v"
 
 
+def test_videos_of_linked_folders_are_listed_once_and_hidden_files_are_not(tmp_path):
+    for name in ("store/b.mp4", "store/a.AVI", "store/._a.avi", "root/c.webm", "root/notes.txt", "root/.old/d.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "root" / "train").symlink_to(tmp_path / "store")
+    (tmp_path / "root" / "train again").symlink_to(tmp_path / "store")
+    (tmp_path / "store" / "round").symlink_to(tmp_path / "root")
+    files = open_video_files(tmp_path / "root")
+    assert files.videos() == ["c.webm", "train/a.AVI", "train/b.mp4"]
+    with tarfile.open(tmp_path / "v.tar", "w") as archive:
+        archive.add(tmp_path / "store" / "b.mp4", arcname="x/b.mp4")
+        archive.add(tmp_path / "store" / "._a.avi", arcname="x/._a.avi")
+    assert open_video_files(tmp_path / "v.tar").videos() == ["x/b.mp4"]
+
+
 def test_roots_that_cannot_be_used(tmp_path):
     with pytest.raises(VideoFilesError, match=r"none: no such folder or \.tar"):
         open_video_files(tmp_path / "none")
@@ -113,7 +128,7 @@ def test_roots_that_cannot_be_used(tmp_path):
     with tarfile.open(tmp_path / "c.tar", "w:gz") as archive:
         archive.add(tmp_path / "v.mp4", arcname="v.mp4")
     for name in ("c.tar", "v.mp4"):
-        with pytest.raises(VideoFilesError, match=rf"{name}: is no uncompressed \.tar"):
+        with pytest.raises(VideoFilesError, match=rf"{name}: is not a readable uncompressed \.tar"):
             open_video_files(tmp_path / name)
 
 
@@ -139,9 +154,9 @@ def test_members_of_a_tar_never_lead_out_of_it(tmp_path):
         with pytest.raises(VideoReadError, match="no such file"):
             files.find(name)
     for listed in ("../secret.mp4", "/etc/passwd", "a/../../up.mp4"):
-        with pytest.raises(VideoFilesError, match="leads out of the root"):
+        with pytest.raises(VideoFilesError, match="leads outside the root"):
             files.find(listed)
-    # By their file names these are bytes of the archive, whatever the folders in front say.
+    # By their file names these are bytes of the archive, whatever their folders are.
     assert [files.find(name).read() for name in ("secret.mp4", "abs.mp4", "up.mp4", "good.mp4")] == [
         b"../secret.mp4",
         b"/abs.mp4",
@@ -157,7 +172,7 @@ def test_paths_may_lead_out_where_that_is_allowed(tmp_path):
     files = open_video_files(tmp_path / "root", allow_outside=True)
     for listed in ("../other.mp4", str(tmp_path / "other.mp4")):
         assert Path(files.find(listed)).samefile(tmp_path / "other.mp4")
-    with pytest.raises(VideoFilesError, match=r"leads out of the root \(data\.allow_outside=true allows it\)"):
+    with pytest.raises(VideoFilesError, match=r"leads outside the root \(data\.allow_outside=true allows it\)"):
         open_video_files(tmp_path / "root").find("../other.mp4")
 
 

@@ -41,7 +41,7 @@ def test_frames_are_shown_until_the_next_one(tmp_path: Path) -> None:
 
 
 def test_windows_follow_time_and_not_frame_numbers(tmp_path: Path) -> None:
-    # Ten frames in the first second, then one a second: by frame numbers a window would show the first second alone.
+    # Ten frames in the first second, then one per second: by frame numbers a window would only show the first second.
     path = write(tmp_path / "vfr.mp4", [*range(0, 1000, 100), 1000, 2000, 3000])
     windows = list(read_windows(str(path), 2.0, 1.0, 4, TestTransform(16)))
     assert [(w.start, w.end) for w in windows][:2] == [(0.0, 2.0), (1.0, 3.0)]
