@@ -4,21 +4,18 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import tc_clip
 from tc_clip.protocol import VideoModel
-from trainers.batches import BatchPlan
 from trainers.config.lists import ListEntry, list_entries
 from trainers.config.settings import DataSettings, Part, Settings
 from trainers.distributed.processes import Ranks
 from trainers.errors import ConfigError
 from trainers.logging.logger import LoggerContainer, LogOptions, open_loggers
 from trainers.metrics import create_metrics
-from trainers.optim import WarmupCosine, build_adamw
-from trainers.precision import Precision, pick_precision
+from trainers.optim import build_adamw
 from trainers.video_lists import VideoList, read_video_list
 from video_datasets.frame_cache import FrameCache
 from video_datasets.isolation import Limits
@@ -28,11 +25,6 @@ from video_datasets.mixing import Mixing
 from video_datasets.transforms import TestTransform, TrainTransform
 from video_datasets.video_dataset import VideoDataset
 from video_datasets.video_files import VideoFiles
-
-
-def build_precision(settings: Settings, device: torch.device) -> Precision:
-    """Return the number formats of the run."""
-    return pick_precision(settings.precision, device, settings.tf32)
 
 
 def read_lists(settings: Settings, parts: Sequence[Part]) -> dict[Part, list[VideoList]]:
@@ -64,13 +56,6 @@ def build_model(settings: Settings, videos: VideoList) -> VideoModel:
     if model.input_size != settings.input_size:
         raise ConfigError(f"input_size={settings.input_size}: leave out trainer.options.image_size={model.input_size}")
     return model
-
-
-def speed_up(settings: Settings, model: VideoModel) -> None:
-    """Apply the options that change the cost of the model but not its results."""
-    model.set_checkpointing(settings.trainer.checkpointing)
-    if settings.trainer.compile:
-        model.compile()
 
 
 def build_train_loader(settings: Settings, videos: VideoList, ranks: Ranks) -> TrainLoader:
@@ -157,11 +142,6 @@ def check_best_metric(settings: Settings, num_classes: int) -> None:
         raise ConfigError(f"best_metric={chosen}: has no value for {num_classes} classes; choose another metric")
 
 
-def build_batch_plan(settings: Settings, num_videos: int) -> BatchPlan:
-    """Return the plan of an epoch's micro-batches and updates."""
-    return BatchPlan(num_videos, settings.batch_size, settings.total_batch_size)
-
-
 def build_mixing(settings: Settings, num_classes: int) -> Mixing:
     """Return MixUp, CutMix and label smoothing; without MixUp there is no CutMix either."""
     aug = settings.aug
@@ -189,32 +169,6 @@ def build_optimizer(settings: Settings, model: VideoModel) -> torch.optim.Optimi
             "text": (groups.get("text", ()), trainer.text_lr_factor),
         },
     )
-
-
-def build_schedule(settings: Settings, optimizer: torch.optim.Optimizer, plan: BatchPlan) -> WarmupCosine:
-    """Return the schedule of the learning rates."""
-    return WarmupCosine(
-        optimizer,
-        epochs=settings.epochs,
-        warmup_epochs=settings.warmup_epochs,
-        num_micro_batches=plan.num_micro_batches,
-        lr_min=settings.lr_min,
-    )
-
-
-def trainer_options(settings: Settings) -> dict[str, Any]:
-    """Return the trainer's arguments that are plain values."""
-    return {
-        "seed": settings.seed,
-        "clip_grad_norm": settings.optimizer.clip_grad_norm,
-        "max_skipped": settings.max_skipped,
-        "sample_frames": settings.logging.sample_frames,
-    }
-
-
-def max_bad_videos(settings: Settings, num_videos: int) -> float:
-    """Return how many unreadable training videos a run tolerates."""
-    return settings.data.max_bad_share * num_videos
 
 
 def open_log(

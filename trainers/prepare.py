@@ -19,7 +19,7 @@ from trainers.errors import ConfigError
 from trainers.files import make_writable
 from trainers.logging.plan import training_lines
 from trainers.optim import WarmupCosine
-from trainers.precision import Precision
+from trainers.precision import Precision, pick_precision
 from trainers.reporting.write_results import WeightsFile
 from trainers.state import TrainingState
 from trainers.video_lists import VideoList
@@ -45,7 +45,7 @@ def prepare(settings: Settings, ranks: Ranks, interrupts: Interrupts) -> Job:
     Raises:
         one of `trainers.errors.user_error_types()`: if something is missing or does not fit.
     """
-    precision = build.build_precision(settings, ranks.device)
+    precision = pick_precision(settings.precision, ranks.device, settings.tf32)
     if ranks.is_main:
         make_writable(settings.folder)
     lists = build.read_lists(settings, _parts(settings))
@@ -65,7 +65,9 @@ def prepare(settings: Settings, ranks: Ranks, interrupts: Interrupts) -> Job:
         loaded = load_weights(model, Path(settings.resume), ranks.is_main and settings.eval is not None)
     model.to(ranks.device, precision.dtype)
     ranks.broadcast_model(model)
-    build.speed_up(settings, model)
+    model.set_checkpointing(settings.trainer.checkpointing)
+    if settings.trainer.compile:
+        model.compile()
     return Job(settings, ranks, interrupts, precision, lists, model, loaded)
 
 
@@ -108,7 +110,7 @@ def prepare_training(job: Job) -> TrainingParts:
     """
     settings, ranks = job.settings, job.ranks
     train, val = job.lists["train"][0], job.lists["val"][0]
-    plan = build.build_batch_plan(settings, len(train.records))
+    plan = BatchPlan(len(train.records), settings.batch_size, settings.total_batch_size)
     optimizer = build.build_optimizer(settings, job.model)
     plan_lines = training_lines(  # before the schedule sets the rates
         plan,
@@ -118,7 +120,13 @@ def prepare_training(job: Job) -> TrainingParts:
         warmup_epochs=settings.warmup_epochs,
         lr_min=settings.lr_min,
     )
-    schedule = build.build_schedule(settings, optimizer, plan)
+    schedule = WarmupCosine(
+        optimizer,
+        epochs=settings.epochs,
+        warmup_epochs=settings.warmup_epochs,
+        num_micro_batches=plan.num_micro_batches,
+        lr_min=settings.lr_min,
+    )
     loader = build.build_train_loader(settings, train, ranks)
     val_loader = build.build_eval_loader(settings, val, "val", ranks, keep_workers=True)
     state = TrainingState(job.model, optimizer, job.precision.scaler())

@@ -84,8 +84,11 @@ def _build_training(job: Job, parts: TrainingParts, tester: Tester, log: LoggerC
         ranks=job.ranks,
         log=log,
         video_name=lambda index: train.records[index].path,
-        max_bad_videos=build.max_bad_videos(settings, len(train.records)),
-        **build.trainer_options(settings),
+        max_bad_videos=settings.data.max_bad_share * len(train.records),
+        seed=settings.seed,
+        clip_grad_norm=settings.optimizer.clip_grad_norm,
+        max_skipped=settings.max_skipped,
+        sample_frames=settings.logging.sample_frames,
     )
     return TrainingRun(
         trainer,
