@@ -73,7 +73,7 @@ def test_a_whole_run(
     checkpoint = tc_clip.read_checkpoint(tmp_path / "run" / "best.pth")
     model = LetterModel().eval()
     assert tc_clip.load_weights(model, checkpoint).layout == "ours"
-    assert torch.equal(model.letters.weight, checkpoint["model"]["letters.weight"])
+    assert torch.equal(model.letters.weight, checkpoint.content["model"]["letters.weight"])
     with pytest.raises(tc_clip.WeightsError, match="1 missing: video.weight"):
         tc_clip.load_weights(model, {key: value for key, value in model.state_dict().items() if key != "video.weight"})
     model.set_class_names(["waving", "jumping"])
