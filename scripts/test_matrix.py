@@ -6,7 +6,7 @@
 
 `oldest` takes the lower bounds of pyproject.toml, `newest` what pip finds within its bounds. An interpreter is looked
 for on the PATH and among pyenv's; a combination without one is skipped. An environment takes about 6 GB of disk and is
-deleted afterwards. With --borrow it reuses the packages of another environment that have a fitting version.
+deleted afterwards. With --borrow the oldest versions of PyTorch and others are taken from an environment that has them.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     cells = [f"{python}:{versions}" for python in PYTHONS for versions in VERSIONS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", nargs="+", choices=cells, default=cells, metavar="PYTHON:VERSIONS", help="(all)")
-    parser.add_argument("--borrow", type=Path, help="an environment, as .venv; used if it has the same Python")
+    parser.add_argument("--borrow", type=Path, help="an environment with packages to use, as .venv")
     parser.add_argument("--folder", type=Path, help="where the environments are made (a temporary folder)")
     parser.add_argument("tests", nargs="*", default=TESTS, help="arguments of pytest (a quick part of the tests)")
     return parser.parse_args(argv)
@@ -82,7 +82,7 @@ def test(python: str, versions: str, folder: Path, tests: list[str], borrow: Pat
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
     subprocess.run([interpreter, "-m", "venv", folder / "venv"], check=True)
     command = folder / "venv" / "bin" / "python"
-    if borrow is not None:
+    if borrow is not None and versions == "oldest":  # pip keeps what it finds: the newest versions would not come
         borrow_packages(command, borrow)
     constraints = folder / "constraints.txt"
     constraints.write_text("".join(f"{line}\n" for line in lower_bounds()) if versions == "oldest" else "")
