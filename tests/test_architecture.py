@@ -33,6 +33,12 @@ READS_CONFIGURATION = {
     "trainers/commands/train.py",
     "trainers/commands/data/verify.py",
 }
+# The modules of a run; everything else is in a folder.
+MODULES_OF_A_RUN = {
+    *("__init__", "batches", "build", "checkpoint", "continuing", "csv_files", "environment", "errors", "evaluator"),
+    *("files", "metrics", "optim", "paths", "precision", "prepare", "progress", "run", "session", "state", "testing"),
+    *("trainer", "video_lists"),
+}
 # The folders of trainers/ that each folder imports; "" stands for the modules of a run.
 FOLDER_IMPORTS: dict[str, set[str]] = {
     "": {"config", "distributed", "logging"},
@@ -133,7 +139,8 @@ def folder_of(module: str) -> str | None:
     return parts[1] if len(parts) > 1 and (REPOSITORY / "trainers" / parts[1]).is_dir() else ""
 
 
-def test_folders_of_trainers_are_listed() -> None:
+def test_modules_and_folders_of_trainers_are_listed() -> None:
+    assert {path.stem for path in (REPOSITORY / "trainers").glob("*.py")} == MODULES_OF_A_RUN
     folders = {path.parent.name for path in (REPOSITORY / "trainers").glob("*/__init__.py")}
     assert folders == FOLDER_IMPORTS.keys() - {""}
 
