@@ -1,1 +1,1 @@
-"""Training and evaluation: the only package that imports both the model (`tc_clip`) and the videos (`video_datasets`)."""
+"""Training and evaluation: the package that imports both the models (`tc_clip`) and the videos (`video_datasets`)."""
