@@ -1,4 +1,4 @@
-"""Conversions give every tensor back bit by bit, keep what stands beside them, and run no code."""
+"""Conversions restore every tensor bit for bit, keep all other entries, and run no code."""
 
 import os
 import pickle
@@ -35,7 +35,7 @@ def same(first, second) -> bool:
 
 
 def published_file(name: str = "tc_clip") -> dict:
-    """Return a checkpoint as published training writes it, with all that stands beside the weights."""
+    """Return a checkpoint as published training writes it, with its entries besides the weights."""
     model = create(name)
     weights = to_published(model.state_dict(), split_vision_projections=name == "tc_clip")
     weights |= {"prompt_learner.token_prefix": torch.randn(2, 1, 64), "prompt_learner.token_suffix": torch.randn(2, 9)}
@@ -97,7 +97,7 @@ def test_clip_weights_and_back(layout, half, tmp_path):
     assert convert_checkpoint.main([paths[0], paths[1], "--to", layout]) == 0
     assert convert_checkpoint.main([paths[1], paths[2], "--to", "clip"]) == 0
     again = torch.load(paths[2], weights_only=True)
-    if layout == "hugging_face":  # has no place for the number that only OpenAI's archives carry
+    if layout == "hugging_face":  # cannot hold the number that only OpenAI's archives have
         del original["input_resolution"]
     assert same(again, original)
     if layout == "hugging_face":
@@ -107,7 +107,7 @@ def test_clip_weights_and_back(layout, half, tmp_path):
 
 
 def test_files_are_no_larger_than_their_tensors(tmp_path):
-    """A part of a tensor must not bring the whole of it into the file."""
+    """A view of a tensor must not bring the whole tensor into the file."""
     model = create()
     write_any(tmp_path / "ours.pth", {"model": dict(model.state_dict()), "epoch": 1})
     assert convert_checkpoint.main([str(tmp_path / "ours.pth"), str(tmp_path / "p.pth"), "--to", "published"]) == 0
@@ -147,7 +147,7 @@ def test_unsafe_pickles_are_refused_and_not_run(by, tmp_path, capsys):
          ["--to", "published"], "these are CLIP's weights"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_converted(content, arguments, message, tmp_path, capsys):
+def test_conversions_that_are_refused(content, arguments, message, tmp_path, capsys):
     torch.save(content, tmp_path / "source.pth")
     assert convert_checkpoint.main([str(tmp_path / "source.pth"), str(tmp_path / "out.pth"), *arguments]) == 1
     error = capsys.readouterr().err

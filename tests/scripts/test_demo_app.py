@@ -1,4 +1,4 @@
-"""What the web page does with videos and class names, without a browser."""
+"""The analysis behind the web page, without a browser."""
 
 import shutil
 from pathlib import Path
@@ -7,8 +7,8 @@ import av
 import numpy as np
 import pytest
 
-from trainers.commands import demo_app
-from trainers.commands.demo_app import FriendlyError, Looker, class_names_of, make_examples, seconds_of
+from trainers.inference import demo as demo_module
+from trainers.inference.demo import Demo, VisitorError, class_names_of, make_examples, seconds_of
 from trainers.inference.predict import load_model, predict
 
 CLASSES = ["red square moving sideways", "green square moving diagonally", "a dog"]
@@ -20,11 +20,11 @@ def model(tiny_checkpoints: dict[str, Path]):
 
 
 @pytest.mark.parametrize("text", ["a dog\n\n  a cat \n a dog", "a dog, a cat", "a dog,a cat,"])
-def test_class_names_are_lines_or_between_commas(text: str) -> None:
+def test_class_names_are_lines_or_separated_by_commas(text: str) -> None:
     assert class_names_of(text) == ["a dog", "a cat"]
 
 
-def test_a_line_may_hold_a_comma() -> None:
+def test_a_line_can_contain_a_comma() -> None:
     assert class_names_of("reading, sitting\nrunning") == ["reading, sitting", "running"]
 
 
@@ -37,37 +37,37 @@ def test_a_line_may_hold_a_comma() -> None:
         ("a, " + 201 * "b", "letters"),
     ],
 )
-def test_wrong_names_are_told(text: str, message: str) -> None:
-    with pytest.raises(FriendlyError, match=message):
+def test_wrong_names(text: str, message: str) -> None:
+    with pytest.raises(VisitorError, match=message):
         class_names_of(text)
 
 
-def test_an_answer_is_the_model_s(model, shape_clips: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_app, "SHORT_S", 0.5)
-    look = Looker(model, "fp32", max_seconds=30, timeout_s=60)
-    scores, timeline, page = look(str(shape_clips[0]), "\n".join(CLASSES))
+def test_scores_are_those_of_predict(model, shape_clips: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_module, "SHORT_S", 0.5)
+    demo = Demo(model, "fp32", max_seconds=30, timeout_s=60)
+    scores, timeline, page = demo(str(shape_clips[0]), "\n".join(CLASSES))
     (expected,) = predict(model, [shape_clips[0]], precision="fp32", num_workers=0)
     assert tuple(scores) == expected.classes and tuple(scores.values()) == pytest.approx(expected.scores, abs=1e-5)
     assert timeline.width > 500 and "<!doctype html>" in page
 
 
-def test_what_is_wrong_with_a_video_is_told(model, shape_clips, tmp_path: Path) -> None:
-    look = Looker(model, "fp32", max_seconds=1.0, timeout_s=60)
+def test_wrong_videos(model, shape_clips, tmp_path: Path) -> None:
+    demo = Demo(model, "fp32", max_seconds=1.0, timeout_s=60)
     (tmp_path / "broken.mp4").write_bytes(b"\0" * 5000)
     long_name = "word " * 39
     for video, text, message in (
         (None, "a, b", "Choose a video first"),
         (str(tmp_path / "broken.mp4"), "a, b", "cannot be read as a video"),
-        (str(shape_clips[0]), "a, b", r"is \d s long; here at most 1 s"),
+        (str(shape_clips[0]), "a, b", r"is \d s long; the limit is 1 s"),
     ):
-        with pytest.raises(FriendlyError, match=message):
-            look(video, text)
-    with pytest.raises(FriendlyError, match="does not fit"):
-        Looker(model, "fp32", 30, 60)(str(shape_clips[0]), f"{long_name}, b")
+        with pytest.raises(VisitorError, match=message):
+            demo(video, text)
+    with pytest.raises(VisitorError, match="does not fit"):
+        Demo(model, "fp32", 30, 60)(str(shape_clips[0]), f"{long_name}, b")
 
 
-def test_a_file_that_breaks_off_is_told(model, shape_clips, tmp_path: Path) -> None:
-    # The index at the front says that all is well; the frames are zeros.
+def test_a_file_that_breaks_off(model, shape_clips, tmp_path: Path) -> None:
+    # The index at the start of the file is good; the frames are zeros.
     source = tmp_path / "whole.mp4"
     with av.open(str(source), "w", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=10)
@@ -83,11 +83,11 @@ def test_a_file_that_breaks_off_is_told(model, shape_clips, tmp_path: Path) -> N
     content = bytearray(broken.read_bytes())
     content[len(content) // 4 :] = b"\0" * (len(content) - len(content) // 4)
     broken.write_bytes(content)
-    with pytest.raises(FriendlyError, match="cannot be read as a video"):
-        Looker(model, "fp32", 30, 60)(str(broken), "a, b")
+    with pytest.raises(VisitorError, match="cannot be read as a video"):
+        Demo(model, "fp32", 30, 60)(str(broken), "a, b")
 
 
-def test_examples_are_videos_of_a_few_seconds(tmp_path: Path) -> None:
+def test_examples_are_short_videos(tmp_path: Path) -> None:
     paths = make_examples(tmp_path / "examples")
-    assert len(paths) == len(demo_app.EXAMPLES)
+    assert len(paths) == len(demo_module.EXAMPLES)
     assert all(2.5 < seconds_of(path) < 3.5 for path in paths)

@@ -1,4 +1,4 @@
-"""`scripts/export.py` as a user meets it, and the program that runs an export without this repository."""
+"""`export` as a user runs it, and the program that runs an export without this repository."""
 
 import json
 import re
@@ -13,8 +13,8 @@ import torch
 
 import tc_clip
 from trainers.commands import export
-from trainers.inference import export as exporting
 from trainers.inference import exported_predict
+from trainers.inference.export import folder as export_folder
 from trainers.inference.predict import load_model
 from video_datasets import sampling, transforms
 from video_datasets.annotations import read_class_names
@@ -24,12 +24,12 @@ CLASSES = ["red square moving sideways", "green square moving diagonally", "a do
 
 
 def arguments(checkpoint: Path, folder: Path, *more: object) -> list[str]:
-    given = ["--checkpoint", checkpoint, "--classes", *CLASSES, "--output", folder, *more]
-    return [str(value) for value in given]
+    values = ["--checkpoint", checkpoint, "--classes", *CLASSES, "--output", folder, *more]
+    return [str(value) for value in values]
 
 
 def own_pixels(clip: Path) -> np.ndarray:
-    """Read a video as the loader without our code does: (6, 3, 48, 48) uint8."""
+    """Read a video as the exported program does: (6, 3, 48, 48) uint8."""
     return exported_predict.view(exported_predict.read_frames(str(clip), 6), 48)
 
 
@@ -59,15 +59,15 @@ def test_export_runs_alone(tiny_checkpoints, shape_clips, tmp_path: Path, capsys
     shutil.copytree(folder, away)
     (tmp_path / "bad.mp4").write_text("no video")
     model = load_model(tiny_checkpoints["tc_clip"], CLASSES, device="cpu")
-    # Its resizing rounds some pixels the other way, which a model of random weights may answer with other tokens: its
-    # pixels are compared with ours, and its scores with those that the model gives to its pixels.
+    # The resizing of the program rounds some pixels differently, and random weights can select other tokens: compare
+    # its pixels with ours, and its scores with those of the model for its pixels.
     pixels = [own_pixels(clip) for clip in shape_clips[:2]]
     for clip, found in zip(shape_clips, pixels, strict=False):
         frames = decode(clip, lambda count: sampling.test_indices(count, 6, 1).reshape(-1))
         assert np.abs(found.astype(int) - transforms.TestTransform(48)(frames)[0].numpy().astype(int)).max() <= 1
     expected = scores_of(model, pixels)
     for form in {"pt2", "onnx"} & set(formats):
-        # -I: neither this folder nor the environment can lend a module of the repository.
+        # -I: no module of the repository can be imported from this folder or the environment.
         command = [sys.executable, "-I", str(away / "exported_predict.py"), *map(str, shape_clips[:2])]
         command += [str(tmp_path / "bad.mp4"), "--format", form, "--top", "3"]
         done = subprocess.run(command, cwd=away, capture_output=True, text=True, timeout=120)
@@ -76,22 +76,26 @@ def test_export_runs_alone(tiny_checkpoints, shape_clips, tmp_path: Path, capsys
         shares = [
             (name.strip(), float(share)) for name, share in re.findall(r"^  (.+?) +([\d.]+) %", done.stdout, re.M)
         ]
-        for place, scores in enumerate(expected.tolist()):
-            found = dict(shares[3 * place : 3 * place + 3])
+        for index, scores in enumerate(expected.tolist()):
+            found = dict(shares[3 * index : 3 * index + 3])
             for name, score in zip(CLASSES, scores, strict=True):
                 assert found[name] == pytest.approx(100 * score, abs=0.06)  # printed with one decimal
 
 
-def test_the_loader_reads_class_names_as_the_model_does(repository: Path, tiny_checkpoints) -> None:
+def test_the_program_tokenizes_as_the_model_does(repository: Path, tiny_checkpoints) -> None:
     model = load_model(tiny_checkpoints["tc_clip"], CLASSES, device="cpu")
-    tokenizer = exported_predict.Tokenizer(export.VOCABULARY)
+    tokenizer = exported_predict.Tokenizer(export_folder.VOCABULARY)
     names = ["ApplyEyeMakeup", "don't_stop 24/7 &amp; dance", "naïve café – 東京 №5", "x²"]
     for labels in sorted((repository / "labels").glob("*.csv")):
         names += read_class_names(labels)
     assert len(set(names)) > 900
     for split in (False, True):
         model.split_camel_case = split
-        facts = {"templates": exporting.class_templates(model), "split_camel_case": split, "context_length": 77}
+        facts = {
+            "templates": model.prompt_texts("{}", split_camel_case=False),
+            "split_camel_case": split,
+            "context_length": 77,
+        }
         expected = tc_clip.tokenize([text for name in names for text in model.prompt_texts(name, split)])
         assert np.array_equal(tokenizer(names, facts), expected.numpy())
 
@@ -125,10 +129,10 @@ def test_ahead_of_time_compilation(tiny_checkpoints, tmp_path: Path) -> None:
 def test_a_program_that_differs_is_refused(
     tiny_checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(exporting, "export_program", lambda program: None)
-    monkeypatch.setattr(exporting, "write", lambda program, exported, path, form: path.write_bytes(b"wrong"))
-    monkeypatch.setattr(exporting, "load", lambda path, form, outputs: None)
-    monkeypatch.setattr(exporting, "largest_difference", lambda program, run, cases, references: 0.25)
+    monkeypatch.setattr(export_folder, "export_program", lambda program: None)
+    monkeypatch.setattr(export_folder, "write", lambda program, exported, path, form: path.write_bytes(b"wrong"))
+    monkeypatch.setattr(export_folder, "load", lambda path, form, outputs: None)
+    monkeypatch.setattr(export_folder, "largest_difference", lambda program, run, cases, references: 0.25)
     with pytest.raises(SystemExit):
         export.main(arguments(tiny_checkpoints["vifi_clip"], tmp_path, "--formats", "pt2"))
     assert "differs from PyTorch by 2.5e-01, more than 1e-04: it was deleted" in capsys.readouterr().err

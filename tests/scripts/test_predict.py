@@ -1,4 +1,4 @@
-"""`scripts/predict.py` as a user meets it."""
+"""`predict` as a user runs it."""
 
 import csv
 import json
@@ -52,7 +52,7 @@ def test_table_and_files(tiny_checkpoints, shape_clips, tmp_path: Path, capsys: 
     assert (rows[0]["class"], float(rows[0]["score"])) == (best["class"], pytest.approx(best["score"], abs=1e-6))
 
 
-def test_standard_output_for_machines(tiny_checkpoints, shape_clips, capsys: pytest.CaptureFixture) -> None:
+def test_json_on_standard_output(tiny_checkpoints, shape_clips, capsys: pytest.CaptureFixture) -> None:
     arguments = [str(shape_clips[0]), "--checkpoint", str(tiny_checkpoints["vifi_clip"]), "--classes", *CLASSES]
     assert predict.main([*arguments, "--json", "-", "--device", "cpu"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 1
@@ -75,7 +75,7 @@ def test_timelines(tiny_checkpoints, shape_clips, tmp_path: Path, capsys: pytest
     ("arguments", "message"),
     [
         (["v.mp4", "--checkpoint", "no.pth", "--classes", "a", "b"], "no.pth"),
-        (["v.mp4", "--checkpoint", "no.pth", "--classes", "a", "b", "--stride", "1"], "--stride goes with --window"),
+        (["v.mp4", "--checkpoint", "no.pth", "--classes", "a", "b", "--stride", "1"], "--stride needs --window"),
         (["none/*.mp4", "--checkpoint", "no.pth", "--classes", "a", "b"], "no file matches"),
     ],
 )
@@ -86,23 +86,33 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytes
     assert left.value.code == 2 and shown.startswith("error: ") and shown.count("\n") == 1 and message in shown
 
 
-def test_nothing_readable_is_status_one(tiny_checkpoints, tmp_path: Path) -> None:
+def test_exit_status_without_a_readable_video(tiny_checkpoints, tmp_path: Path) -> None:
     (tmp_path / "bad.mp4").write_text("no video")
     arguments = [str(tmp_path), "--checkpoint", str(tiny_checkpoints["tc_clip"]), "--classes", *CLASSES]
     assert predict.main([*arguments, "--device", "cpu"]) == 1
 
 
 @pytest.mark.slow
-def test_every_shared_clip_is_named_and_broken_ones_are_a_line(
+def test_every_good_clip_is_predicted_and_broken_ones_get_one_line(
     repository: Path, tiny_checkpoints, shared_videos: Path
 ) -> None:
     arguments = [shared_videos, "--checkpoint", tiny_checkpoints["tc_clip"], "--top", "1"]
     done = call(repository, "predict.py", *arguments, "--classes", "wave", "cartwheel", "arm wrestling")
     assert done.returncode == 0
     bad = [line for line in done.stdout.splitlines() if ": cannot be read: " in line]
-    named = [line for line in done.stdout.splitlines() if line.startswith(str(shared_videos)) and line not in bad]
+    predicted = [line for line in done.stdout.splitlines() if line.startswith(str(shared_videos)) and line not in bad]
     videos = [path for path in shared_videos.rglob("*") if path.parent.name in ("good", "broken")]
-    assert len(named) + len(bad) == len(videos)
-    assert all("/broken/" in line for line in bad), "every good clip is named"
+    assert len(predicted) + len(bad) == len(videos)
+    assert all("/broken/" in line for line in bad), "every good clip is predicted"
     assert len(bad) >= 13
     assert len(done.stderr.splitlines()) == 2, done.stderr
+
+
+def test_output_files_that_cannot_be_written_are_one_line(
+    tiny_checkpoints, shape_clips, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = [str(shape_clips[0]), "--checkpoint", str(tiny_checkpoints["vifi_clip"]), "--classes", *CLASSES]
+    for option in ("--json", "--csv"):
+        with pytest.raises(SystemExit):
+            predict.main([*arguments, "--device", "cpu", option, str(tmp_path / "none" / "file")])
+        assert "none/file: cannot be written: No such file or directory" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`scripts/visualize.py` as a user meets it."""
+"""`visualize` as a user runs it."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def test_one_class_and_one_kind(tiny_checkpoints, shape_clips, tmp_path: Path) -
     assert [path.suffix for path in tmp_path.iterdir()] == [".png"]
 
 
-def test_wrong_blocks_are_told(tiny_checkpoints, shape_clips, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_wrong_blocks(tiny_checkpoints, shape_clips, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     arguments = [str(shape_clips[0]), "--checkpoint", str(tiny_checkpoints["tc_clip"]), "--class", "a dog"]
     with pytest.raises(SystemExit):
         visualize.main([*arguments, "--blocks", "4", "--output", str(tmp_path)])

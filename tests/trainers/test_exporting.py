@@ -1,4 +1,4 @@
-"""Exported programs compute what the model computes, also for other numbers of videos and classes."""
+"""Exported programs compute what the model computes, for any number of videos and classes."""
 
 import json
 from pathlib import Path
@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import tc_clip
-from trainers.inference import export as exporting
-from trainers.inference.export import ExportError
+from trainers.inference.export.checks import checking_cases, largest_difference
+from trainers.inference.export.formats import ExportError, Run, export_program, load, write
+from trainers.inference.export.model_card import model_card, save_safetensors
+from trainers.inference.export.programs import PROGRAMS, Program, class_tokens, make_programs
 from trainers.inference.predict import load_model
-from trainers.reporting.model_card import model_card, save_safetensors
 
 CLASSES = ["red square moving sideways", "green square moving diagonally", "a dog"]
 LISTS = [["one"], ["another class", "b", "c", "d", "e", "f", "g"], CLASSES]
@@ -46,35 +47,35 @@ def test_programs_are_the_model(name: str, tiny_checkpoints, videos: torch.Tenso
     from video_datasets import normalize
 
     model = by_name(name, tiny_checkpoints, double=True)
-    programs = {program.name: program for program in exporting.make_programs(model)}
+    programs = {program.name: program for program in make_programs(model)}
     with torch.no_grad():
         expected = model(normalize(videos, torch.float64))
         (logits,) = programs["classifier"].module(videos)
         assert (logits - expected).abs().max() < 1e-10
         encoded = programs["video"].module(videos)
-        tokens = exporting.class_tokens(model, CLASSES)
+        tokens = class_tokens(model, CLASSES)
         assert tokens.shape == (3, 30)
         (logits,) = programs["text"].module(tokens, *encoded)
         assert (logits - expected).abs().max() < 1e-10
-    assert model.class_names == tuple(CLASSES), "the model is as it was"
+    assert model.class_names == tuple(CLASSES), "the model must not change"
     kept = sum(buffer.numel() for buffer in programs["classifier"].module.buffers())
     assert kept < 1e5, "the classifier must not carry the token embedding"
 
 
-def difference_of(program: exporting.Program, run: exporting.Run, cases: list[dict[str, torch.Tensor]]) -> float:
-    return exporting.largest_difference(program, run, cases, [program.reference(inputs) for inputs in cases])
+def difference_of(program: Program, run: Run, cases: list[dict[str, torch.Tensor]]) -> float:
+    return largest_difference(program, run, cases, [program.reference(inputs) for inputs in cases])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tc_clip", "published", "vifi_clip"])
 def test_torch_export_for_any_sizes(name: str, tiny_checkpoints, videos: torch.Tensor, tmp_path: Path) -> None:
     model = by_name(name, tiny_checkpoints)
-    for program in exporting.make_programs(model):
+    for program in make_programs(model):
         path = tmp_path / f"{program.name}.pt2"
-        exporting.write(program, exporting.export_program(program), path, "pt2")
-        cases = exporting.checking_cases(program, model, videos, LISTS)
+        write(program, export_program(program), path, "pt2")
+        cases = checking_cases(program, model, videos, LISTS)
         assert {len(next(reversed(case.values()))) for case in cases} == {1, 2, 5}
-        assert difference_of(program, exporting.load(path, "pt2", program.outputs), cases) < 1e-4
+        assert difference_of(program, load(path, "pt2", program.outputs), cases) < 1e-4
 
 
 @pytest.mark.slow
@@ -83,18 +84,18 @@ def test_onnx_for_any_sizes(double: bool, videos: torch.Tensor, tmp_path: Path) 
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     model = last_prompts_only(double)
-    for program in exporting.make_programs(model, ["classifier"] if double else exporting.PROGRAMS):
+    for program in make_programs(model, ["classifier"] if double else PROGRAMS):
         path = tmp_path / f"{program.name}.onnx"
-        exporting.write(program, exporting.export_program(program), path, "onnx")
-        cases = exporting.checking_cases(program, model, videos, LISTS)
-        difference = difference_of(program, exporting.load(path, "onnx", program.outputs), cases)
+        write(program, export_program(program), path, "onnx")
+        cases = checking_cases(program, model, videos, LISTS)
+        difference = difference_of(program, load(path, "onnx", program.outputs), cases)
         assert difference < (1e-12 if double else 1e-4)
 
 
-def test_other_numbers_are_noticed(tiny_checkpoints, videos: torch.Tensor) -> None:
+def test_differences_are_measured(tiny_checkpoints, videos: torch.Tensor) -> None:
     model = model_of(tiny_checkpoints["vifi_clip"])
-    (program,) = exporting.make_programs(model, ["classifier"])
-    cases = exporting.checking_cases(program, model, videos, LISTS)
+    (program,) = make_programs(model, ["classifier"])
+    cases = checking_cases(program, model, videos, LISTS)
 
     def run(inputs):
         return tuple(value + 0.5 for value in program.reference(inputs))
@@ -119,7 +120,7 @@ def test_safetensors_build_the_same_model(name: str, tiny_checkpoints, tmp_path:
         tc_clip.load_model(path, CLASSES)
 
 
-def test_model_card_says_what_is_known(tiny_checkpoints) -> None:
+def test_model_card(tiny_checkpoints) -> None:
     model = model_of(tiny_checkpoints["tc_clip"])
     row = {"part": "test", "name": "shapes", "weights": "best.pth", "wise_ft": 0.7, "num_clip": 2, "num_crop": 1}
     row |= {"videos": 480, "top1": 33.125, "top5": 99.79, "chance": 8.33, "another": 1}

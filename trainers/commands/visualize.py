@@ -1,26 +1,24 @@
-"""Draw what a model sees in a video: attention, seed tokens, context tokens through time, the prompts' attention.
+"""Draw what a model attends to in a video: attention, seed tokens, context tokens, the prompts' attention.
 
     python scripts/visualize.py clip.mp4 --checkpoint runs/first/best.pth --class "riding a bike" --class surfing
     python scripts/visualize.py clip.mp4 --checkpoint tc.pth --compare frames.pth --class hmdb51 --output runs/pictures
 
-Writes, by the video's name: `.png` (contact sheet), `.mp4` (overlays, frame by frame) and `.html` (a page to pick
-frames and tokens in; it needs no network).
+Writes files named after the video: `.png` (contact sheet), `.mp4` (overlays, frame by frame) and `.html` (a page to
+select frames and tokens; it needs no network).
 """
 
 import argparse
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from trainers.commands.shared import (
-    add_model_arguments,
-    load_named_model,
-    make_folder,
-    names_for,
-    positive,
-)
+from trainers.commands.shared import add_model_arguments, load_named_model, make_folder, positive
 from trainers.config.command_line import one_line_errors
 from trainers.errors import ConfigError
-from trainers.inference.inputs import find_videos, read_classes
+from trainers.inference.inputs import find_videos, read_classes, stems_of
+
+if TYPE_CHECKING:
+    from tc_clip import VideoClip
 
 KINDS = ("png", "mp4", "html")
 
@@ -30,7 +28,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", nargs="+", help="files, folders, globs in quotes, .txt lists")
     add_model_arguments(parser)
-    parser.add_argument("--compare", metavar="CHECKPOINT", help="a second model, drawn beside the first")
+    parser.add_argument("--compare", metavar="CHECKPOINT", help="a second model, drawn below the first")
     parser.add_argument(
         "--class",
         "--classes",
@@ -38,19 +36,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         action="append",
         nargs="+",
         required=True,
-        help="class names, a file of them or a label set; may be given several times",
+        help="class names, a file of them or a label set; can be given several times",
     )
     parser.add_argument("--blocks", type=positive(int), nargs="+", default=[], help="blocks whose attention to draw")
     parser.add_argument("--show", type=positive(int), default=2, help="classes whose prompts to draw (default 2)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="what to write (default all)")
     parser.add_argument("--side", type=positive(int), default=224, help="side of a frame in the .mp4, pixels")
-    parser.add_argument("--fps", type=positive(float), default=4.0, help="frames a second of the .mp4 (default 4)")
-    parser.add_argument("--output", type=Path, default=Path("runs/pictures"), help="folder of what is written")
+    parser.add_argument("--fps", type=positive(float), default=4.0, help="frames per second of the .mp4 (default 4)")
+    parser.add_argument("--output", type=Path, default=Path("runs/pictures"), help="folder of the files")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return 0, or 1 where no video could be read."""
+    """Run the command line; return 0, or 1 if no video could be read."""
     args = parse(argv)
     with one_line_errors():
         videos = find_videos(args.videos)
@@ -58,13 +56,12 @@ def main(argv: list[str] | None = None) -> int:
         models = [load_named_model(args, classes, path) for path in (args.checkpoint, args.compare) if path]
         _check(models, args)
         folder = make_folder(args.output)
-        drawn = [
-            _draw(models, video, folder / name, args) for video, name in zip(videos, names_for(videos), strict=True)
-        ]
-        return 0 if any(drawn) else 1
+        stems = stems_of(videos)
+        drawn = [_draw(models, video, folder / stem, args) for video, stem in zip(videos, stems, strict=True)]
+    return 0 if any(drawn) else 1
 
 
-def _check(models: list, args: argparse.Namespace) -> None:
+def _check(models: "list[VideoClip]", args: argparse.Namespace) -> None:
     depth = min(model.num_blocks for model in models)
     if any(number > depth for number in args.blocks):
         raise ConfigError(f"--blocks {max(args.blocks)}: the model has blocks 1 to {depth}")
@@ -73,7 +70,8 @@ def _check(models: list, args: argparse.Namespace) -> None:
         raise ConfigError("the two models read different frames: their input sizes or numbers of frames differ")
 
 
-def _draw(models: list, video: str, target: Path, args: argparse.Namespace) -> bool:
+def _draw(models: "list[VideoClip]", video: str, target: Path, args: argparse.Namespace) -> bool:
+    """Write the files of a video; return whether it could be read."""
     from trainers.inference.visualize.draw import contact_sheet, overlay_frames, write_film
     from trainers.inference.visualize.html import insight_page
     from trainers.inference.visualize.trace import look

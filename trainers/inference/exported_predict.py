@@ -1,11 +1,11 @@
-"""Run an export on videos: needs this file, the exported folder and a few packages, and nothing else.
+"""Run an export on videos. Needs only this file, the exported folder and a few packages.
 
     python exported_predict.py clip.mp4 --export folder [--format onnx]
     python exported_predict.py clip.mp4 --export folder --classes "riding a bike" surfing
 
 With --classes any names are scored, by the programs `video` and `text`; without, those of the exported `classifier`.
-Packages: numpy and av (PyAV), and onnxruntime for .onnx or torch for .pt2 and .aoti.pt2. `scripts/export.py` puts a
-copy of this file beside what it exports.
+Packages: numpy and av (PyAV), and onnxruntime for .onnx or torch for .pt2 and .aoti.pt2. The command `export` copies
+this file into the folder.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def read_frames(path: str, num_frames: int) -> np.ndarray:
     options: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
     with av.open(path, "r", **options) as container:
         stream = container.streams.best("video")
-        frames = list(container.decode(stream))
+        frames = [frame for frame in container.decode(stream) if isinstance(frame, av.VideoFrame)]
     if not frames:
         raise ValueError("no frames")
     chosen = [(2 * i + 1) * len(frames) // (2 * num_frames) for i in range(num_frames)]
@@ -41,15 +41,15 @@ def read_frames(path: str, num_frames: int) -> np.ndarray:
 
 
 def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize frames (T, H, W, 3) bilinearly, without antialiasing, pixel centres at halves."""
+    """Resize frames (T, H, W, 3) bilinearly, without antialiasing; pixel centres are at halves."""
 
-    def places(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def neighbours(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         at = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
         low = at.astype(int)
         return low, np.minimum(low + 1, old - 1), (at - low).astype(np.float32)
 
-    top, bottom, down = places(frames.shape[1], height)
-    left, right, along = places(frames.shape[2], width)
+    top, bottom, down = neighbours(frames.shape[1], height)
+    left, right, along = neighbours(frames.shape[2], width)
     frames = frames.astype(np.float32)
     rows = frames[:, top] * (1 - down)[:, None, None] + frames[:, bottom] * down[:, None, None]
     return rows[:, :, left] * (1 - along)[:, None] + rows[:, :, right] * along[:, None]
@@ -65,7 +65,7 @@ def view(frames: np.ndarray, side: int) -> np.ndarray:
     return np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
 
 
-# Contractions, words of letters, single numerals ("²" is one, and no digit to Python), runs of anything else.
+# Contractions, words of letters, single numerals ("²" is one, but not a digit in Python), runs of other characters.
 NUMERALS = "".join(c for c in map(chr, range(sys.maxunicode + 1)) if c.isnumeric() and not c.isalpha())
 WORD = re.compile(rf"'(?:s|t|re|ve|m|ll|d)|[^\W\d_{NUMERALS}]+|[\d{NUMERALS}]|(?:[^\s\w]|_)+", re.IGNORECASE)
 START, END, FIRST_MERGE, NUM_BYTES = 49406, 49407, 512, 256
@@ -109,7 +109,7 @@ class Tokenizer:
         while known := [self.merges[pair] for pair in itertools.pairwise(ids) if pair in self.merges]:
             first, merged, position = min(known), [], 0  # the earliest merge of the table
             while position < len(ids):
-                fits = self.merges.get(tuple(ids[position : position + 2])) == first
+                fits = position + 1 < len(ids) and self.merges.get((ids[position], ids[position + 1])) == first
                 merged.append(first if fits else ids[position])
                 position += 1 + fits
             ids = merged
@@ -128,7 +128,7 @@ def load(path: Path, kind: str) -> Callable[[dict[str, np.ndarray]], list[np.nda
         import onnxruntime
 
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        wanted = {node.name for node in session.get_inputs()}  # a graph leaves out inputs that it does not need
+        wanted = {node.name for node in session.get_inputs()}  # a graph omits inputs that it does not need
         return lambda inputs: session.run(None, {name: value for name, value in inputs.items() if name in wanted})
     import torch
 
@@ -158,25 +158,25 @@ def scorer(folder: Path, kind: str | None, facts: dict, names: list[str] | None)
 
     def score(pixels: np.ndarray) -> np.ndarray:
         features, *contexts = programs[0]({"video": pixels})
-        seen = {f"context_{place}": context for place, context in enumerate(contexts)}
-        return programs[1]({"tokens": tokens, "features": features, **seen})[0]
+        named = {f"context_{index}": context for index, context in enumerate(contexts)}
+        return programs[1]({"tokens": tokens, "features": features, **named})[0]
 
     return score
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line."""
+    """Run the command line; return 0, or 1 if no video could be read."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", nargs="+")
     parser.add_argument("--export", type=Path, default=Path(__file__).parent, help="folder of export.json")
-    parser.add_argument("--format", choices=list(SUFFIXES), help="default: the first that is there")
+    parser.add_argument("--format", choices=list(SUFFIXES), help="default: the first that exists")
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="other class names than the classifier's")
     parser.add_argument("--top", type=int, default=5)
     args = parser.parse_args(argv)
     facts = json.loads((args.export / "export.json").read_text(encoding="utf-8"))
     classes = args.classes or facts["classes"]
     run = scorer(args.export, args.format, facts, args.classes)
-    good = 0
+    num_read = 0
     for video in args.videos:
         try:
             pixels = view(read_frames(video, facts["num_frames"]), facts["input_size"])
@@ -189,8 +189,8 @@ def main(argv: list[str] | None = None) -> int:
         print(video)
         for index in np.argsort(-scores, kind="stable")[: args.top]:
             print(f"  {classes[index]:<40} {100 * scores[index]:5.1f} %")
-        good += 1
-    return 0 if good else 1
+        num_read += 1
+    return 0 if num_read else 1
 
 
 if __name__ == "__main__":

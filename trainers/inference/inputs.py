@@ -81,6 +81,17 @@ def read_classes(words: Sequence[str], at_least: int = 2) -> list[str]:
     return names
 
 
+def stems_of(videos: Sequence[str]) -> list[str]:
+    """Return a file name without suffix for each video: the video's own, numbered if another video has the same."""
+    stems: list[str] = []
+    for video in videos:
+        stem, number = Path(video).stem, 1
+        while (unique := stem if number == 1 else f"{stem}_{number}") in stems:
+            number += 1
+        stems.append(unique)
+    return stems
+
+
 def _listed(path: Path) -> list[str]:
     videos = []
     for line in _lines(path):

@@ -2,16 +2,20 @@
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
+from tc_clip.protocol import VideoModel
 from video_datasets.annotations import VideoRecord
 from video_datasets.batches import VideoBatch
+from video_datasets.decoding import decode
 from video_datasets.loaders import EvalLoader
+from video_datasets.sampling import test_indices
 from video_datasets.transforms import TestTransform
 from video_datasets.video_dataset import BadVideo, VideoDataset
 from video_datasets.video_files import VideoFiles
@@ -103,6 +107,16 @@ class FileReader:
         videos = torch.zeros(1, num_views, self.num_frames, 3, size, size, dtype=torch.uint8)  # (1, V, T, 3, S, S)
         zero = torch.zeros(1, dtype=torch.long)
         return VideoBatch(videos, zero, zero, torch.zeros(1, dtype=torch.bool), 0, [bad])
+
+
+def read_views(model: VideoModel, paths: Sequence[str]) -> Tensor:
+    """Return one view of each video, uint8 (n, T, 3, S, S), as the model reads them.
+
+    Raises:
+        VideoReadError: if a video cannot be read.
+    """
+    transform = TestTransform(model.input_size)
+    return torch.cat([transform(decode(path, lambda n: test_indices(n, model.num_frames)[0])) for path in paths])
 
 
 def in_background(items: Iterable[T], timeout_s: float, message: str) -> Iterator[T]:

@@ -1,0 +1,190 @@
+"""The web page to try a model: upload a video, type class names, see the ranking, a timeline and the context tokens."""
+
+import html
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import av
+from PIL import Image
+
+from tc_clip.protocol import VideoTextModel
+from trainers.inference.predict import predict, predict_timeline
+from trainers.inference.visualize.draw import timeline_picture
+from trainers.inference.visualize.html import insight_page
+from trainers.inference.visualize.trace import look
+from video_datasets.decoders.pyav import PYAV_ERRORS, open_video
+from video_datasets.decoding import VideoReadError
+from video_datasets.shapes.classes import Settings, all_classes, file_name
+from video_datasets.shapes.drawing import render, write_video
+
+MAX_CLASSES = 100
+MAX_NAME = 200  # letters of a class name
+NUM_WINDOWS = 12  # of a timeline
+SHORT_S = 3.0  # longer videos get a timeline
+EXAMPLES = ("red square moving sideways", "green ring going round in circles", "blue square moving diagonally")
+CLASSES = [*EXAMPLES, "yellow ring moving up and down"]
+
+
+class VisitorError(Exception):
+    """A problem with an upload or with class names; the message is shown on the page."""
+
+
+class Demo:
+    """Analyses one video at a time, because the class names are set on the model.
+
+    Args:
+        model: on its device.
+        precision: as for `trainers.inference.predict.predict`.
+        max_seconds: longest video.
+        timeout_s: seconds to wait for frames.
+    """
+
+    def __init__(self, model: VideoTextModel, precision: str, max_seconds: float, timeout_s: float):
+        self.model = model
+        self.precision = precision
+        self.max_seconds = max_seconds
+        self.timeout_s = timeout_s
+        self._lock = threading.Lock()
+
+    def __call__(self, video: str | None, text: str) -> tuple[dict[str, float], Image.Image | None, str]:
+        """Return scores by class, a timeline of a longer video, and the HTML page of the context tokens.
+
+        Args:
+            video: path of the upload.
+            text: class names as they were typed.
+
+        Raises:
+            VisitorError: if the video or the class names cannot be used.
+        """
+        names = class_names_of(text)
+        if not video:
+            raise VisitorError("Choose a video first.")
+        seconds = seconds_of(video)
+        if seconds > self.max_seconds:
+            raise VisitorError(f"This video is {seconds:.0f} s long; the limit is {self.max_seconds:.0f} s.")
+        with self._lock:
+            try:
+                self.model.set_class_names(names)
+            except ValueError as error:
+                raise VisitorError(f"A class name does not fit: {error}") from error
+            try:
+                scores = self._scores(video)
+                timeline = self._timeline(video, seconds) if seconds > SHORT_S else None
+                page = insight_page([look(self.model, video, self.precision)])
+            except VideoReadError as error:
+                raise VisitorError(f"This file cannot be read as a video ({error.reason}).") from error
+        return scores, timeline, page
+
+    def _scores(self, video: str) -> dict[str, float]:
+        (prediction,) = predict(
+            self.model, [video], top=MAX_CLASSES, precision=self.precision, num_workers=1, timeout_s=self.timeout_s
+        )
+        if prediction.error is not None:
+            raise VideoReadError(video, prediction.error)
+        return dict(zip(prediction.classes, prediction.scores, strict=True))
+
+    def _timeline(self, video: str, seconds: float) -> Image.Image:
+        window = max(1.0, 2 * seconds / NUM_WINDOWS)
+        timeline = predict_timeline(
+            self.model, video, window, window / 2, precision=self.precision, timeout_s=self.timeout_s
+        )
+        return timeline_picture(timeline)
+
+
+def class_names_of(text: str) -> list[str]:
+    """Return the class names in a text, one per line or separated by commas.
+
+    Raises:
+        VisitorError: if there are too few or too many, or one is too long.
+    """
+    parts = text.splitlines() if "\n" in text.strip() else text.split(",")
+    names = list(dict.fromkeys(part.strip() for part in parts if part.strip()))
+    if len(names) < 2:
+        raise VisitorError("Type at least two class names, one per line or separated by commas.")
+    if len(names) > MAX_CLASSES:
+        raise VisitorError(f"{len(names)} class names are too many; the limit is {MAX_CLASSES}.")
+    if any(len(name) > MAX_NAME for name in names):
+        raise VisitorError(f"A class name has more than {MAX_NAME} letters.")
+    return names
+
+
+def seconds_of(video: str) -> float:
+    """Return the duration in the header of a video; 0 if it has none.
+
+    Raises:
+        VisitorError: if the file is not a video.
+    """
+    try:
+        with open_video(video) as container:
+            return (container.duration or 0) / av.time_base
+    except PYAV_ERRORS:
+        raise VisitorError("This file cannot be read as a video. Is it complete?") from None
+
+
+def make_examples(folder: Path) -> list[str]:
+    """Draw a few clips of moving shapes as examples for the page; return their paths."""
+    folder.mkdir(parents=True)
+    settings = Settings(side=128, min_frames=36, max_frames=36)
+    by_name = {shape_class.name: shape_class for shape_class in all_classes()}
+    paths = []
+    for number, name in enumerate(EXAMPLES):
+        paths.append(str(folder / file_name(by_name[name], number)))
+        write_video(Path(paths[-1]), render(by_name[name], number, settings), settings)
+    return paths
+
+
+def build_page(gradio: ModuleType, demo: Demo, classes: list[str], examples: list[str]) -> Any:
+    """Return the page as a `gradio.Blocks`.
+
+    Args:
+        gradio: the module; it is imported late, after its environment variables are set.
+        classes: class names in the text field at the start.
+        examples: paths of example videos.
+    """
+
+    def analyse(video: str | None, text: str) -> tuple[str, dict[str, float] | None, Any, str]:
+        try:
+            scores, timeline, page = demo(video, text)
+        except VisitorError as error:
+            return f"**{error}**", None, gradio.update(value=None, visible=False), ""
+        best = next(iter(scores))
+        # In an iframe without access: the page's script cannot read anything of the web page around it.
+        frame = (
+            '<iframe sandbox="allow-scripts" style="width:100%;height:860px;border:0" '
+            f'srcdoc="{html.escape(page)}"></iframe>'
+        )
+        picture = gradio.update(value=timeline, visible=timeline is not None)
+        return f"Most like **{best}** ({100 * scores[best]:.1f} %).", scores, picture, frame
+
+    with gradio.Blocks(title="TC-CLIP on your video", delete_cache=(600, 1800), analytics_enabled=False) as page:
+        gradio.Markdown(
+            f"# What happens in this video?\n`{demo.model.name}` compares it with the names of actions that you type."
+        )
+        with gradio.Row():
+            with gradio.Column():
+                video = gradio.Video(label="video", sources=["upload"], height=280)
+                text = gradio.Textbox(
+                    label="class names, one per line",
+                    value="\n".join(classes),
+                    lines=6,
+                    max_lines=14,
+                    elem_id="classes",
+                )
+                button = gradio.Button("look", variant="primary", elem_id="look")
+            with gradio.Column():
+                status = gradio.Markdown("Choose a video, or an example below.", elem_id="status")
+                ranking = gradio.Label(label="ranking", num_top_classes=10, elem_id="ranking")
+                timeline = gradio.Image(label="timeline", visible=False, interactive=False, elem_id="timeline")
+        gradio.Examples([[path, "\n".join(CLASSES)] for path in examples], inputs=[video, text], cache_examples=False)
+        tokens = gradio.HTML(label="what the model attends to", elem_id="tokens")
+        button.click(
+            analyse,
+            [video, text],
+            [status, ranking, timeline, tokens],
+            time_limit=300,
+            concurrency_limit=1,
+            api_name=False,
+        )
+    return page
