@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Environment, lint, types and the whole test suite.
+# Environment, lint and the whole test suite.
 #
 #   bash scripts/test.sh [arguments of pytest]      for example: bash scripts/test.sh tests/video_datasets -k sampling
 set -euo pipefail

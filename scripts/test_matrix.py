@@ -2,7 +2,7 @@
 """Install the package into new environments and run a quick part of the tests: each Python x oldest, newest versions.
 
     python scripts/test_matrix.py                                   # every combination, one after the other
-    python scripts/test_matrix.py --cells 3.11:oldest 3.13:newest   # what continuous integration runs
+    python scripts/test_matrix.py --cells 3.11:oldest 3.13:newest   # some of them
 
 `oldest` takes the lower bounds of pyproject.toml, `newest` what pip finds within its bounds. An interpreter is looked
 for on the PATH and among pyenv's; a combination without one is skipped. An environment takes about 6 GB of disk and is
