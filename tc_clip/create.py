@@ -1,4 +1,4 @@
-"""Models by name: the one place where names, options, weights and parts come together."""
+"""Models by name, from their options and weights."""
 
 import hashlib
 import logging
@@ -21,7 +21,7 @@ from tc_clip.weights.loading import checkpoint_state, load_clip_weights, load_we
 
 _LOG = logging.getLogger(__name__)
 
-# Sizes of a model that starts from random weights: CLIP ViT-B/16's, where an option does not say otherwise.
+# Default sizes of a model that starts from random weights: those of CLIP ViT-B/16.
 _SIZES = {
     "image_size": 224,
     "patch_size": 16,
@@ -51,15 +51,15 @@ def create_model(
         clip_weights: a known name such as "ViT-B/16", a file (OpenAI's archive, a state dict, safetensors), a state
             dict, or None for random weights, whose sizes come from the checkpoint or from options (image_size,
             patch_size, vision_width, vision_depth, text_width, text_depth, embed_dim, head_width, activation). With
-            weights, image_size may differ from theirs: positions are interpolated; activation is asked for where no
-            file beside the weights tells it.
+            weights, image_size can differ from theirs: positions are interpolated; activation is needed if no file next
+            to the weights defines it.
         checkpoint: fine-tuned weights: a file of this project or a published one, or what `read_checkpoint` returned.
         options: the model's own, see `model_options(name)`.
 
     Raises:
-        TypeError: where the model has no such option; lists those it has.
-        ValueError: where an option's value or a class name does not fit.
-        WeightsError: where weights cannot be had or do not fit the model.
+        TypeError: if the model has no such option; lists its options.
+        ValueError: if an option's value is invalid, or a class name does not fit.
+        WeightsError: if weights cannot be read or do not fit the model.
     """
     known = model_options(name)
     unknown = sorted(options.keys() - known.keys() - _SIZES.keys())
@@ -127,7 +127,7 @@ def load_model(
                 f"{checkpoint.source}: was trained from a state dict of CLIP in memory: pass clip_weights"
             )
     trained = info["sizes"]["vision"]
-    # Not told by the weights: the input size where it is not CLIP's own, and what a file beside them may not tell.
+    # What weights do not determine: an input size that is not CLIP's own, and facts that a file next to them can lack.
     sizes = {key: trained[key] for key in ("image_size", "head_width", "activation") if key in trained}
     return create_model(
         info["name"],
@@ -153,10 +153,10 @@ def model_options(name: str) -> dict[str, Any]:
 def _choose_sizes(
     clip: ClipWeights | None, checkpoint: Checkpoint | None, sizes: dict[str, Any]
 ) -> tuple[VisionConfig, TextConfig]:
-    """Take the sizes from CLIP's weights, else from the checkpoint, else from the options.
+    """Return the sizes of CLIP's weights, else those of the checkpoint, else those of the options.
 
-    The options decide what weights do not tell: the input size, and the activation and width of heads where no file
-    beside the weights tells them.
+    The options decide what weights do not determine: the input size, and without a file next to the weights the
+    activation and the width of heads.
     """
     if clip is not None:
         found = sizes_of(clip.tensors, _head_widths(clip, sizes), _activation(clip, sizes))
@@ -189,7 +189,7 @@ def _choose_sizes(
     }
     for key, value in sizes.items():
         if value != actual[key]:
-            raise ValueError(f"{key}={value} was asked for, the weights have {actual[key]}")
+            raise ValueError(f"{key}={value} does not fit the weights, which have {actual[key]}")
     return vision, text
 
 
@@ -212,19 +212,19 @@ def _head_widths(clip: ClipWeights, sizes: Mapping[str, Any]) -> tuple[int, int]
 
 
 def _activation(clip: ClipWeights, sizes: Mapping[str, Any]) -> str:
-    """Return the activation that the weights were trained with, else the one asked for, else OpenAI's."""
+    """Return the activation that the weights were trained with, else that of the options, else OpenAI's."""
     if clip.activation is not None:
         return clip.activation
     if "activation" not in sizes:
         _LOG.warning(
-            "%s: nothing says which activation these weights were trained with; taken is quick_gelu, OpenAI's. Most of "
-            "open_clip's need gelu: give the option activation",
+            "%s: no file defines the activation of these weights; quick_gelu is used, as in OpenAI's. Most of "
+            "open_clip's weights need gelu: set the option activation",
             clip.source,
         )
     return sizes.get("activation", "quick_gelu")
 
 
 def _fingerprint(embedding: Tensor) -> str:
-    """Return a short name of a token embedding: checkpoints leave it out, so they must be able to tell it apart."""
+    """Return a short hash of a token embedding: checkpoints leave it out and must recognise it."""
     sample = embedding[::97].cpu().double().numpy().astype(np.float32)
     return hashlib.sha256(np.ascontiguousarray(sample).tobytes()).hexdigest()[:16]

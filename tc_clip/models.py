@@ -260,7 +260,7 @@ class VideoClip(nn.Module):
         return frozenset(name for name, _ in self.named_parameters() if name.startswith("prompts.") or name == vision)
 
     def parameter_groups(self) -> dict[str, frozenset[str]]:
-        """Return the names of trained parameters that can train at a learning rate of their own."""
+        """Return the names of trained parameters that can have their own learning rate, by group."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         text = frozenset(name for name in trained if name.startswith("text."))
         return {"prompt": self.prompt_parameter_names() & trained, "text": text}

@@ -80,13 +80,13 @@ def _merge_round(sums: Tensor, rows: Tensor, num_merged: int) -> tuple[Tensor, T
 
 
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """Take rows (B, m) of each (n, D) of `x` (B, n, D): (B, m, D). Copies whole rows, which `gather` does not."""
+    """Select rows (B, m) of each (n, D) of `x` (B, n, D): (B, m, D). Copies whole rows, unlike `gather`."""
     B, n = x.shape[:2]
     return _rows(x.flatten(0, 1), rows + _row_offsets(B, n, x.device))
 
 
 def _rows(x: Tensor, rows: Tensor) -> Tensor:
-    """Take rows (B, m) of `x` (n, D): (B, m, D)."""
+    """Select rows (B, m) of `x` (n, D): (B, m, D)."""
     return x.index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
 

@@ -137,7 +137,7 @@ class VisionEncoder(nn.Module):
     Args:
         config: sizes.
         attention: the kind of attention of the contextual blocks; the others attend frame by frame.
-        attention_options: further arguments of its class.
+        attention_options: additional arguments of its class.
         contextual_blocks: the blocks (from 0) with extra keys. The first block cannot use context tokens.
         context: how context tokens are made, if the attention or the prompts use them.
         local_global_bias: whether logits of extra keys get a learned bias.

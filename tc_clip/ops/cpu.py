@@ -68,7 +68,7 @@ def attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Attend without copies of extra keys that frames share."""
     is_half = queries.dtype in (torch.bfloat16, torch.float16)
-    if extra is not None and extra[0].dim() == keys.dim():  # each frame has extra keys of its own
+    if extra is not None and extra[0].dim() == keys.dim():  # each frame has its own extra keys
         return plain.attention(queries, keys, values, extra, bias, with_class_weights)
     if is_half and _HAS_SOFTMAX_BACKWARD:
         extra_keys, extra_values = extra or (None, None)

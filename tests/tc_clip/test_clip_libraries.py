@@ -65,7 +65,7 @@ def test_open_clip(quick_gelu, tmp_path):
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     ours = compare(path, *of_open_clip(model))
     assert ours.info()["sizes"]["text"]["activation"] == ("quick_gelu" if quick_gelu else "gelu")
-    with pytest.raises(ValueError, match="activation=.* was asked for, the weights have"):
+    with pytest.raises(ValueError, match="activation=.* does not fit the weights, which have"):
         compare(path, *of_open_clip(model), activation="gelu" if quick_gelu else "quick_gelu")
 
 
@@ -78,7 +78,7 @@ def test_open_clip_checkpoint_without_configuration(tmp_path, caplog):
     assert "activation" not in caplog.text
     with pytest.raises(AssertionError):
         compare(path, *of_open_clip(model), head_width=32)
-    assert "nothing says which activation" in caplog.text
+    assert "no file defines the activation" in caplog.text
 
 
 @pytest.mark.parametrize("side", [48, 16])

@@ -1,4 +1,4 @@
-"""What changes the cost of a model and not its results: gradient checkpointing, compilation."""
+"""Options that change the cost of a model but not its results: gradient checkpointing, compilation."""
 
 import copy
 
@@ -71,7 +71,7 @@ def test_checkpointing_keeps_less():
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["inference", "training"])
 def test_compiled_once_for_all_batches_and_class_names(mode):
-    """No graph break (they are refused), and no other code for other sizes: one for the video, one for the text."""
+    """No graph break (an error), and no recompilation for other sizes: one graph for the video, one for the text."""
     torch._dynamo.reset()
     model = build("tc_clip").train(mode == "training")
     plain = copy.deepcopy(model)
@@ -89,14 +89,14 @@ def test_compiled_once_for_all_batches_and_class_names(mode):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_answers_are_those_of_the_plain_way(precision):
-    """The forms that float32 and bf16 run in answer as plain float64 does: 99 % of videos, and 95 % in bf16."""
+def test_predictions_equal_the_reference(precision):
+    """float32 and bf16 predict the class that the reference predicts in float64: 99 % of videos, and 95 % in bf16."""
     from benchmarking.cases import PlainModel
 
     model = build("tc_clip").eval()
     model.set_class_names(NAMES)
     plain = copy.deepcopy(PlainModel(model)).double()
-    # Flat colours and noise: videos of noise alone all look alike to a model of random weights.
+    # Flat colours and noise: to a model of random weights all videos of noise alone are similar.
     generator = torch.Generator().manual_seed(0)
     colours = 10 * torch.randn(200, 1, 3, 1, 1, generator=generator)
     videos = colours + torch.randn(200, 2, 3, 32, 32, generator=generator)

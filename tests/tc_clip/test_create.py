@@ -139,7 +139,7 @@ def test_text_runs_once_for_many_batches(monkeypatch):
     assert len(runs) == 1
 
 
-def test_training_computes_the_text_anew():
+def test_training_computes_the_text_every_time():
     model = create().train()
     model(video()).sum().backward()
     assert model.text.blocks[0].mlp.c_fc.weight.grad.abs().sum() > 0
@@ -188,7 +188,7 @@ def test_clip_weights_from_everywhere(kind, tmp_path):
 
 
 def test_sizes_come_from_the_weights():
-    with pytest.raises(ValueError, match="vision_width=32 was asked for, the weights have 64"):
+    with pytest.raises(ValueError, match="vision_width=32 does not fit the weights, which have 64"):
         tc_clip.create_model("vifi_clip", class_names=NAMES, clip_weights=clip_layout(), vision_width=32)
 
 

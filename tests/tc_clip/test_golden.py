@@ -89,9 +89,9 @@ def test_train_step(golden_dir, golden_weights, build):
     ):
         gradient = gradients[name].flatten()
         bound = BOUND * norm + 1e-12
-        places = np.linspace(0, gradient.numel() - 1, samples.size).astype(int)
+        positions = np.linspace(0, gradient.numel() - 1, samples.size).astype(int)
         assert abs(gradient.norm().item() - norm) <= bound, name
-        assert np.abs(gradient[places].numpy() - samples).max() <= bound, name
+        assert np.abs(gradient[positions].numpy() - samples).max() <= bound, name
 
 
 VARIANTS = {

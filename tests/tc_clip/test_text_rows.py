@@ -1,4 +1,4 @@
-"""Texts as rows that are computed once, written out and taken back."""
+"""Texts as rows: laid out, spread to whole texts and gathered again."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ TEXTS = {
     "different lengths": ["1 2 3 4 99", "1 2 3 99", "1 2 3 5 6 7 99", "1 2 3 4 8 99"],
     "one text": ["1 2 3 99"],
     "twice the same": ["1 2 3 99", "1 2 3 99"],
-    "one is the other's beginning": ["1 2 99", "1 2 3 4 99"],
+    "one is a prefix of the other": ["1 2 99", "1 2 3 4 99"],
     "nothing but the start": ["1 5 99", "1 6 7 99"],
     "nothing in common": ["5 99", "6 7 99"],
 }
@@ -23,7 +23,7 @@ def tokens_of(name: str, padding: int = 2) -> torch.Tensor:
 
 
 def texts_of(rows: TextRows, x: torch.Tensor) -> list[list[int]]:
-    """Return the texts up to their ends, from one number a row."""
+    """Return the texts up to their ends, from one number per row."""
     spread = rows.spread(x.unsqueeze(-1)).squeeze(-1)
     return [text[: end + 1] for text, end in zip(spread.tolist(), rows.positions[rows.ends].tolist(), strict=True)]
 
@@ -45,7 +45,7 @@ def test_rows_hold_every_position_once(name):
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_a_part_is_the_rows_of_its_texts(name):
+def test_a_part_has_the_rows_of_its_texts(name):
     rows = TextRows.of(tokens_of(name))
     numbers = torch.arange(len(rows.tokens))
     whole = texts_of(rows, numbers)
@@ -61,7 +61,7 @@ def test_a_part_is_the_rows_of_its_texts(name):
 
 
 @pytest.mark.parametrize("num_shared", [0, 1])
-def test_padded_texts_say_the_same(num_shared):
+def test_padded_texts_are_equal(num_shared):
     tokens = tokens_of("different lengths")
     rows = TextRows.padded(tokens, num_shared)
     assert torch.equal(rows.spread(rows.tokens.unsqueeze(-1)).squeeze(-1), tokens)
@@ -71,7 +71,7 @@ def test_padded_texts_say_the_same(num_shared):
 
 
 def test_positions_after_an_end_get_no_gradient():
-    """They are written from their end's row, which must not get any for them: so that no sum depends on an order."""
+    """They repeat their end's row, which must not get their gradients: else a sum would depend on an order."""
     rows = TextRows.of(tokens_of("different lengths"))
     x = torch.randn(len(rows.tokens), 12, dtype=torch.float64)
     written = rows.spread(x).requires_grad_()

@@ -1,4 +1,4 @@
-"""Merge schedule, matching and averaging against small cases that a hand can follow."""
+"""Merge schedule, matching and averaging against small cases computed by hand."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def test_published_schedule():
         (96, 96, 100, ()),
         (50, 96, 100, ()),
         (97, 96, 100, (1,)),
-        (296, 96, 100, (100, 98, 2)),  # the second full round may merge half of 196 only
+        (296, 96, 100, (100, 98, 2)),  # the second full round can merge only half of 196
         (10, 1, 100, (5, 2, 1, 1)),
         (464, 64, 40, (40,) * 10),
         (7, 2, 2, (2, 2, 1)),
