@@ -10,6 +10,7 @@ import torch
 import tc_clip
 from tc_clip.protocol import VideoModel
 from trainers.config.lists import ListEntry, list_entries
+from trainers.config.secrets import hide_in_config
 from trainers.config.settings import DataSettings, Part, Settings
 from trainers.distributed.processes import Ranks
 from trainers.errors import ConfigError
@@ -184,6 +185,7 @@ def open_log(
         tensorboard=settings.logging.tensorboard and settings.eval is None,
         resumed_step=resumed_step,
         repeats_validation=repeats_validation,
+        config=hide_in_config(settings.to_dict()),
     )
     return open_loggers(settings.logging.loggers, options)
 

@@ -58,7 +58,7 @@ def score_views(model: VideoModel, videos: Tensor, precision: Precision, views_a
 
     Args:
         videos: uint8 `(B, V, T, 3, H, W)`.
-        views_at_once: views of one forward pass; bounds the memory, whatever V is.
+        views_at_once: views of one forward pass, which limits the memory for any V.
 
     Returns:
         `(B, C)`, at least float32, on the model's device.
@@ -77,7 +77,7 @@ def score_views(model: VideoModel, videos: Tensor, precision: Precision, views_a
 def score_videos(
     model: VideoModel, loader: EvalLoader, precision: Precision, views_at_once: int
 ) -> Iterator[tuple[VideoBatch, Tensor]]:
-    """Yield this rank's batches with their scores `(B, C)`; scores of invalid videos mean nothing."""
+    """Yield this rank's batches with their scores `(B, C)`; scores of invalid videos have no meaning."""
     model.eval()
     for batch in loader:
         yield batch, score_views(model, batch.videos, precision, views_at_once)
@@ -95,34 +95,29 @@ def evaluate(
     max_bad_share: float = 1.0,
     interrupts: Interrupts | None = None,
 ) -> Evaluation:
-    """Evaluate the model, with the class names that it has been set to, on a list of videos.
+    """Evaluate the model with its class names on a list of videos. Collective.
 
     Args:
-        num_videos: length of the list, checked against what the ranks have seen in all.
-        max_bad_share: share of the list that may be unreadable, over all ranks (one video always may).
-        interrupts: ends the evaluation, on all ranks, where it asks for a stop.
+        num_videos: length of the list, compared with the number of videos that all ranks have seen.
+        max_bad_share: share of the list that may be unreadable, over all ranks; one video may be in any case.
+        interrupts: a stop that it requests on any rank ends the evaluation on all.
 
     Raises:
-        BadVideoError: where more videos cannot be read.
-        RunInterrupted: where a stop was asked for.
-        RuntimeError: where the ranks together did not see every video exactly once.
+        BadVideoError: if more videos cannot be read.
+        RunInterrupted: if a stop was requested.
+        RuntimeError: if the ranks together did not see every video exactly once.
     """
     start = time.perf_counter()
     metrics = create_metrics(num_classes)
     predictions: list[Prediction] = []
     unreadable: list[tuple[int, str, str]] = []
-    error = None
-    try:
+    with ranks.errors_together():  # a rank with an error waits here until the others are done
         for batch, scores in score_videos(model, loader, precision, views_at_once):
             if interrupts is not None and interrupts.requested is not None:
                 ranks.announce_stop(interrupts.requested)
                 break
             predictions += _predictions(batch, scores, metrics)
             unreadable += [(video.index, video.path, video.reason) for video in batch.bad_videos]
-    except Exception as problem:
-        error = problem
-    # A rank in trouble comes here early, and the others hear of it when they are done.
-    ranks.raise_together(error)
     if interrupts is not None:
         reason = next((reason for reason in ranks.all_gather(interrupts.requested) if reason is not None), None)
         if reason is not None:

@@ -178,11 +178,12 @@ def test_a_logger_of_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
             messages.append(message)
 
     module = ModuleType("their.loggers")
-    module.open_logger = lambda options: Collector()
+    module.open_logger = lambda options: Collector() if options.config["seed"] == 7 else None
     monkeypatch.setitem(sys.modules, "their.loggers", module)
     monkeypatch.setitem(sys.modules, "their", ModuleType("their"))
-    with open_loggers(["their.loggers"], LogOptions(None)) as log:
-        log.warning("hello")
+    for seed in (7, 8):
+        with open_loggers(["their.loggers"], LogOptions(None, config={"seed": seed})) as log:
+            log.warning("hello")
     assert messages == ["warning: hello"]
     with pytest.raises(ConfigError, match="logging.loggers: wandbb cannot be imported"):
         open_loggers(["wandbb"], LogOptions(None))

@@ -52,7 +52,7 @@ def test_training_writes_what_it_says(compose_run, tmp_path: Path) -> None:
     assert list((output / "tensorboard").iterdir())
     assert "lr: 0.001" in (output / "config.yaml").read_text()
     text = (output / "log.txt").read_text()
-    assert "2 videos x 4 micro-batches = 8 videos an update" in text
+    assert "2 videos x 4 micro-batches = 8 videos per update" in text
     assert "6 micro-batches, 2 updates, the last of 3 videos" in text
 
 

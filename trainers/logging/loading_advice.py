@@ -1,26 +1,27 @@
-"""What to tell a user whose model waits for videos."""
+"""Advice for a user whose model waits for videos."""
 
 import os
 
 from video_datasets.machine import available_cores
 
-WAIT_SHARE = 0.05  # of the time; less is not worth a word
+WAIT_SHARE = 0.05  # share of the time up to which there is no advice
 
 
 def loading_advice(wait_share: float, videos_per_second: float, num_workers: int, num_cores: int) -> str | None:
-    """Say why the model waits and what would help, or None where it hardly waits.
+    """Return why the model waits and what would help, or None if it hardly waits.
 
     Args:
         wait_share: share of the time spent waiting for videos.
-        videos_per_second: of all processes.
-        num_workers: of a process; num_cores: that a process has for them.
+        videos_per_second: videos of all processes per second.
+        num_workers: processes that read videos, of one process of the run.
+        num_cores: cores for them.
     """
     if wait_share <= WAIT_SHARE:
         return None
     possible = videos_per_second / max(1 - wait_share, 0.01)
-    waits = f"the model waits {wait_share:.0%} of the time for videos ({videos_per_second:.1f} a second come, it could "
-    waits += f"train on {possible:.1f}): "
-    if num_workers < num_cores - 1:  # one core is left to the process itself
+    waits = f"the model waits {wait_share:.0%} of the time for videos ({videos_per_second:.1f} videos/s, it could "
+    waits += f"train on {possible:.1f} videos/s): "
+    if num_workers < num_cores - 1:  # the process itself uses one core
         return waits + f"{num_workers} workers read on {num_cores} cores; try num_workers={num_cores}"
     return waits + (
         f"the {num_cores} cores of a process cannot decode enough; data.cache=FOLDER makes later epochs decode "

@@ -6,10 +6,10 @@ is named by its module (`console`), any other by its full dotted name.
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from torch import Tensor
 
@@ -29,9 +29,10 @@ class LogOptions:
         output: the run's folder; None for a dry run, which writes no files.
         bar: whether the console shows a progress bar instead of one line per update.
         tensorboard: whether to write TensorBoard files.
-        resumed_step: step that training starts from; what was logged beyond it is dropped, since it comes again. None
-            for an evaluation, which adds to the existing files.
-        repeats_validation: whether the validation at `resumed_step` comes again too.
+        resumed_step: step that training starts from; later entries of the files are dropped, since the run logs them
+            again. None for an evaluation, which adds to the existing files.
+        repeats_validation: whether the run also repeats the validation at `resumed_step`.
+        config: the configuration without secrets, for a logger that stores it.
     """
 
     output: Path | None
@@ -39,6 +40,7 @@ class LogOptions:
     tensorboard: bool = False
     resumed_step: int | None = None
     repeats_validation: bool = False
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Logger:
@@ -59,13 +61,13 @@ class Logger:
         """Log numbers (and a few texts) by name; `kind` is train, epoch, val or test."""
 
     def log_progress(self, title: str, done: int, total: int, note: str = "") -> None:
-        """Show how much of an epoch is done; the first call of an epoch comes before its first update."""
+        """Show how much of an epoch is done; the first call of an epoch is before its first update."""
 
     def log_frames(self, step: int, videos: Tensor) -> None:
         """Log training frames, uint8 `(B, T, 3, H, W)`."""
 
     def log_validation(self, step: int, evaluation: Evaluation, videos: VideoList) -> None:
-        """Log single classes and videos of a validation; its numbers come by `log_metrics`."""
+        """Log single classes and videos of a validation; `log_metrics` gets its numbers."""
 
     def log_end(self, reason: str) -> None:
         """Log why the run ends early; standard error has that message already."""
@@ -130,7 +132,7 @@ class LoggerContainer(Logger):
         self._call(lambda logger: logger.log_end(hide_secrets(reason)))
 
     def close(self) -> None:
-        """Close all loggers; the console, which is first, comes last."""
+        """Close all loggers in reverse order: the console, the first one, can still show a warning."""
         self._loggers.reverse()
         self._call(lambda logger: logger.close())
         self._loggers.clear()

@@ -1,4 +1,4 @@
-"""The run plan: what is about to happen, in numbers, before it happens."""
+"""The plan of a run: processes, lists, batches, learning rates, in numbers, before it starts."""
 
 import torch
 
@@ -16,7 +16,7 @@ def count_parameters(model: TorchModule) -> tuple[int, int]:
 
 
 def device_lines(ranks: Ranks, precision: Precision) -> list[tuple[str, str]]:
-    """Return where the run computes."""
+    """Return the number of processes, their device and the precision."""
     device = f"CPU, threads each: {torch.get_num_threads()}" if ranks.device.type == "cpu" else "Apple GPU"
     if ranks.device.type == "cuda":
         device = torch.cuda.get_device_name(ranks.device)
@@ -38,7 +38,7 @@ def training_lines(
     warmup_epochs: int,
     lr_min: float,
 ) -> list[tuple[str, str]]:
-    """Return the arithmetic of batches and the learning rates. Call it before a schedule sets the rates."""
+    """Return the sizes of batches and epochs, and the learning rates. Call it before a schedule sets the rates."""
     share = plan.accumulation / world_size
     by_process = f"{share:g}" if share == int(share) else f"{int(share)} or {int(share) + 1}"
     last = plan.update(plan.num_updates - 1).num_videos
@@ -50,8 +50,8 @@ def training_lines(
     return [
         (
             "batch",
-            f"{plan.batch_size} videos x {plan.accumulation} micro-batches = {plan.total_batch_size} videos an update "
-            f"({by_process} micro-batches on each process)",
+            f"{plan.batch_size} videos x {plan.accumulation} micro-batches = {plan.total_batch_size} videos per update "
+            f"({by_process} micro-batches per process)",
         ),
         ("epoch", f"{plan.num_micro_batches:,} micro-batches, {plan.num_updates:,} updates{rest}"),
         ("training", f"{epochs} epochs, {epochs * plan.num_updates:,} updates; warm-up {warmup_epochs} epochs"),
@@ -60,13 +60,13 @@ def training_lines(
 
 
 def format_plan(title: str, lines: list[tuple[str, str]]) -> str:
-    """Return the plan as text, one fact a line."""
+    """Return the plan as text, one fact per line."""
     width = max(len(name) for name, _ in lines)
     return "\n".join([title, *(f"  {name.ljust(width)}  {value}" for name, value in lines)])
 
 
 def millions(count: int) -> str:
-    """Return a count of parameters in words."""
+    """Return a number of parameters as text, in millions if it is large."""
     return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"
 
 
