@@ -24,6 +24,7 @@ from trainers.logging.plan import count_parameters, device_lines, format_plan, l
 from trainers.paths import REPOSITORY
 from trainers.prepare import Job, TrainingParts, load_on_all, mix_with_start, prepare, prepare_training
 from trainers.reporting.pictures import side_product
+from trainers.reporting.read_results import results_name
 from trainers.reporting.tables import ResultRow, results_dict, results_table, summarise
 from trainers.reporting.write_results import WeightsFile, run_facts, sha256_of
 from trainers.session import TrainingRun
@@ -206,7 +207,7 @@ def _report_results(job: Job, log: LoggerContainer, rows: Sequence[ResultRow], w
     summary = summarise(rows, settings.protocol)
     log.info("\n" + results_table(rows, summary))
     facts = run_facts(settings, weights) if job.ranks.is_main else {}
-    name = "results.json" if settings.eval is None else f"results_eval_{settings.eval}.json"
+    name = results_name(settings.eval)
     _write(job, name, json.dumps(hide_in_config(results_dict(rows, summary, facts)), indent=2) + "\n")
     log.info(f"\nresults: {settings.folder / name}")
     if job.ranks.is_main and settings.logging.report:

@@ -194,7 +194,7 @@ def _flop_formulas() -> dict[Any, Callable[..., int]]:
     def attention_backward(_: Shape, query: Shape, key: Shape, *__: object, **___: object) -> int:
         return attention(query, key) * 5 // 2
 
-    formulas = {
+    formulas: dict[str, Callable[..., int]] = {
         "mkldnn._linear_pointwise": linear,
         "aten._scaled_dot_product_flash_attention_for_cpu": attention,
         "aten._scaled_dot_product_flash_attention_for_cpu_backward": attention_backward,
