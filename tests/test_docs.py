@@ -451,7 +451,7 @@ def test_facts_of_the_shapes() -> None:
     num_files = num_classes * (made.train_clips + made.val_clips)
     sentences = {
         "DATASETS.md": (
-            f"{made.train_clips} training and {made.val_clips} validation clips a class, {num_files:,} files of "
+            f"{made.train_clips} training and {made.val_clips} validation clips per class, {num_files:,} files of "
             f"{made.side} x {made.side} pixels and {made.min_frames} to {made.max_frames} frames.",
             f"make {num_classes} classes with names in words",
             f"{num_base} combinations to train on and {num_classes - num_base} held out",
