@@ -5,6 +5,7 @@ Each rule is one test over all files and reports every violation as `file:line: 
 
 import ast
 import functools
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -69,6 +70,12 @@ PRIVATE_OF_LIBRARIES = {
     "_workers": "torch: the processes of a DataLoader, to name one that hangs",
     "_shutdown_workers": "torch: to end them",
 }
+# Words that stop a reader; CONTRIBUTING.md asks for plain English.
+PRIVATE_WORDS = re.compile(
+    r"\b(of ours|can mend|strangers|yardstick|wishes|told|whoever|deaf|passed over|always bears|put up)\b"
+    r"|\ba (path|line|name|colour) a (line|class|video|name)\b|\bs a video\b|\bgoes on (from|with)\b",
+    re.IGNORECASE,
+)
 MAX_LINES = 500
 
 
@@ -274,3 +281,15 @@ def test_packages_import_quickly() -> None:
     for package in ("tc_clip", "video_datasets"):
         path = REPOSITORY / package / "__init__.py"
         assert {module.split(".")[0] for _, module in imported(path, tree_of(path).body)} <= {"importlib", "typing"}
+
+
+def test_words_are_plain() -> None:
+    folders = [REPOSITORY / name for name in ("configs", "docs", "labels", "scripts", "tests")]
+    texts = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".md", ".yaml", ".sh")]
+    wrong = []
+    for path in [*SOURCES, *SCRIPTS, *TESTS, *REPOSITORY.glob("*.md"), *texts]:
+        for line, text in enumerate(text_of(path).splitlines(), start=1):
+            found = PRIVATE_WORDS.search(text)
+            if found and path != Path(__file__).resolve():
+                wrong.append(f"{name_of(path)}:{line}: {found[0]}")
+    assert wrong == []
