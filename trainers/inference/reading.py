@@ -184,8 +184,8 @@ class _GivenFiles(VideoFiles):
     def _source(self, path: str) -> str:
         return path
 
-    def _index(self) -> dict[str, list[str]]:
-        return {}
+    def _paths(self) -> Iterator[str]:
+        return iter(())
 
 
 def _shifted(batch: VideoBatch, by: int) -> tuple[VideoBatch, dict[int, str]]:
