@@ -6,7 +6,7 @@ import time
 
 
 def misbehave(job: tuple[str, float]) -> str:
-    """Do what the job says: sleep, die, raise, or answer."""
+    """Sleep, die, raise or return, as the job says."""
     kind, seconds = job
     if kind == "hang":
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -20,7 +20,7 @@ def misbehave(job: tuple[str, float]) -> str:
 
 
 def hang_at_april(job: object) -> dict:
-    """Look at a video as verify.py does, but hang at some."""
+    """Check a video as verify.py does, but hang at some."""
     from trainers.commands.data.inspect_video import inspect_video
 
     if "April_09_kick_ball" in job.source:

@@ -18,14 +18,15 @@ from hydra import compose, initialize_config_dir
 
 from tests.miniature import SUBSETS, Miniature, make_miniature
 from trainers.commands.collect_results import main as collect
-from trainers.commands.data.make_splits import Options, make_splits
-from trainers.commands.data.new_dataset import Options as NewOptions
-from trainers.commands.data.new_dataset import new_dataset
-from trainers.commands.data.pack import pack
-from trainers.commands.data.transcode import Options as TranscodeOptions
-from trainers.commands.data.transcode import transcode
-from trainers.commands.data.verify import ListToVerify, is_safe, verify
-from trainers.commands.data.verify import Options as VerifyOptions
+from trainers.commands.data.own_dataset import Options as NewOptions
+from trainers.commands.data.own_dataset import new_dataset
+from trainers.commands.data.packing import pack
+from trainers.commands.data.splits import Options, make_splits
+from trainers.commands.data.transcoding import Options as TranscodeOptions
+from trainers.commands.data.transcoding import transcode
+from trainers.commands.data.verification import ListToVerify, verify
+from trainers.commands.data.verification import Options as VerifyOptions
+from trainers.commands.data.verify_report import is_safe
 from trainers.config.resolve import resolve
 from trainers.run import run
 
@@ -59,7 +60,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     root = tmp_path_factory.mktemp("prepared")
     miniature = make_miniature(root / "miniature")
     found = Prepared(miniature, root / "lists", root / "fast")
-    options = Options(shots=(1, 2), base2novel_shots=2, tiny_a_class=2)
+    options = Options(shots=(1, 2), base2novel_shots=2, tiny_per_class=2)
     lists = []
     for dataset in DATASETS:
         videos, annotations = miniature.videos(dataset), miniature.annotations(dataset)

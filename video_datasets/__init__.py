@@ -5,6 +5,20 @@ are first used, so `import video_datasets` costs nothing.
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from video_datasets.annotations import AnnotationError, VideoRecord, read_annotations, read_class_names
+    from video_datasets.batches import VideoBatch
+    from video_datasets.decoding import VideoReadError, decode
+    from video_datasets.loaders import BadVideoError, EvalLoader, TrainLoader, micro_batches
+    from video_datasets.mixing import Mixing
+    from video_datasets.randomness import micro_batch_rng
+    from video_datasets.transforms import TestTransform, TrainTransform, normalize
+    from video_datasets.video_dataset import BadVideo, ItemKey, VideoDataset
+    from video_datasets.video_files import VIDEO_SUFFIXES, VideoFilesError, has_video_suffix, open_video_files
+    from video_datasets.windows import Window, read_windows
+    from video_datasets.workers import VideoTimeoutError, VideoWorkerError
 
 _MODULES = {
     "annotations": ("AnnotationError", "VideoRecord", "read_annotations", "read_class_names"),
@@ -21,7 +35,35 @@ _MODULES = {
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = sorted(_MODULE_OF)
+__all__ = [
+    "AnnotationError",
+    "BadVideo",
+    "BadVideoError",
+    "EvalLoader",
+    "ItemKey",
+    "Mixing",
+    "TestTransform",
+    "TrainLoader",
+    "TrainTransform",
+    "VIDEO_SUFFIXES",
+    "VideoBatch",
+    "VideoDataset",
+    "VideoFilesError",
+    "VideoReadError",
+    "VideoRecord",
+    "VideoTimeoutError",
+    "VideoWorkerError",
+    "Window",
+    "decode",
+    "has_video_suffix",
+    "micro_batch_rng",
+    "micro_batches",
+    "normalize",
+    "open_video_files",
+    "read_annotations",
+    "read_class_names",
+    "read_windows",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -1,4 +1,4 @@
-"""Published lists and label files: counts, ranges, duplicates, leaks, and what is set where all is well."""
+"""Published lists and label files: counts, ranges, duplicates, leaks, and what is set if there is no problem."""
 
 import json
 from pathlib import Path
@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trainers.commands.data.import_splits import Findings, import_splits, main
+from trainers.commands.data.import_splits import main
 from trainers.commands.data.listing import DataError, names_text
 from trainers.commands.data.local_config import set_local
 from trainers.commands.data.published import DISJOINT, FROSTER, LISTS
+from trainers.commands.data.published_files import Findings, import_splits
 from video_datasets.annotations import read_class_names
 
 LABELS = Path(__file__).resolve().parents[2] / "labels"
@@ -51,7 +52,7 @@ def test_a_good_folder_is_set(checkout: Path, tmp_path: Path) -> None:
     assert {row[3] for row in findings.rows} == {"ok"}
     assert yaml.safe_load((tmp_path / "local.yaml").read_text()) == {"lists_root": str(checkout / "datasets_splits")}
     assert len(read_class_names(tmp_path / "froster" / "hmdb_51_llm_labels.json")) == 51
-    assert "k400_splits/val.txt is not there" in findings.notes
+    assert "k400_splits/val.txt is missing" in findings.notes
     again = run(checkout / "datasets_splits", tmp_path)
     assert again.rows == findings.rows
 
@@ -67,7 +68,7 @@ def test_a_good_folder_is_set(checkout: Path, tmp_path: Path) -> None:
         (
             "hmdb_splits/train1_few_shot_4.txt",
             lambda text: "hmdb_splits val1.txt 0.avi 0\n" + text.split("\n", 1)[1],
-            "train1_few_shot_4.txt and hmdb_splits/val1.txt share 1 videos, as hmdb_splits val1.txt 0.avi",
+            "train1_few_shot_4.txt and hmdb_splits/val1.txt share 1 videos, for example hmdb_splits val1.txt 0.avi",
         ),
     ],
 )
@@ -83,7 +84,7 @@ def test_what_is_wrong_is_named_and_nothing_is_set(
     assert not (tmp_path / "local.yaml").exists() and not (tmp_path / "froster").exists()
 
 
-def test_label_files_must_agree_with_ours(checkout: Path, tmp_path: Path) -> None:
+def test_label_files_must_agree_with_this_project(checkout: Path, tmp_path: Path) -> None:
     names = read_class_names(LABELS / "hmdb51.csv")
     kick_ball, kick = names.index("kick ball"), names.index("kick")
     names[kick_ball], names[kick] = names[kick], names[kick_ball]
@@ -97,21 +98,21 @@ def test_froster_files_are_counted_and_strange_ones_noted(checkout: Path, tmp_pa
     sentences = json.loads(path.read_text())
     sentences["3"] = "A person is doing something else"
     path.write_text(json.dumps(sentences))
-    assert any("1 sentences lack their class's own words" in note for note in run(checkout, tmp_path).notes)
+    assert any("1 names lack the words of their class" in note for note in run(checkout, tmp_path).notes)
     del sentences["50"]
     path.write_text(json.dumps(sentences))
     assert run(checkout, tmp_path).problems == ["hmdb_51_llm_labels.json: 50 names of 51 classes"]
 
 
-def test_a_folder_without_lists_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="neither it nor its datasets_splits holds a published list"):
+def test_a_folder_without_lists_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="neither it nor its datasets_splits has a published list"):
         run(tmp_path, tmp_path)
 
 
 def test_pairs_and_names_are_known() -> None:
     assert all(train in LISTS and val in LISTS for train, val in DISJOINT)
     text = (LABELS.parent / "configs" / "labels" / "froster.yaml").read_text()
-    assert all(f"{ours}: ${{labels_root}}/{name}" in text for name, ours in FROSTER.items())
+    assert all(f"{labels}: ${{labels_root}}/{name}" in text for name, labels in FROSTER.items())
 
 
 def test_the_local_configuration_keeps_what_is_there(tmp_path: Path) -> None:

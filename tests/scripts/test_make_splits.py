@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.miniature import CLASSES, NUM_TRAIN, NUM_VAL, SUBSETS, Miniature
-from trainers.commands.data import make_splits as module
+from trainers.commands.data import splits as module
 from trainers.commands.data.listing import DataError, sha256_of
-from trainers.commands.data.make_splits import Options, main, make_splits
+from trainers.commands.data.make_splits import main
 from trainers.commands.data.published import LISTS, SHOTS
+from trainers.commands.data.splits import Options, make_splits
 from video_datasets.annotations import VideoRecord, read_annotations, read_class_names
 
-OPTIONS = Options(shots=(1, 2), base2novel_shots=2, tiny_a_class=2)
+OPTIONS = Options(shots=(1, 2), base2novel_shots=2, tiny_per_class=2)
 DATASETS = ("hmdb51", "k400", "k600", "ssv2", "ucf101")
 
 
@@ -163,17 +164,17 @@ def test_draws_are_seeded_and_the_manifest_says_so(miniature: Miniature, made: P
 @pytest.mark.parametrize(
     ("dataset", "file", "line", "message"),
     [
-        ("ucf101", "ucfTrainTestlist/classInd.txt", "2 YoYo", r"classInd.txt:5: class '2 YoYo' does not agree"),
+        ("ucf101", "ucfTrainTestlist/classInd.txt", "2 YoYo", r"classInd.txt:5: class '2 YoYo' contradicts"),
         ("ucf101", "ucfTrainTestlist/trainlist02.txt", "YoYo/v_YoYo_g09_c01.avi", r"trainlist02.txt:13: expected `Cl"),
         ("ucf101", "ucfTrainTestlist/trainlist02.txt", "Yo/v_YoYo_g09_c01.avi 4", r"trainlist02.txt:13: expected Cl"),
-        ("ucf101", "ucfTrainTestlist/trainlist01.txt", "YoYo/v_Y.avi 3", r"trainlist01.txt:13: .* has the number 3"),
+        ("ucf101", "ucfTrainTestlist/trainlist01.txt", "YoYo/v_Y.avi 3", r"trainlist01.txt:13: .* has number 3"),
         ("ucf101", "ucfTrainTestlist/trainlist01.txt", "YoYo/v_YoYo_g01_c01.avi 4", r"ucf_splits/train1.txt: .* twice"),
         ("hmdb51", "testTrainMulti_7030_splits/kick_test_split3.txt", "x.avi 3", r"kick_test_split3.txt:7: .*'3'"),
         ("hmdb51", "testTrainMulti_7030_splits/kick_test_split1.txt", "x.avi", r"kick_test_split1.txt:7: expected"),
-        ("k400", "val.csv", "kayaking,abcdefghijk,1,11,val,0", r"val.csv:10: the label 'kayaking' is no class"),
+        ("k400", "val.csv", "kayaking,abcdefghijk,1,11,val,0", r"val.csv:10: the label 'kayaking' is not a class"),
         ("k400", "val.csv", "zumba,abcdefghijk,one,11,val,0", r"val.csv:10: the times must be numbers"),
         ("k400", "train.csv", "zumba,abcdefghijk,,11,train,0", r"train.csv:18: an empty cell"),
-        ("k400", "val.csv", "zumba,-k400v_00xx,0,10,val,0", r"val.csv:10: .* has another label in line 2"),
+        ("k400", "val.csv", "zumba,-k400v_00xx,0,10,val,0", r"val.csv:10: .* has a different label in line 2"),
         ("ssv2", "something-something-v2-train.json", "]", r"v2-train.json:2: is not JSON"),
     ],
 )
@@ -193,7 +194,7 @@ def test_an_unknown_template_and_a_missing_file_are_named(miniature: Miniature, 
     annotations = shutil.copytree(miniature.annotations("ssv2"), tmp_path / "annotations")
     path = annotations / "something-something-v2-validation.json"
     path.write_text(json.dumps([*json.loads(path.read_text()), {"id": "1", "template": "Eating [something]"}]))
-    with pytest.raises(DataError, match=r"entry 8: the template 'Eating \[something\]' is no class"):
+    with pytest.raises(DataError, match=r"entry 8: the template 'Eating \[something\]' is not a class"):
         make_splits("ssv2", annotations, tmp_path / "lists", OPTIONS, miniature.labels)
     path.unlink()
     with pytest.raises(DataError, match="no validation.json or"):
@@ -201,7 +202,7 @@ def test_an_unknown_template_and_a_missing_file_are_named(miniature: Miniature, 
 
 
 def test_too_few_videos_for_a_draw_are_named(miniature: Miniature, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"shots=4: 4 videos a class are wanted, 'Hammering' has 3"):
+    with pytest.raises(DataError, match=r"shots=4: needs 4 videos per class, 'Hammering' has 3"):
         make(miniature, "ucf101", tmp_path / "lists", Options(shots=(4,)))
     assert not (tmp_path / "lists").exists()
 

@@ -10,7 +10,8 @@ from hydra import compose, initialize_config_dir
 
 from trainers import build
 from trainers.commands.data.listing import DataError
-from trainers.commands.data.new_dataset import Options, main, make_dataset, new_dataset
+from trainers.commands.data.new_dataset import main
+from trainers.commands.data.own_dataset import Options, make_dataset, new_dataset
 from trainers.config.resolve import resolve
 from video_datasets.annotations import read_annotations, read_class_names
 
@@ -57,7 +58,7 @@ def test_lists_are_stratified_and_disjoint(videos: Path, tmp_path: Path, configs
     novel = read_annotations(lists / "novel.txt", 2)
     assert len(novel) == 8 and set(Counter(r.label for r in novel).values()) == {3, 5}
     assert [name for name in made.lists if "few_shot" in name] == ["train_few_shot_2.txt"]
-    assert "no few-shot lists for 4, 8, 16 videos a class" in made.notes[0]
+    assert "no few-shot lists for 4, 8, 16 videos per class" in made.notes[0]
     assert len(read_annotations(lists / "train_base2novel_seed2.txt")) == 3 * 7
 
 
@@ -117,17 +118,17 @@ def test_wrong_csvs_are_named(videos: Path, tmp_path: Path, configs: Path, lines
     assert not (tmp_path / "lists").exists()
 
 
-def test_what_cannot_be_made_is_told(videos: Path, tmp_path: Path, configs: Path) -> None:
+def test_impossible_requests_are_errors(videos: Path, tmp_path: Path, configs: Path) -> None:
     with pytest.raises(DataError, match="'birds_llm' cannot be the name"):
         new_dataset("birds_llm", videos, tmp_path / "lists", configs, Options())
-    with pytest.raises(DataError, match="few-shot with shots=4: 4 videos a class are wanted, 'crested tit' has 2"):
+    with pytest.raises(DataError, match="few-shot with shots=4: needs 4 videos per class, 'crested tit' has 2"):
         make(videos, tmp_path, configs, Options(shots=(4,)))
     with pytest.raises(DataError, match="'rare' has 1 video"):
         make_dataset([("a", "rare"), ("b", "often"), ("c", "often")], Options())
     with pytest.raises(DataError, match="no such file|cannot be read|No such file"):
         make(tmp_path / "nowhere", tmp_path, configs)
     (videos / "loose.mp4").write_bytes(b"")
-    with pytest.raises(DataError, match="'loose.mp4' lies beside the class folders"):
+    with pytest.raises(DataError, match="'loose.mp4' is not in a class folder"):
         make(videos, tmp_path, configs)
 
 
@@ -136,5 +137,5 @@ def test_an_existing_one_is_kept(videos: Path, tmp_path: Path, configs: Path, ca
     assert main(arguments) == 0
     assert "python main.py -cn few_shot data=few_shot_birds shot=2" in capsys.readouterr().out
     assert main(arguments) == 2
-    assert "is there already; give --overwrite" in capsys.readouterr().err
+    assert "already exists; use --overwrite" in capsys.readouterr().err
     assert main([*arguments, "--overwrite", "--seed", "3"]) == 0

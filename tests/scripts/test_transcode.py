@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from tests.miniature import Miniature
-from trainers.commands.data import pack as packing
-from trainers.commands.data import transcode as module
-from trainers.commands.data.listing import DataError, all_videos
-from trainers.commands.data.transcode import Job, Options, main, transcode, transcode_video
+from trainers.commands.data import packing
+from trainers.commands.data import transcoding as module
+from trainers.commands.data.listing import DataError
+from trainers.commands.data.transcode import main
+from trainers.commands.data.transcoding import Job, Options, transcode, transcode_video
 from video_datasets.decoding import decode
 from video_datasets.video_files import VideoFilesError, open_video_files, write_tar_index
 
@@ -119,7 +120,7 @@ def test_a_second_start_continues_and_originals_are_untouched(
     assert decode(source, lambda count: np.arange(count)).shape == (9, 48, 48, 3)
 
 
-def test_lists_choose_and_wrong_questions_are_told(miniature: Miniature, tmp_path: Path, capsys) -> None:
+def test_lists_choose_and_wrong_arguments_are_errors(miniature: Miniature, tmp_path: Path, capsys) -> None:
     videos = miniature.videos("ssv2")
     (tmp_path / "list.txt").write_text("14498.webm 0\n14505.webm 0\n")
     common = ["--videos", str(videos), "--workers", "1", "--preset", "ultrafast"]
@@ -128,9 +129,9 @@ def test_lists_choose_and_wrong_questions_are_told(miniature: Miniature, tmp_pat
     assert capsys.readouterr().out.startswith("2 videos, ") and not (tmp_path / "out").exists()
     assert main(some) == 0 and sorted(os.listdir(tmp_path / "out")) == [module.STATE, "14498.webm", "14505.webm"]
     assert main([*common, "--output", str(videos / "fast")]) == 2
-    assert "must be a folder of its own" in capsys.readouterr().err
+    assert "must be a separate folder" in capsys.readouterr().err
     (tmp_path / "list.txt").write_text("none.webm 0\n")
-    assert main(some) == 2 and "1 listed videos are not there; the first: none.webm" in capsys.readouterr().err
+    assert main(some) == 2 and "1 listed videos are missing; the first: none.webm" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("shard_bytes", [None, 12_000])
@@ -140,14 +141,14 @@ def test_packed_videos_are_read_in_place(miniature: Miniature, tmp_path: Path, s
     tars = packing.pack(videos, output, shard_bytes)
     assert (len(tars) > 2) == (shard_bytes is not None)
     packed, folder = open_video_files(output), open_video_files(videos)
-    assert all_videos(packed) == all_videos(folder)
-    for name in all_videos(folder):
+    assert packed.videos() == folder.videos()
+    for name in folder.videos():
         assert packed.find(name).read() == Path(folder.find(name)).read_bytes()
     flat = "#20 Rhythm_kick_ball_u_nm_np1_fr_goo_0.avi"
     assert str(packed.find(flat)).endswith(f".tar:kick_ball/{flat}")
-    with pytest.raises(DataError, match="is there already"):
+    with pytest.raises(DataError, match="already exists"):
         packing.pack(videos, output, shard_bytes)
-    with pytest.raises(DataError, match="is packed already"):
+    with pytest.raises(DataError, match="is already packed"):
         packing.pack(output, tmp_path / "again.tar")
 
 

@@ -1,4 +1,4 @@
-"""The doctor: what is missing, broken, short or mislabelled is found; the healthy is left in peace."""
+"""Verification finds missing, broken, short and mislabelled videos, and reports no others."""
 
 import csv
 import json
@@ -13,12 +13,13 @@ import pytest
 
 from tests.miniature import CLASSES, Miniature, write_clip
 from trainers.commands.data import inspect_video as inspect_video_module
-from trainers.commands.data import verify as module
+from trainers.commands.data import verification as module
 from trainers.commands.data.labels_in_paths import class_in_path
-from trainers.commands.data.make_splits import Options as SplitOptions
-from trainers.commands.data.make_splits import make_splits
-from trainers.commands.data.verify import ListToVerify, Options, is_safe, main, verify
-from trainers.commands.data.verify_report import Verified
+from trainers.commands.data.splits import Options as SplitOptions
+from trainers.commands.data.splits import make_splits
+from trainers.commands.data.verification import ListToVerify, Options, verify
+from trainers.commands.data.verify import main
+from trainers.commands.data.verify_report import Verified, is_safe
 from video_datasets import sampling
 from video_datasets.decoders.pyav import open_video
 from video_datasets.decoding import decode
@@ -72,17 +73,17 @@ def test_exactly_the_broken_clips_are_reported(shared_videos: Path, tmp_path: Pa
 
 
 def test_quick_decodes_the_wanted_frames_only(shared_videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[np.ndarray] = []
+    choices: list[np.ndarray] = []
 
     def watched(source, choose, decoder):
-        frames = decode(source, lambda count: asked.append(choose(count)) or asked[-1], decoder)
+        frames = decode(source, lambda count: choices.append(choose(count)) or choices[-1], decoder)
         assert len(frames) == 16
         return frames
 
     monkeypatch.setattr(inspect_video_module, "decode", watched)
     video = str(shared_videos / "good" / "bikes.mp4")
     facts = inspect_video_module.inspect_video(inspect_video_module.Job(video, video, False, 16, False))
-    (indices,) = asked
+    (indices,) = choices
     assert facts["findings"] == [] and np.array_equal(indices, sampling.test_indices(facts["frames"], 16)[0])
 
 
@@ -139,7 +140,7 @@ def test_damage_is_found_and_training_told(miniature: Miniature, hmdb51: tuple[P
     videos, lists = hmdb51
     by_name = {path.name: path for path in videos.rglob("*.avi")}
     listed = [line.rsplit(" ", 1)[0] for line in (lists / "train1.txt").read_text().splitlines()]
-    missing, cut, short, other_folder, copied = (by_name[listed[place]] for place in (0, 4, 5, 8, 11))
+    missing, cut, short, other_folder, copied = (by_name[listed[index]] for index in (0, 4, 5, 8, 11))
     missing.unlink()
     cut.write_bytes(cut.read_bytes()[:600])
     write_clip(short, 0, 0, num_frames=3)
@@ -164,8 +165,8 @@ def test_damage_is_found_and_training_told(miniature: Miniature, hmdb51: tuple[P
     assert not is_safe(verified, 0.5), "mislabelled videos are never safe"
     assert set((report / "bad_videos.txt").read_text().splitlines()) == {missing.name, cut.name}
     summary = (report / "summary.md").read_text()
-    assert "2 unreadable (10.00%, 1.00% may be), 2 mislabelled" in summary
-    assert "listed as 'sword exercise', its path says 'kick'" in summary
+    assert "2 unreadable (10.00%, 1.00% allowed), 2 mislabelled" in summary
+    assert "listed as 'sword exercise', its path names 'kick'" in summary
 
 
 def test_a_second_start_continues(miniature: Miniature, hmdb51: tuple[Path, Path], tmp_path: Path, monkeypatch) -> None:

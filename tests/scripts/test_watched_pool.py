@@ -1,4 +1,4 @@
-"""Processes that hang, die or raise cost their own job alone."""
+"""A process that hangs, dies or raises costs its own job, and no other."""
 
 import time
 
@@ -8,7 +8,7 @@ from tests.hanging import misbehave
 from trainers.commands.data.watched_pool import Failure, watched_map
 
 
-def test_every_job_is_answered(capfd: pytest.CaptureFixture) -> None:
+def test_every_job_has_a_result(capfd: pytest.CaptureFixture) -> None:
     jobs = [("a", 0.0), ("die", 0.0), ("b", 0.0), ("raise", 0.0), ("hang", 0.0), *((f"c{i}", 0.0) for i in range(5))]
     start = time.monotonic()
     results = dict(watched_map(misbehave, jobs, workers=2, time_limit_s=1.5))
@@ -23,9 +23,9 @@ def test_every_job_is_answered(capfd: pytest.CaptureFixture) -> None:
 def test_an_abandoned_map_leaves_no_process() -> None:
     import multiprocessing
 
-    answers = watched_map(misbehave, [("a", 0.0)] * 50, workers=2, time_limit_s=60)
-    next(answers)
-    answers.close()
+    results = watched_map(misbehave, [("a", 0.0)] * 50, workers=2, time_limit_s=60)
+    next(results)
+    results.close()
     assert not [child for child in multiprocessing.active_children() if "Spawn" in type(child).__name__]
 
 

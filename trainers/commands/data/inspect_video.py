@@ -1,4 +1,4 @@
-"""What one video is and whether it decodes, as verify.py records it. Runs in worker processes."""
+"""The facts of one video and whether it decodes, for the verification. Runs in worker processes."""
 
 import base64
 import hashlib
@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
 from video_datasets.decoders.pyav import PYAV_ERRORS, best_video_stream, open_video, quarter_turns, upright_rgb
 from video_datasets.decoding import VideoReadError, decode
@@ -16,7 +19,7 @@ from video_datasets.sampling import test_indices
 from video_datasets.video_files import TarMember
 
 LEVELS = ("ok", "note", "warning", "error")
-# A container may claim one frame more than it has: HMDB-51's AVIs do when they are whole.
+# A container may claim one frame more than it has, as undamaged AVIs of HMDB-51 do.
 FRAME_TOLERANCE = 1
 _DIGEST_BYTES = 1 << 16
 _THUMBNAIL_HEIGHT = 96
@@ -24,7 +27,7 @@ _THUMBNAIL_HEIGHT = 96
 
 @dataclass(frozen=True)
 class Job:
-    """One video to look at: `full` decodes every frame in order, else the frames of one test view are decoded."""
+    """One video to check: `full` decodes every frame in order, else the frames of one test view are decoded."""
 
     key: str
     source: str | TarMember
@@ -36,9 +39,17 @@ class Job:
 
 @dataclass
 class VideoFacts:
-    """What was found. `findings` are (level, kind, text); `claimed_frames` is what the container says, None if nothing.
+    """The facts of a video.
 
-    Seconds are of looking at it; `digest` names the content (size, beginning and end); `thumbnail` is a JPEG in base64.
+    Attributes:
+        frames: frames that were decoded or counted.
+        claimed_frames: number that the container claims, None if it has none.
+        width, height, fps, codec: of the video stream; upright.
+        bytes: size of the file.
+        digest: hash of the size, the beginning and the end.
+        seconds: time of the check.
+        findings: (level, kind, text), with a level of `LEVELS`.
+        thumbnail: a JPEG in base64.
     """
 
     frames: int | None = None
@@ -53,13 +64,18 @@ class VideoFacts:
     findings: list[tuple[str, str, str]] = field(default_factory=list)
     thumbnail: str | None = None
 
+    @classmethod
+    def from_dict(cls, facts: dict[str, Any]) -> "VideoFacts":
+        """Return the facts that `dataclasses.asdict` or JSON holds."""
+        return cls(**{**facts, "findings": [tuple(finding) for finding in facts["findings"]]})
+
     def add(self, level: str, kind: str, text: str) -> None:
-        """Note a finding."""
+        """Add a finding."""
         self.findings.append((level, kind, text))
 
 
 def inspect_video(job: Job) -> dict[str, Any]:
-    """Look at a video; return its `VideoFacts` as a dict. Never raises for what is wrong with the video."""
+    """Check a video; return its `VideoFacts` as a dict. A fault of the video is a finding, not an error."""
     start = time.perf_counter()
     facts = VideoFacts()
     try:
@@ -99,7 +115,7 @@ def content_hash(source: str | TarMember) -> str:
     """Return the SHA-256 of a video's whole content.
 
     Raises:
-        OSError: where it cannot be read.
+        OSError: it cannot be read.
     """
     if not isinstance(source, str):
         return hashlib.sha256(source.read()).hexdigest()
@@ -127,19 +143,19 @@ def _decode_wanted(job: Job, content: str | bytes, facts: VideoFacts) -> np.ndar
 
 
 def _read_header(content: str | bytes, facts: VideoFacts) -> None:
-    """Note what the container says, where it can be opened at all; decoding decides whether that is a fault."""
+    """Record the facts in the container if it can be opened. If not, decoding reports the fault."""
     try:
         with open_video(content) as container:
             stream = best_video_stream(container)
             if stream is not None:
-                _note_stream(container, stream, facts)
+                _record_stream(container, stream, facts)
     except PYAV_ERRORS:
         facts.codec = None
 
 
-def _decode_all(content: str | bytes, facts: VideoFacts) -> Any:
+def _decode_all(content: str | bytes, facts: VideoFacts) -> VideoFrame | None:
     """Decode every frame in order and compare their number with the container's claim."""
-    first = None
+    first: VideoFrame | None = None
     decoded = discarded = damaged = 0
     try:
         with open_video(content) as container:
@@ -147,7 +163,7 @@ def _decode_all(content: str | bytes, facts: VideoFacts) -> Any:
             if stream is None:
                 facts.add("error", "unreadable", "it has no video stream that can be decoded")
                 return None
-            _note_stream(container, stream, facts)
+            _record_stream(container, stream, facts)
             for packet in container.demux(stream):
                 discarded += packet.is_discard
                 for frame in packet.decode():
@@ -159,7 +175,7 @@ def _decode_all(content: str | bytes, facts: VideoFacts) -> Any:
         reason = (str(error).split("\n")[0].split(": '")[0]).partition("] ")[2] or type(error).__name__
         facts.add("error", "unreadable", f"fails after {decoded} frames: {reason}" if decoded else f"fails: {reason}")
         return first
-    if decoded == 0:
+    if first is None:
         facts.add("error", "unreadable", "it has no frames")
         return None
     facts.frames = decoded
@@ -178,36 +194,35 @@ def _compare(facts: VideoFacts, expected: int | None) -> None:
         facts.add("warning", "frame count", f"{facts.frames} frames decode, the file claims {expected}")
 
 
-def _note_stream(container: Any, stream: Any, facts: VideoFacts) -> None:
+def _record_stream(container: InputContainer, stream: VideoStream, facts: VideoFacts) -> None:
     facts.codec = stream.codec_context.codec.canonical_name
     facts.width, facts.height = stream.codec_context.width, stream.codec_context.height
     facts.fps = round(float(stream.average_rate), 3) if stream.average_rate else None
     facts.claimed_frames = stream.frames or _frames_by_duration(container, stream)
 
 
-def _frames_by_duration(container: Any, stream: Any) -> int | None:
-    """Return what a duration makes of the rate where a container (Matroska) does not count frames, if one is known."""
+def _frames_by_duration(container: InputContainer, stream: VideoStream) -> int | None:
+    """Return duration times frame rate, for containers that do not count frames (Matroska); None if one is missing."""
     duration = None
-    if stream.duration:
+    if stream.duration and stream.time_base:
         duration = float(stream.duration * stream.time_base)
     elif stream.metadata.get("DURATION"):
         hours, minutes, seconds = stream.metadata["DURATION"].split(":")
         duration = 3600 * int(hours) + 60 * int(minutes) + float(seconds)
-    elif container.duration and len(container.streams) == 1:  # with sound it may be the sound's
+    elif container.duration and len(container.streams) == 1:  # otherwise it may be that of the sound
         duration = container.duration / 1e6
     if not duration or not stream.average_rate:
         return None
     return round(duration * float(stream.average_rate))
 
 
-def _thumbnail(picture: Any) -> str:
+def _thumbnail(picture: np.ndarray | VideoFrame) -> str:
     """Return a small upright JPEG of an RGB array or a PyAV frame, in base64."""
     from PIL import Image
 
-    pixels = picture
-    if not isinstance(picture, np.ndarray):
-        pixels = upright_rgb(picture, picture.width, picture.height)
-    image = Image.fromarray(np.ascontiguousarray(pixels))
+    if isinstance(picture, VideoFrame):
+        picture = upright_rgb(picture, picture.width, picture.height)
+    image = Image.fromarray(np.ascontiguousarray(picture))
     width = max(1, round(image.width * _THUMBNAIL_HEIGHT / image.height))
     buffer = io.BytesIO()
     image.resize((width, _THUMBNAIL_HEIGHT)).save(buffer, "JPEG", quality=80)

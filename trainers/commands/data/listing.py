@@ -1,8 +1,9 @@
-"""Annotation lists in the making: draws, halves, what they hold in numbers, and writing them all or not at all."""
+"""Making annotation lists: draws, subsets of classes, counts, and writing all files of a data set together."""
 
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -12,28 +13,27 @@ from pathlib import Path
 import numpy as np
 
 from video_datasets.annotations import VideoRecord, read_class_names
-from video_datasets.video_files import FolderFiles, TarFiles, VideoFiles, has_video_suffix
 
 MANIFEST_VERSION = 1
 
 
 class DataError(ValueError):
-    """Data that cannot be prepared as asked; the message is one line that says what to do."""
+    """Data that cannot be prepared as requested; the message is one line that says what to change."""
 
 
 def draw(
-    records: Sequence[VideoRecord], count: int, seed: Sequence[int], class_names: Sequence[str], what: str
+    records: Sequence[VideoRecord], count: int, seed: Sequence[int], class_names: Sequence[str], name: str
 ) -> list[VideoRecord]:
     """Draw `count` videos of every class, by label and then in the order of `records`.
 
-    A class's draw follows from the seed, its label and its own videos alone, and one of more videos contains one of
+    A class's draw depends only on the seed, its label and its own videos. A draw of more videos contains any draw of
     fewer.
 
     Args:
-        what: the list that is made, for the error.
+        name: name of the list, for the error.
 
     Raises:
-        DataError: a class has fewer videos.
+        DataError: a class has too few videos.
     """
     by_label: dict[int, list[VideoRecord]] = {label: [] for label in range(len(class_names))}
     for record in records:
@@ -41,7 +41,7 @@ def draw(
     drawn = []
     for label, videos in by_label.items():
         if len(videos) < count:
-            raise DataError(f"{what}: {count} videos a class are wanted, {class_names[label]!r} has {len(videos)}")
+            raise DataError(f"{name}: needs {count} videos per class, {class_names[label]!r} has {len(videos)}")
         order = np.random.default_rng([*seed, label]).permutation(len(videos))
         drawn += [videos[index] for index in sorted(order[:count])]
     return drawn
@@ -50,7 +50,7 @@ def draw(
 def relabel(
     records: Iterable[VideoRecord], class_names: Sequence[str], chosen_names: Sequence[str]
 ) -> list[VideoRecord]:
-    """Keep the videos of some classes, with labels that count within these.
+    """Keep the videos of the chosen classes; a label becomes the position of its class in `chosen_names`.
 
     Raises:
         DataError: a chosen name is not among the class names.
@@ -58,30 +58,24 @@ def relabel(
     unknown = sorted(set(chosen_names) - set(class_names))
     if unknown:
         raise DataError(f"the class {unknown[0]!r} is not one of the data set's {len(class_names)}")
-    place = {name: index for index, name in enumerate(chosen_names)}
+    new_label = {name: label for label, name in enumerate(chosen_names)}
     return [
-        VideoRecord(record.path, place[class_names[record.label]])
+        VideoRecord(record.path, new_label[class_names[record.label]])
         for record in records
-        if class_names[record.label] in place
+        if class_names[record.label] in new_label
     ]
 
 
-def all_videos(files: VideoFiles) -> list[str]:
-    """Return the path of every video below a root, sorted."""
-    if isinstance(files, TarFiles):
-        names = sorted(files.members)
-    else:
-        assert isinstance(files, FolderFiles)
-        root = Path(files.root)
-        names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-    return [name for name in names if has_video_suffix(name)]
+def normalized_name(name: str) -> str:
+    """Return what all spellings of a class name share: its letters and digits, in lower case."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def list_text(records: Iterable[VideoRecord]) -> str:
     """Return the records as the lines of a list.
 
     Raises:
-        DataError: a path that the format cannot hold.
+        DataError: the format cannot hold a path.
     """
     lines = []
     for record in records:
@@ -98,7 +92,7 @@ def names_text(names: Sequence[str]) -> str:
 
 
 def counts(records: Sequence[VideoRecord]) -> dict[str, int]:
-    """Return the size of a list: videos, classes, and the fewest and most videos of a class that it has."""
+    """Return the size of a list: its videos, its classes, and the fewest and most videos of one of these."""
     by_label = Counter(record.label for record in records)
     return {
         "videos": len(records),
@@ -108,8 +102,23 @@ def counts(records: Sequence[VideoRecord]) -> dict[str, int]:
     }
 
 
+def size_table(lists: Mapping[str, Sequence[VideoRecord]], published: Mapping[str, int | None] | None = None) -> str:
+    """Return the sizes of lists as a table, with the sizes of the published lists as last column if given."""
+    rows = []
+    for name, records in lists.items():
+        size = counts(records)
+        per_class = f"{size['fewest_a_class']}-{size['most_a_class']}"
+        row = [name, f"{size['videos']:,}", str(size["classes"]), per_class]
+        if published is not None:
+            number = published.get(name)
+            row.append("" if number is None else f"{number:,}")
+        rows.append(row)
+    header = ["list", "videos", "classes", "per class"]
+    return table(rows, header if published is None else [*header, "published"])
+
+
 def read_labels(folder: Path, name: str) -> list[str]:
-    """Return the class names of one of the project's own files."""
+    """Return the class names of one of this project's files."""
     return read_class_names(folder / f"{name}.csv")
 
 
@@ -120,16 +129,18 @@ def sha256_of(path: Path) -> str:
 
 
 def write_together(output: Path, files: Mapping[str, str], manifest_name: str, facts: Mapping[str, object]) -> None:
-    """Write text files below a folder, and a manifest with their hashes; on an error nothing of it is there.
+    """Write text files below a folder, and a manifest with their hashes; on an error none of them is created.
 
-    All are written to a folder beside their places first and moved when whole, the manifest last.
+    All are written to a temporary folder first and moved when complete, the manifest last.
 
     Args:
+        output: the folder; created if missing.
         files: relative path -> content.
-        facts: further content of the manifest.
+        manifest_name: file name of the manifest.
+        facts: other content of the manifest.
 
     Raises:
-        DataError: where the folder cannot be written.
+        DataError: the folder cannot be written.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -154,7 +165,7 @@ def write_together(output: Path, files: Mapping[str, str], manifest_name: str, f
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
-    """Return rows as aligned text: the first column to the left, all others to the right."""
+    """Return rows as aligned text: the first column aligned left, all others right."""
     texts = [list(header), *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in texts) for column in range(len(header))]
     return "\n".join(

@@ -1,4 +1,4 @@
-"""Writes into configs/local.yaml, the one place for the paths of a machine."""
+"""Writes to configs/local.yaml, the file for the paths of one machine."""
 
 import json
 import re
@@ -13,10 +13,10 @@ HEADER = (
 
 
 def set_local(path: Path, key: str, value: str) -> None:
-    """Set a key at the top level of a local configuration, keeping all else, comments included.
+    """Set a key at the top level of a local configuration; everything else stays, comments included.
 
     Raises:
-        DataError: where the file cannot be written.
+        DataError: the file cannot be written.
     """
     line = f"{key}: {json.dumps(value, ensure_ascii=False)}"  # a JSON text is a YAML text
     try:

@@ -1,16 +1,15 @@
-"""The data sets' official annotation files, as their makers publish them, to records whose labels are ours.
+"""Reads the official annotation files of data sets into records with this project's labels.
 
-Labels are places in the published order of class names, whatever numbers or sorting the official files have. What
-cannot be meant is a DataError that names file and line.
+A label is the position in the published order of class names, whatever numbers or order the official files have. A
+mistake in a file is a DataError that names file and line.
 """
 
 import csv
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from trainers.commands.data.listing import DataError
+from trainers.commands.data.listing import DataError, normalized_name
 from video_datasets.annotations import VideoRecord
 
 
@@ -18,21 +17,23 @@ def read_ucf101(folder: Path, class_names: Sequence[str]) -> dict[str, list[Vide
     """Read `trainlist0x.txt`, `testlist0x.txt` and `classInd.txt`: train1, val1, train2, ... with flat file names."""
     label_of = {name: label for label, name in enumerate(class_names)}
     index = _one_file(folder, "classInd.txt")
-    for place, line in _lines(index):
-        number, name = _cells(place, line, "number name")
+    for location, line in _lines(index):
+        number, name = _cells(location, line, "number name")
         if label_of.get(name) is None or number != str(label_of[name] + 1):
-            raise DataError(f"{place}: class {line!r} does not agree with the published order of classes")
+            raise DataError(f"{location}: class {line!r} contradicts the published order of classes")
     parts = {}
     for split in (1, 2, 3):
         for part, name in (("train", f"trainlist0{split}.txt"), ("val", f"testlist0{split}.txt")):
             records = []
-            for place, line in _lines(_one_file(folder, name)):
-                path, number = _cells(place, line, "Class/video.avi number") if part == "train" else (line, None)
+            for location, line in _lines(_one_file(folder, name)):
+                path, number = line, ""
+                if part == "train":
+                    path, number = _cells(location, line, "Class/video.avi number")
                 class_name, _, video = path.partition("/")
                 if class_name not in label_of or not video:
-                    raise DataError(f"{place}: expected Class/video.avi with a class of UCF-101, found {path!r}")
-                if number is not None and number != str(label_of[class_name] + 1):
-                    raise DataError(f"{place}: {path!r} has the number {number}, its class {label_of[class_name] + 1}")
+                    raise DataError(f"{location}: expected Class/video.avi with a class of UCF-101, found {path!r}")
+                if number and number != str(label_of[class_name] + 1):
+                    raise DataError(f"{location}: {path!r} has number {number}, its class {label_of[class_name] + 1}")
                 records.append(VideoRecord(video, label_of[class_name]))
             parts[f"{part}{split}"] = records
     return parts
@@ -44,10 +45,10 @@ def read_hmdb51(folder: Path, class_names: Sequence[str]) -> dict[str, list[Vide
     for split in (1, 2, 3):
         train, val = parts.setdefault(f"train{split}", []), parts.setdefault(f"val{split}", [])
         for label, name in enumerate(class_names):
-            for place, line in _lines(_one_file(folder, f"{name.replace(' ', '_')}_test_split{split}.txt")):
-                video, use = _cells(place, line, "video.avi 0, 1 or 2")
+            for location, line in _lines(_one_file(folder, f"{name.replace(' ', '_')}_test_split{split}.txt")):
+                video, use = _cells(location, line, "video.avi 0, 1 or 2")
                 if use not in ("0", "1", "2"):
-                    raise DataError(f"{place}: expected 0, 1 or 2 after the video, found {use!r}")
+                    raise DataError(f"{location}: expected 0, 1 or 2 after the video, found {use!r}")
                 if use != "0":
                     (train if use == "1" else val).append(VideoRecord(video, label))
     return parts
@@ -55,7 +56,7 @@ def read_hmdb51(folder: Path, class_names: Sequence[str]) -> dict[str, list[Vide
 
 def read_ssv2(folder: Path, class_names: Sequence[str]) -> dict[str, list[VideoRecord]]:
     """Read `train.json` and `validation.json` (with any prefix): train and validation, by their templates."""
-    label_of = {_spelled_alike(name): label for label, name in enumerate(class_names)}
+    label_of = {normalized_name(name): label for label, name in enumerate(class_names)}
     parts = {}
     for part in ("train", "validation"):
         path = _one_file(folder, f"{part}.json", f"*-{part}.json")
@@ -67,13 +68,13 @@ def read_ssv2(folder: Path, class_names: Sequence[str]) -> dict[str, list[VideoR
             raise DataError(f'{path}: expected a list of {{"id", "template"}}')
         records = []
         for number, entry in enumerate(entries):
-            place = f"{path}: entry {number}"
+            location = f"{path}: entry {number}"
             video, template = (entry.get(key) if isinstance(entry, dict) else None for key in ("id", "template"))
             if not isinstance(video, str | int) or not isinstance(template, str):
-                raise DataError(f'{place}: expected "id" and "template"')
-            label = label_of.get(_spelled_alike(template))
+                raise DataError(f'{location}: expected "id" and "template"')
+            label = label_of.get(normalized_name(template))
             if label is None:
-                raise DataError(f"{place}: the template {template!r} is no class of Something-Something v2")
+                raise DataError(f"{location}: the template {template!r} is not a class of Something-Something v2")
             records.append(VideoRecord(f"{video}.webm", label))
         parts[part] = records
     return parts
@@ -82,9 +83,9 @@ def read_ssv2(folder: Path, class_names: Sequence[str]) -> dict[str, list[VideoR
 def read_kinetics(path: Path, part: str, class_names: Sequence[str]) -> list[VideoRecord]:
     """Read a CSV with the columns label, youtube_id, time_start, time_end: `part/<id>_<start>_<end>.mp4`.
 
-    A line that repeats another one is dropped, as the published files have some.
+    Repeated lines, which the published files have, are dropped.
     """
-    label_of = {_spelled_alike(name): label for label, name in enumerate(class_names)}
+    label_of = {normalized_name(name): label for label, name in enumerate(class_names)}
     needed = ("label", "youtube_id", "time_start", "time_end")
     records: dict[str, tuple[int, int]] = {}
     try:
@@ -94,19 +95,19 @@ def read_kinetics(path: Path, part: str, class_names: Sequence[str]) -> list[Vid
             if missing:
                 raise DataError(f"{path}:1: the column {missing[0]} is missing; expected {', '.join(needed)}")
             for row in reader:
-                place = f"{path}:{reader.line_num}"
+                location = f"{path}:{reader.line_num}"
                 if any(not row[name] for name in needed):
-                    raise DataError(f"{place}: an empty cell among {', '.join(needed)}")
-                label = label_of.get(_spelled_alike(row["label"]))
+                    raise DataError(f"{location}: an empty cell among {', '.join(needed)}")
+                label = label_of.get(normalized_name(row["label"]))
                 if label is None:
-                    raise DataError(f"{place}: the label {row['label']!r} is no class of this data set")
+                    raise DataError(f"{location}: the label {row['label']!r} is not a class of this data set")
                 try:
                     start, end = (round(float(row[name])) for name in ("time_start", "time_end"))
                 except ValueError:
-                    raise DataError(f"{place}: the times must be numbers of seconds") from None
+                    raise DataError(f"{location}: the times must be numbers of seconds") from None
                 video = f"{part}/{row['youtube_id']}_{start:06d}_{end:06d}.mp4"
                 if records.setdefault(video, (label, reader.line_num))[0] != label:
-                    raise DataError(f"{place}: {video} has another label in line {records[video][1]}")
+                    raise DataError(f"{location}: {video} has a different label in line {records[video][1]}")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
@@ -120,19 +121,14 @@ def kinetics_file(folder: Path, part: str) -> Path:
     return _one_file(folder, f"{part}.csv", f"{other}.csv", f"*_{part}.csv", f"*_{other}.csv")
 
 
-def _spelled_alike(name: str) -> str:
-    """Return what spellings of a class have in common: templates have brackets, files differ in case and marks."""
-    return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
 def _one_file(folder: Path, *patterns: str) -> Path:
-    """Return the one file below a folder that fits the first pattern that fits any."""
+    """Return the only file below a folder that matches the first pattern with a match."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of annotation files")
     for pattern in patterns:
         found = sorted(folder.rglob(pattern))
         if len(found) > 1:
-            raise DataError(f"{folder}: {pattern} is there twice: {found[0]} and {found[1]}; name one folder of them")
+            raise DataError(f"{folder}: {pattern} is found twice: {found[0]} and {found[1]}; give one's folder")
         if found:
             return found[0]
     raise DataError(f"{folder}: no {' or '.join(patterns)} in it or its sub-folders")
@@ -149,9 +145,9 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
             yield f"{path}:{number}", line.strip()
 
 
-def _cells(place: str, line: str, expected: str) -> tuple[str, str]:
+def _cells(location: str, line: str, expected: str) -> tuple[str, str]:
     """Split a line at its last space."""
     parts = line.rsplit(maxsplit=1)
     if len(parts) != 2:
-        raise DataError(f"{place}: expected `{expected}`, found {line!r}")
+        raise DataError(f"{location}: expected `{expected}`, found {line!r}")
     return parts[0], parts[1]

@@ -1,4 +1,4 @@
-"""What a long look at many videos has found so far, in a file that a killed process leaves usable."""
+"""The results so far of a tool that reads many videos, in a file that stays usable if the process is killed."""
 
 import json
 import os
@@ -12,18 +12,18 @@ FILE_NAME = "progress.jsonl"
 
 
 class Progress:
-    """Results by key, each on the disk as soon as it is known.
+    """Results by key, each written to disk at once.
 
     Args:
-        folder: where `progress.jsonl` is kept; made where it is missing.
-        again: forget what is there.
+        folder: folder of `progress.jsonl`; created if missing.
+        again: discard earlier results.
     """
 
     def __init__(self, folder: Path, again: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / FILE_NAME
         self.known: dict[str, dict[str, Any]] = {} if again else _read(path)
-        # Written again: a process that was killed may have left half a line at the end.
+        # Rewritten, since a killed process may have left half a line at the end.
         with atomic_path(path) as temporary:
             temporary.write_text("".join(_line(key, facts) for key, facts in self.known.items()), encoding="utf-8")
         self._file: TextIO = path.open("a", encoding="utf-8")
@@ -35,14 +35,14 @@ class Progress:
         self._file.close()
 
     def add(self, key: str, facts: dict[str, Any]) -> None:
-        """Note a result."""
+        """Add a result."""
         self.known[key] = facts
         self._file.write(_line(key, facts))
         self._file.flush()
 
 
 def key_of(source: str | TarMember, *settings: object) -> str:
-    """Name a video as it is now and what is done with it, so that what changed is done again."""
+    """Return a key of a video in its present state and of the settings; a change of either gives another key."""
     try:
         status = os.stat(source if isinstance(source, str) else source.archive)
         state = f"{status.st_size}:{status.st_mtime_ns}"

@@ -1,22 +1,22 @@
-"""What the published annotation lists hold: their names, classes and counts, and which of them may share no video."""
+"""Facts about the published annotation lists: names, classes and counts, and which pairs must not share a video."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class PublishedList:
-    """One list: the label file of its classes, its length and the videos a class, where these are known."""
+    """One list: the label file of its classes, and, if known, its length and the range of videos per class."""
 
     labels: str
     videos: int | None = None
-    a_class: tuple[int, int] | None = None
-    required: bool = False  # a folder without it is not the published one of its data set
+    per_class: tuple[int, int] | None = None
+    required: bool = False  # a complete folder of published lists has it
 
 
 SHOTS = (2, 4, 8, 16)
 BASE2NOVEL_SEEDS = (1, 2, 3)
 BASE2NOVEL_SHOTS = 16
-TINY_A_CLASS = 150
+TINY_PER_CLASS = 150
 NUM_CLASSES = {"k400": 400, "hmdb51": 51, "ucf101": 101, "ssv2": 174}
 NUM_BASE = {"k400": 200, "hmdb51": 26, "ucf101": 51, "ssv2": 87}
 # Folder of a data set's lists, below the folder of lists and below base2novel_splits.
@@ -31,7 +31,7 @@ FOLDERS = {
 
 def base2novel_train(dataset: str, seed: int) -> str:
     """Return the name of a base-to-novel training list."""
-    prefix = "_prefix" if dataset == "k400" else ""  # its paths begin with the part of the data set, as train/
+    prefix = "_prefix" if dataset == "k400" else ""  # its paths begin with a folder of the data set, such as train/
     return f"base2novel_splits/{FOLDERS[dataset]}/fs_base_s{seed}_train{prefix}.txt"
 
 
@@ -105,7 +105,7 @@ def _disjoint() -> list[tuple[str, str]]:
 # (training list, list that it is validated or tested on)
 DISJOINT = _disjoint()
 
-# FROSTER's files in the authors' folder, and the classes that they rephrase.
+# FROSTER's files in the authors' folder -> the label file of the classes that they rephrase.
 FROSTER = {
     "kinetics_400_llm_labels.json": "k400",
     "kinetics_400_base_llm_labels.json": "k400_base",

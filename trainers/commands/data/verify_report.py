@@ -1,4 +1,4 @@
-"""The report of verify.py: tables as CSV, a summary in HTML and markdown, pictures of samples and of problems."""
+"""The report of a verification: tables as CSV, a summary in HTML and markdown, pictures of samples and problems."""
 
 import base64
 import html
@@ -26,7 +26,7 @@ _STYLE = (
 
 @dataclass
 class Verified:
-    """A listed video and what was found."""
+    """A listed video and its facts."""
 
     root: str
     path: str
@@ -36,12 +36,12 @@ class Verified:
 
     @property
     def level(self) -> str:
-        """The gravest level among the findings."""
+        """The most severe level among the findings."""
         return max((level for level, _, _ in self.facts.findings), key=LEVELS.index, default="ok")
 
     @property
     def is_bad(self) -> bool:
-        """Whether training cannot read it."""
+        """Whether it is unreadable for training."""
         return self.level == "error"
 
     @property
@@ -52,6 +52,12 @@ class Verified:
     def text(self) -> str:
         """Return the findings in one line."""
         return "; ".join(f"{kind}: {text}" for _, kind, text in self.facts.findings)
+
+
+def is_safe(verified: Sequence[Verified], max_bad_share: float) -> bool:
+    """Return whether training is safe: few enough unreadable videos, and none mislabelled."""
+    bad = sum(item.is_bad for item in verified)
+    return bad <= max_bad_share * len(verified) and not any(item.is_mislabelled for item in verified)
 
 
 def write_report(
@@ -82,13 +88,12 @@ def _facts(verified: Sequence[Verified], full: bool, max_bad_share: float) -> li
         (level, kind) for item in verified for level, kind in {(level, kind) for level, kind, _ in item.facts.findings}
     )
     bad, mislabelled = levels["error"], sum(item.is_mislabelled for item in verified)
-    safe = bad <= max_bad_share * len(verified) and mislabelled == 0
     frames = sorted(item.facts.frames for item in verified if item.facts.frames is not None)
-    reason = f"{bad} unreadable ({bad / len(verified):.2%}, {max_bad_share:.2%} may be), {mislabelled} mislabelled"
+    reason = f"{bad} unreadable ({bad / len(verified):.2%}, {max_bad_share:.2%} allowed), {mislabelled} mislabelled"
     facts = [
-        ("safe to train", f"{'yes' if safe else 'NO'}: {reason}"),
+        ("safe to train", f"{'yes' if is_safe(verified, max_bad_share) else 'NO'}: {reason}"),
         ("videos", f"{len(verified):,}: " + ", ".join(f"{levels[level]:,} {level}" for level in LEVELS)),
-        ("looked at", "every frame in order" if full else "the frames of one test view"),
+        ("decoded", "every frame in order" if full else "the frames of one test view"),
     ]
     if kinds:
         ordered = sorted(kinds.items(), key=lambda item: -LEVELS.index(item[0][0]))
@@ -105,7 +110,7 @@ def _facts(verified: Sequence[Verified], full: bool, max_bad_share: float) -> li
         facts.append((title, ", ".join(f"{value} ({count:,})" for value, count in values.most_common(6)) + more))
     size = sum(item.facts.bytes for item in verified)
     seconds = sum(item.facts.seconds for item in verified)
-    facts.append(("bytes", f"{size / 1e9:.2f} GB; {1000 * seconds / len(verified):.0f} ms a video on one core"))
+    facts.append(("bytes", f"{size / 1e9:.2f} GB; {1000 * seconds / len(verified):.0f} ms per video on one core"))
     return facts
 
 
@@ -124,7 +129,7 @@ def _markdown(title: str, facts: list[tuple[str, str]], problems: Sequence[Verif
 
 
 def _html(title: str, facts: list[tuple[str, str]], problems: Sequence[Verified], sheets: dict[str, bytes]) -> str:
-    """Return one page that needs no other file."""
+    """Return a page that needs no other file."""
     text = html.escape
     body = [f"<h1>Videos of {text(title)}</h1><table>"]
     body += [f"<tr><th>{text(name)}</th><td>{text(value)}</td></tr>" for name, value in facts]
@@ -155,7 +160,7 @@ def _write_table(path: Path, items: Sequence[Verified]) -> None:
 
 
 def _contact_sheet(items: Sequence[Verified], columns: int = 6) -> bytes:
-    """Return the thumbnails of videos in rows, each with its class and the end of its path under it, as a JPEG."""
+    """Return the thumbnails of videos in rows, each above its class and the end of its path, as a JPEG."""
     from PIL import Image, ImageDraw
 
     cell_width, cell_height = 180, 130
@@ -164,11 +169,11 @@ def _contact_sheet(items: Sequence[Verified], columns: int = 6) -> bytes:
     pen = ImageDraw.Draw(sheet)
     for number, item in enumerate(items):
         left, top = number % columns * cell_width, number // columns * cell_height
-        picture = Image.open(io.BytesIO(base64.b64decode(item.facts.thumbnail)))
+        picture = Image.open(io.BytesIO(base64.b64decode(item.facts.thumbnail or "")))
         picture.thumbnail((cell_width - 6, 96))
         sheet.paste(picture, (left + 3, top + 3))
         for line, words in enumerate((item.class_name or "", item.path[-28:])):
-            shown = words[:28].encode("latin-1", "replace").decode("latin-1")  # all that the built-in font has
+            shown = words[:28].encode("latin-1", "replace").decode("latin-1")  # the built-in font has only these
             pen.text((left + 3, top + 101 + 13 * line), shown, fill="black")
     buffer = io.BytesIO()
     sheet.save(buffer, "JPEG", quality=85)

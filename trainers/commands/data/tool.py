@@ -1,0 +1,28 @@
+"""What the command-line tools for data share: errors as one line."""
+
+import functools
+import sys
+from collections.abc import Callable
+
+from trainers.commands.data.listing import DataError
+from video_datasets.annotations import AnnotationError
+from video_datasets.video_files import VideoFilesError
+
+Main = Callable[[list[str] | None], int]
+
+
+def data_tool(name: str) -> Callable[[Main], Main]:
+    """Decorate the `main` of a tool: an error that the user can fix is one line, and exit status 2."""
+
+    def decorate(main: Main) -> Main:
+        @functools.wraps(main)
+        def wrapped(argv: list[str] | None = None) -> int:
+            try:
+                return main(argv)
+            except (DataError, AnnotationError, VideoFilesError, OSError) as error:
+                print(f"{name}: {error}", file=sys.stderr)
+                return 2
+
+        return wrapped
+
+    return decorate
