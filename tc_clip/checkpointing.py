@@ -12,9 +12,12 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 _DECISIONS = {torch.ops.aten.topk.default, torch.ops.aten.sort.default, torch.ops.aten.sort.stable}
 _DECISIONS |= {torch.ops.aten.max.dim, torch.ops.aten.argsort.default, torch.ops.aten.argsort.stable}
 
+_OWN_DECISIONS = {"tc_clip::match_tokens"}  # an operator of ours on GPUs (tc_clip.ops.cuda)
+
 
 def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operator in _DECISIONS else CheckpointPolicy.PREFER_RECOMPUTE
+    is_decision = operator in _DECISIONS or operator.name() in _OWN_DECISIONS
+    return CheckpointPolicy.MUST_SAVE if is_decision else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def recompute_in_backward(function: Callable, *args: Any, **kwargs: Any) -> Any:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from tc_clip.config import ContextConfig
-from tc_clip.token_merging import average_tokens, count_members, match_tokens, merge_schedule, take_rows
+from tc_clip.ops import average_tokens, match_tokens
+from tc_clip.ops.merging import count_members, merge_schedule, take_rows
 
 KMEANS_ROUNDS = 10
 DPC_NEIGHBOURS = 5

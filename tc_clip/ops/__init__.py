@@ -2,6 +2,7 @@
 
 - `plain`: PyTorch's public operators, for every device, the compiler and the exporter
 - `cpu`: faster forms for eager PyTorch on CPUs
+- `cuda`: Triton kernels, eager and compiled, if this PyTorch has Triton and finds a GPU
 
 All forms of an operation compute the same function and all of its gradients (tests compare them in float64). The
 environment variable `TC_CLIP_FAST=0` or `use_fast_forms(False)` switches the faster forms off. To support another
@@ -9,6 +10,7 @@ device, add a module with the functions of `Forms` to `_FORMS`.
 """
 
 import os
+from importlib.util import find_spec
 from typing import Protocol
 
 import torch
@@ -24,7 +26,8 @@ class Forms(Protocol):
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
     def feed_forward(self, x: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor) -> Tensor: ...
-    def pairwise_products(self, a: Tensor, b: Tensor) -> Tensor: ...
+    def match_tokens(self, tokens: Tensor, schedule: tuple[int, ...]) -> Tensor: ...
+    def average_tokens(self, tokens: Tensor, assignment: Tensor, num_groups: int) -> Tensor: ...
     def attention(
         self,
         queries: Tensor,
@@ -40,6 +43,10 @@ class Forms(Protocol):
 
 
 _FORMS: dict[str, Forms] = {"cpu": cpu}
+if torch.cuda.is_available() and find_spec("triton") is not None:
+    from tc_clip.ops import cuda
+
+    _FORMS["cuda"] = cuda
 _fast = os.environ.get("TC_CLIP_FAST", "1") != "0"
 
 
@@ -50,9 +57,10 @@ def use_fast_forms(enabled: bool) -> None:
 
 
 def _forms_for(x: Tensor) -> Forms:
-    if not _fast or torch.compiler.is_compiling():  # true while a program is exported, too
+    device = x.device.type
+    if not _fast or torch.compiler.is_exporting() or (device == "cpu" and torch.compiler.is_compiling()):
         return plain
-    return _FORMS.get(x.device.type, plain)
+    return _FORMS.get(device, plain)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -65,9 +73,28 @@ def feed_forward(x: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Te
     return _forms_for(x).feed_forward(x, w_in, b_in, w_out, b_out)
 
 
-def pairwise_products(a: Tensor, b: Tensor) -> Tensor:
-    """Return `a @ b.mT` for (B, n, D) and (B, m, D): (B, n, m)."""
-    return _forms_for(a).pairwise_products(a, b)
+def match_tokens(tokens: Tensor, schedule: tuple[int, ...]) -> Tensor:
+    """Decide which merged token each token goes into, by repeated bipartite soft matching (`tc_clip.ops.merging`).
+
+    Args:
+        tokens: (B, n, D).
+        schedule: tokens merged away in each round (`merging.merge_schedule`).
+
+    Returns:
+        (B, n) int64, the merged token's position, below `n - sum(schedule)`; without gradient.
+    """
+    return _forms_for(tokens).match_tokens(tokens, schedule)
+
+
+def average_tokens(tokens: Tensor, assignment: Tensor, num_groups: int) -> Tensor:
+    """Return the mean of each group's tokens, (B, K, D) in the dtype of `tokens`.
+
+    Args:
+        tokens: (B, n, D).
+        assignment: (B, n) int64, each token's group; every group has a member.
+        num_groups: number of groups (`K`).
+    """
+    return _forms_for(tokens).average_tokens(tokens, assignment, num_groups)
 
 
 def attention(

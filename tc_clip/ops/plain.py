@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tc_clip.ops import merging
+
 QUICK_GELU_SLOPE = 1.702
 
 
@@ -30,8 +32,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-def pairwise_products(a: Tensor, b: Tensor) -> Tensor:
-    """Return `a @ b.mT`."""
+def match_tokens(tokens: Tensor, schedule: tuple[int, ...]) -> Tensor:
+    """Match in rounds of one product of all pairs each."""
+    return merging.match_tokens(tokens, schedule, _pairwise_products)
+
+
+def average_tokens(tokens: Tensor, assignment: Tensor, num_groups: int) -> Tensor:
+    """Multiply the tokens with the membership matrix of the groups."""
+    return merging.average_tokens(tokens, assignment, num_groups, _pairwise_products)
+
+
+def _pairwise_products(a: Tensor, b: Tensor) -> Tensor:
     return a @ b.mT
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tc_clip.token_merging import average_tokens, match_tokens, merge_schedule
+from tc_clip.ops import average_tokens, match_tokens
+from tc_clip.ops.merging import merge_schedule
 
 
 def test_published_schedule():

@@ -2,12 +2,16 @@
 
 A round of matching only changes which seed belongs to which context token, and a mean of means, weighted by sizes, is
 the mean of all members. So the rounds decide an assignment, and the merged tokens are one differentiable average.
+
+`products` is a device's form of `a @ b.mT` for (B, n, D) and (B, m, D).
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from tc_clip import ops
+Products = Callable[[Tensor, Tensor], Tensor]
 
 
 def merge_schedule(num_tokens: int, num_kept: int, merge_rate: int) -> tuple[int, ...]:
@@ -28,15 +32,10 @@ def merge_schedule(num_tokens: int, num_kept: int, merge_rate: int) -> tuple[int
 
 
 @torch.no_grad()
-def match_tokens(tokens: Tensor, schedule: tuple[int, ...]) -> Tensor:
+def match_tokens(tokens: Tensor, schedule: tuple[int, ...], products: Products) -> Tensor:
     """Decide which merged token each token goes into.
 
-    Args:
-        tokens: (B, n, D).
-        schedule: tokens merged away in each round (`merge_schedule`).
-
-    Returns:
-        (B, n) int64, the merged token's position, below `n - sum(schedule)`.
+    See `tc_clip.ops.match_tokens`.
     """
     B, n, D = tokens.shape
     offsets = _row_offsets(B, n, tokens.device)
@@ -45,14 +44,14 @@ def match_tokens(tokens: Tensor, schedule: tuple[int, ...]) -> Tensor:
     sums = tokens.reshape(B * n, D).clone()
     owners = rows = torch.arange(n, device=tokens.device) + offsets  # (B, n), into `sums`
     for num_merged in schedule:
-        rows, new_owners = _merge_round(sums, rows, num_merged)
+        rows, new_owners = _merge_round(sums, rows, num_merged, products)
         owners = new_owners[owners]
     positions = torch.empty(B * n, dtype=torch.long, device=tokens.device)
     positions[rows] = torch.arange(rows.shape[1], device=tokens.device).expand_as(rows)
     return positions[owners]
 
 
-def _merge_round(sums: Tensor, rows: Tensor, num_merged: int) -> tuple[Tensor, Tensor]:
+def _merge_round(sums: Tensor, rows: Tensor, num_merged: int, products: Products) -> tuple[Tensor, Tensor]:
     """Merge the `num_merged` even tokens that are most similar to an odd one, each into that one.
 
     Args:
@@ -67,9 +66,9 @@ def _merge_round(sums: Tensor, rows: Tensor, num_merged: int) -> tuple[Tensor, T
     even_rows, odd_rows = rows[:, ::2], rows[:, 1::2]
     even, odd = _rows(sums, even_rows), _rows(sums, odd_rows)  # (B, even, D), (B, odd, D)
     even_norms, odd_norms = (x.norm(dim=-1).clamp_(min=1e-12) for x in (even, odd))
-    cosines = ops.pairwise_products(even, odd).div_(odd_norms.unsqueeze(1))  # without the norms of the even tokens
+    cosines = products(even, odd).div_(odd_norms.unsqueeze(1))  # without the norms of the even tokens
     best, partner = cosines.max(dim=-1)  # (B, even)
-    order = (best / even_norms).argsort(dim=-1, descending=True)
+    order = (best / even_norms).argsort(dim=-1, descending=True, stable=True)
     merged, staying = order[:, :num_merged], order[:, num_merged:]
     merged_rows = even_rows.gather(1, merged)
     target_rows = odd_rows.gather(1, partner.gather(1, merged))
@@ -102,20 +101,12 @@ def count_members(tokens: Tensor, assignment: Tensor, num_groups: int) -> tuple[
     return members, members.sum(dim=-1, keepdim=True)
 
 
-def average_tokens(tokens: Tensor, assignment: Tensor, num_groups: int) -> Tensor:
+def average_tokens(tokens: Tensor, assignment: Tensor, num_groups: int, products: Products) -> Tensor:
     """Return the mean of each group's tokens.
 
     A product with the membership matrix: differentiable, and with the same order of additions in every run, unlike
     scattered additions on a GPU.
-
-    Args:
-        tokens: (B, n, D).
-        assignment: (B, n), each token's group; every group has a member.
-        num_groups: number of groups (`K`).
-
-    Returns:
-        (B, K, D), in the dtype of `tokens`.
     """
     members, sizes = count_members(tokens, assignment, num_groups)
     with torch.autocast(tokens.device.type, enabled=False):
-        return ops.pairwise_products(members, tokens.mT) / sizes
+        return products(members, tokens.mT) / sizes
