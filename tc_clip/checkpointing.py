@@ -12,7 +12,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 _DECISIONS = {torch.ops.aten.topk.default, torch.ops.aten.sort.default, torch.ops.aten.sort.stable}
 _DECISIONS |= {torch.ops.aten.max.dim, torch.ops.aten.argsort.default, torch.ops.aten.argsort.stable}
 
-_OWN_DECISIONS = {"tc_clip::match_tokens"}  # an operator of ours on GPUs (tc_clip.ops.cuda)
+_OWN_DECISIONS = {"tc_clip::match_tokens"}  # the operator for GPUs, see tc_clip.ops.cuda
 
 
 def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

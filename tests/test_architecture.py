@@ -24,7 +24,7 @@ FORBIDDEN = {
 }
 # The packages that each may import besides the standard library.
 ALLOWED = {
-    "tc_clip": {"tc_clip", "torch", "timm", "torchvision", "numpy", "ftfy", "regex", "safetensors"},
+    "tc_clip": {"tc_clip", "torch", "triton", "timm", "torchvision", "numpy", "ftfy", "regex", "safetensors"},
     "main.py": {"trainers"},
 }
 READS_CONFIGURATION = {

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+import tc_clip.ops.merging as merging
 import tc_clip.ops.plain as plain
-from tc_clip.ops import merging
 from tc_clip.ops.plain import joint_attention as joint_attention  # there is no faster form
 
 # Bytes of the attention weights that `_MaterialisedAttention` computes at once: they stay in the cache.

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tc_clip.ops import plain, triton_attention, triton_merging
+import tc_clip.ops.plain as plain
+import tc_clip.ops.triton_attention as triton_attention
+import tc_clip.ops.triton_merging as triton_merging
 
 linear = plain.linear
 feed_forward = plain.feed_forward

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tc_clip.ops import merging
+import tc_clip.ops.merging as merging
 
 QUICK_GELU_SLOPE = 1.702
 

@@ -73,10 +73,24 @@ def test_linear_of_onednn_in_float64():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("layout", ["dense", "every second row", "transposed"])
-def test_pairwise_products(forms, dtype, layout):
+def test_average_tokens(forms, dtype, layout):
     pick = {"dense": lambda x: x, "every second row": lambda x: x[:, ::2], "transposed": lambda x: x.mT}[layout]
-    a, b = random(2, 8, 8, dtype=dtype), random(2, 8, 8, dtype=dtype)
-    compare(lambda a, b: ops.pairwise_products(pick(a), pick(b)), lambda a, b: pick(a) @ pick(b).mT, [a, b])
+    tokens = random(2, 16 if layout == "every second row" else 8, 8, dtype=dtype)
+    assignment = torch.tensor([[0, 1, 2, 1, 1, 0, 2, 1], [2, 2, 1, 0, 0, 0, 0, 1]])
+    members = torch.nn.functional.one_hot(assignment).mT.double()  # (B, K, n)
+    compare(
+        lambda x: ops.average_tokens(pick(x), assignment, 3),
+        lambda x: members @ pick(x) / members.sum(dim=-1, keepdim=True),
+        [tokens],
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_match_tokens(forms, dtype):
+    """Two rounds by hand: tokens 0 and 2 are like 1 and 3, then the pair of 2 and 3 is most like 5."""
+    tokens = torch.tensor([[[9, 1], [9, 1], [0, 5], [0, 4], [-3, 1], [8, 2]]], dtype=dtype)
+    assert ops.match_tokens(tokens, (2,)).tolist() == [[1, 1, 2, 2, 0, 3]]
+    assert ops.match_tokens(tokens, (2, 1)).tolist() == [[1, 1, 2, 2, 0, 2]]
 
 
 def attention_inputs(dtype: torch.dtype, num_queries: int, extra: str | None, with_bias: bool) -> list[Tensor | None]:
@@ -159,7 +173,7 @@ def test_joint_attention(forms, dtype, num_queries, with_bias):
 def test_the_switch(monkeypatch):
     """Off, no form for the CPU is called."""
     calls = []
-    for name in ("linear", "feed_forward", "pairwise_products", "attention"):
+    for name in ("linear", "feed_forward", "match_tokens", "attention"):
         form = getattr(cpu, name)
         monkeypatch.setattr(cpu, name, lambda *args, form=form, name=name: calls.append(name) or form(*args))
     q, k, v, *_ = attention_inputs(torch.float32, 11, None, False)
@@ -169,10 +183,11 @@ def test_the_switch(monkeypatch):
         calls.clear()
         ops.linear(x, *weights[:2])
         ops.feed_forward(x, *weights)
+        ops.match_tokens(x, (1,))
         ops.attention(q, k, v)
-        return list(calls)
+        return list(dict.fromkeys(calls))
 
-    assert call_all() == ["linear", "feed_forward", "attention"]
+    assert call_all() == ["linear", "feed_forward", "match_tokens", "attention"]
     ops.use_fast_forms(False)
     try:
         assert call_all() == []
