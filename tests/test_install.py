@@ -129,8 +129,8 @@ def test_configurations_of_the_working_folder(call: Call, tmp_path: Path) -> Non
 def test_class_names_of_the_configurations_are_found(installed: Path, tmp_path: Path) -> None:
     code = (
         "from trainers.config.compose import compose_config; from trainers.paths import find_labels\n"
-        "config = compose_config('zero_shot', ['data=zero_shot_k400', 'output=x'])\n"
-        "print(*(find_labels(entry['class_names']) for entry in config['data']['test']))\n"
+        "settings = compose_config('zero_shot', ['data=zero_shot_k400', 'output=x'])\n"
+        "print(*(find_labels(entry['class_names']) for entry in settings.data.test))\n"
         "print(find_labels('labels/mine.csv'))"
     )
     (tmp_path / "labels").mkdir()
