@@ -15,4 +15,5 @@ esac
 prepare_environment requirements-dev.txt
 ruff check .
 ruff format --check .
+mypy
 python -m pytest "$@"

@@ -339,7 +339,7 @@ def attend_backward(
         q, k, v, any_bias, grad, log_sums, delta, grad_k, grad_v, delta,
         *queries, *grad_k.stride()[:4], *grad_v.stride()[:4], T, 1, n, N, A, h**-0.5, False, *shape,
     )  # fmt: skip
-    if extra_k is None:
+    if extra_k is None or extra_v is None:
         return [grad_q, grad_k, grad_v] if bias is None else [grad_q, grad_k, grad_v, torch.zeros_like(bias)]
     is_shared = extra_k.dim() == 4
     grad_extra_k, grad_extra_v = (empty_heads(x) for x in (extra_k, extra_v))

@@ -86,7 +86,7 @@ def seeds_of(kind: str, *shape: int) -> Tensor:
     "sizes", [(13, 4, 3, 3), (61, 12, 40, 2), (2, 1, 1, 1), (7, 3, 100, 1), (40, 6, 9, 2)], ids=str
 )
 def test_matching(sizes, kind):
-    """Every token goes where the plain rounds put it; small whole numbers make all products exact."""
+    """Every token goes where the plain rounds put it, equal scores and NaN included."""
     num_tokens, num_kept, rate, batch = sizes
     torch.manual_seed(0)
     tokens = seeds_of(kind, batch, num_tokens, 6)
