@@ -43,7 +43,7 @@ class Forms(Protocol):
 
 
 _FORMS: dict[str, Forms] = {"cpu": cpu}
-if torch.cuda.is_available() and find_spec("triton") is not None:
+if torch.version.cuda is not None and torch.cuda.is_available() and find_spec("triton") is not None:
     from tc_clip.ops import cuda
 
     _FORMS["cuda"] = cuda
