@@ -111,3 +111,12 @@ def test_faults_pass_through_composition(repository: Path, monkeypatch: pytest.M
 
 def test_unknown_messages_are_kept(repository: Path) -> None:
     assert describe_composition_error(ValueError("some\nthing"), [], repository / "configs") == "some thing"
+
+
+@pytest.mark.parametrize(("words", "hint"), [(["nope"], "--help"), (["data"], "verify"), (["data", "nope"], "verify")])
+def test_an_unknown_tool_is_one_line_that_names_the_others(words, hint, capsys) -> None:
+    from trainers.commands.main import main
+
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"tc-clip: there is no command '{' '.join(words)}'") and hint in line

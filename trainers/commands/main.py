@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     num_words = 2 if arguments[0] == "data" else 1
     name = " ".join(arguments[:num_words])
     if name not in COMMANDS:
-        print(f"tc-clip: there is no command {name!r}; tc-clip --help lists the commands", file=sys.stderr)
+        tools = ", ".join(known.removeprefix("data ") for known in COMMANDS if known.startswith("data "))
+        hint = f"tc-clip data goes with one of {tools}" if num_words == 2 else "tc-clip --help lists the commands"
+        print(f"tc-clip: there is no command {name!r}; {hint}", file=sys.stderr)
         return 2
     return run_command(name, arguments[num_words:])
 
