@@ -1,15 +1,14 @@
 """Weight files on disk to tensors. Tensor names mean nothing here (see `layouts` and `loading`).
 
-Code in a file never runs: pickles go through torch's `weights_only` reader. The published checkpoints hold their
-configuration as a pickled OmegaConf object. Its classes are read as inert stand-ins, whether omegaconf is installed or
-not, and become plain containers.
+Code in a file never runs: pickles go through torch's `weights_only` reader, TorchScript archives through `torchscript`.
+The published checkpoints hold their configuration as a pickled OmegaConf object. Its classes are read as inert
+stand-ins, whether omegaconf is installed or not, and become plain containers.
 """
 
 import contextlib
 import hashlib
 import re
 import urllib.error
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from tc_clip.weights.checksum import checksum_of
 from tc_clip.weights.packing import METADATA, OTHERS, unpack
+from tc_clip.weights.torchscript import read_torchscript
 
 
 class WeightsError(ValueError):
@@ -92,7 +92,7 @@ def read_checkpoint(path: str | Path, *, hash_file: bool = False, archives: bool
                 if not _is_torchscript(file):
                     content = {key: _plain(value) for key, value in _load_pickle(file).items()}
                 elif archives:
-                    content = {"model": _read_archive(path)}
+                    content = {"model": read_torchscript(path)}
                 else:
                     raise WeightsError("is a TorchScript archive, not a checkpoint; it belongs in `clip_weights=`")
         stored = content.pop("checksum", None)
@@ -117,7 +117,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             return _read_safetensors(path)[0]
         with path.open("rb") as file:
             if _is_torchscript(file):
-                return _read_archive(path)
+                return read_torchscript(path)
             content = _load_pickle(file)
         if isinstance(content.get("state_dict"), dict):  # a checkpoint of open_clip's training
             content = content["state_dict"]
@@ -140,15 +140,6 @@ def _read_packed(path: Path) -> dict[str, Any]:
     tensors, metadata = _read_safetensors(path)
     others = unpack(metadata[METADATA], tensors) if METADATA in metadata else {}
     return {"model": {name: tensors[name] for name in sorted(tensors) if not name.startswith(OTHERS)}, **others}
-
-
-def _read_archive(path: Path) -> dict[str, Tensor]:
-    with warnings.catch_warnings():
-        # torch.jit is deprecated as a way to export models; OpenAI's archives exist in no other form.
-        warnings.filterwarnings("ignore", message=r".*torch\.jit\.load.*", category=DeprecationWarning)
-        module = torch.jit.load(path, map_location="cpu")
-    # Copies, so that nothing keeps the module alive.
-    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
 def _sha256(file: BufferedReader) -> str:

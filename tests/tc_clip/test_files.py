@@ -1,6 +1,7 @@
 """Weight files of every kind: read, refused, never executed."""
 
 import collections
+import importlib.util
 import pathlib
 import subprocess
 import sys
@@ -90,6 +91,72 @@ def test_torchscript_archive(tmp_path: Path) -> None:
     assert_equal(dict(sorted(found.items())), dict(sorted(module.state_dict().items())))
     assert not any(tensor.requires_grad for tensor in found.values())
     assert "TorchScript" in error_of(read_checkpoint, path)
+
+
+class WithOtherTensors(torch.nn.Module):
+    """Tensors that are neither parameters nor buffers, shared storages, containers, an empty buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)])
+        self.mask = torch.ones(4, 4)
+        self.register_buffer("empty", torch.empty(0))
+        self.register_buffer("rows", torch.arange(12).view(3, 4)[:, 1:])
+        self.numbers = [1, 2]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers[1](self.layers[0](x)) + self.mask.sum() + len(self.numbers)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_torchscript_archives_give_the_state_of_their_module(tmp_path: Path) -> None:
+    path = tmp_path / "other.pt"
+    torch.jit.save(torch.jit.script(WithOtherTensors()), path)
+    assert_equal(read_tensors(path), dict(torch.jit.load(path).state_dict()))
+
+
+WRITES = """
+import torch
+
+class Hostile(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2))
+
+    def forward(self, x):
+        return x
+
+    @torch.jit.export
+    def __getstate__(self):
+        return self.weight
+
+    @torch.jit.export
+    def __setstate__(self, state: torch.Tensor):
+        {effect}
+        self.weight = state
+        self.training = True
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("effect", ["write", "loop"])
+def test_hostile_archives_run_nothing(tmp_path: Path, effect: str) -> None:
+    """An archive whose module writes a file, or never returns, when TorchScript loads it."""
+    target, path = tmp_path / "of_the_user", tmp_path / "hostile.pt"
+    target.write_bytes(bytes(8))
+    code = f"torch.from_file({str(target)!r}, True, 2).fill_(7.0)" if effect == "write" else "while True: pass"
+    source = tmp_path / "hostile.py"
+    source.write_text(WRITES.format(effect=code))
+    spec = importlib.util.spec_from_file_location("hostile", source)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    torch.jit.save(torch.jit.script(module.Hostile()), path)
+    for read in (read_tensors, lambda name: read_checkpoint(name, archives=True)):
+        assert "needs code of the file" in error_of(read, path)
+        assert target.read_bytes() == bytes(8)
+    if effect == "write":  # TorchScript's own reader does run it
+        torch.jit.load(path)
+        assert target.read_bytes() != bytes(8)
 
 
 def published_checkpoint() -> dict:
