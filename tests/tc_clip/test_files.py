@@ -144,7 +144,8 @@ def test_hostile_archives_run_nothing(tmp_path: Path, effect: str) -> None:
     """An archive whose module writes a file, or never returns, when TorchScript loads it."""
     target, path = tmp_path / "of_the_user", tmp_path / "hostile.pt"
     target.write_bytes(bytes(8))
-    code = f"torch.from_file({str(target)!r}, True, 2).fill_(7.0)" if effect == "write" else "while True: pass"
+    write = f"state = state + torch.from_file({str(target)!r}, True, 2).fill_(7.0)"
+    code = write if effect == "write" else "while True: pass"
     source = tmp_path / "hostile.py"
     source.write_text(WRITES.format(effect=code))
     spec = importlib.util.spec_from_file_location("hostile", source)

@@ -98,9 +98,12 @@ def load(path: Path, form: str, outputs: Sequence[str]) -> Run:
     return run
 
 
-def _onnx_decompositions(program: Program) -> dict[Any, Callable[..., Tensor]]:
-    """Return the operators to write as products and sums, because ONNX's own operators support fewer cases."""
-    decompositions: dict[Any, Callable[..., Tensor]] = {torch.ops.aten.scaled_dot_product_attention.default: _attention}
+def _onnx_decompositions(program: Program) -> dict[Any, Callable[..., Any]]:
+    """Return the operators to write as others, because ONNX's own operators support fewer cases."""
+    decompositions: dict[Any, Callable[..., Any]] = {
+        torch.ops.aten.scaled_dot_product_attention.default: _attention,
+        torch.ops.aten.argsort.stable: _argsort,
+    }
     if any(value.dtype == torch.float64 for value in program.module.state_dict().values()):
         decompositions[torch.ops.aten.layer_norm.default] = _layer_norm
     return decompositions
@@ -116,6 +119,12 @@ def _exact_scalar() -> Callable[..., Any]:
         return opset18.Constant(value=onnx_ir.serde.serialize_tensor(value))
 
     return scalar_tensor
+
+
+def _argsort(x: Tensor, *, stable: bool, dim: int = -1, descending: bool = False) -> Tensor:
+    """Sort as ONNX's `TopK` does, which is stable: of equals, the first comes first."""
+    indices: Tensor = torch.ops.aten.topk.default(x, x.shape[dim], dim, descending)[1]
+    return indices
 
 
 def _layer_norm(
