@@ -98,6 +98,7 @@ def test_published_numbers(protocol: str) -> None:
     assert (aug.mixup, aug.cutmix, aug.switch_prob, aug.label_smoothing) == (0.8, 1.0, 0.5, 0.1)
     assert (aug.color_jitter, aug.gray, aug.jitter_per_frame) == (0.8, 0.2, True)
     assert settings.trainer.prompt_lr_factor == 10
+    assert settings.partial_update == "drop"
 
 
 def test_the_user_decides_on_views() -> None:

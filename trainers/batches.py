@@ -23,6 +23,7 @@ class BatchPlan:
         num_videos: videos of the training list.
         batch_size: videos of a micro-batch.
         total_batch_size: videos of an update, a multiple of `batch_size`.
+        drop_partial: leave out an epoch's last update if it is smaller. A list too small for one update keeps it.
 
     Raises:
         ConfigError: if the sizes do not fit.
@@ -31,6 +32,7 @@ class BatchPlan:
     num_videos: int
     batch_size: int
     total_batch_size: int
+    drop_partial: bool = False
 
     def __post_init__(self) -> None:
         if self.total_batch_size % self.batch_size:
@@ -49,9 +51,20 @@ class BatchPlan:
         return self.total_batch_size // self.batch_size
 
     @property
+    def num_used_videos(self) -> int:
+        """Videos of an epoch that updates use; which ones are left out changes from epoch to epoch."""
+        full = self.num_videos // self.total_batch_size * self.total_batch_size
+        return full if self.drop_partial and full else self.num_videos
+
+    @property
     def num_micro_batches(self) -> int:
         """Micro-batches of an epoch, over all ranks; the last may be smaller."""
-        return -(-self.num_videos // self.batch_size)
+        return -(-self.num_used_videos // self.batch_size)
+
+    @property
+    def num_scheduled_micro_batches(self) -> int:
+        """Length of an epoch on the schedule. As published, full micro-batches of a dropped update count."""
+        return max(self.num_micro_batches, self.num_videos // self.batch_size)
 
     @property
     def num_updates(self) -> int:
@@ -62,7 +75,7 @@ class BatchPlan:
         """Return an epoch's update by number, from 0."""
         first = number * self.accumulation
         last = min(first + self.accumulation, self.num_micro_batches)
-        num_videos = min(last * self.batch_size, self.num_videos) - first * self.batch_size
+        num_videos = min(last * self.batch_size, self.num_used_videos) - first * self.batch_size
         return Update(number, first, last, num_videos)
 
     def updates(self, first_micro_batch: int = 0) -> list[Update]:

@@ -23,6 +23,7 @@ FIXED = (
     "context_length",
     "batch_size",
     "total_batch_size",
+    "partial_update",
     "warmup_epochs",
     "lr",
     "lr_min",
@@ -36,6 +37,8 @@ FIXED = (
     "aug",
     "optimizer",
 )
+# What runs of older versions did that had no such key.
+EARLIER = {"partial_update": "keep"}
 # Keys whose differences are not reported. Paths are: classes and lists are compared by their content.
 SILENT = ("output", "auto_resume", "dry_run", "debug", "resume")
 
@@ -83,7 +86,7 @@ def compare_runs(
     if stored.get("token_embedding") != run["token_embedding"]:
         refused.append("its start weights (trainer.clip_weights) had another token embedding")
     allowed: list[str] = []
-    before, now = dict(_leaves(checkpoint["config"])), dict(_leaves(config))
+    before, now = EARLIER | dict(_leaves(checkpoint["config"])), dict(_leaves(config))
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key, "(not set)"), now.get(key, "(not set)")
         is_new = key not in before and not _within(key, FIXED)  # a key of a newer version, at its default

@@ -49,7 +49,7 @@ class WarmupCosine:
     gets the position.
 
     Args:
-        num_micro_batches: micro-batches of an epoch over all ranks.
+        num_micro_batches: micro-batches of an epoch over all ranks, with those of a dropped update.
         lr_min: rate at the end, the same for all groups.
     """
 

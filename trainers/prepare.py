@@ -110,7 +110,9 @@ def prepare_training(job: Job) -> TrainingParts:
     """
     settings, ranks = job.settings, job.ranks
     train, val = job.lists["train"][0], job.lists["val"][0]
-    plan = BatchPlan(len(train.records), settings.batch_size, settings.total_batch_size)
+    plan = BatchPlan(
+        len(train.records), settings.batch_size, settings.total_batch_size, settings.partial_update == "drop"
+    )
     optimizer = build.build_optimizer(settings, job.model)
     plan_lines = training_lines(  # before the schedule sets the rates
         plan,
@@ -124,7 +126,7 @@ def prepare_training(job: Job) -> TrainingParts:
         optimizer,
         epochs=settings.epochs,
         warmup_epochs=settings.warmup_epochs,
-        num_micro_batches=plan.num_micro_batches,
+        num_micro_batches=plan.num_scheduled_micro_batches,
         lr_min=settings.lr_min,
     )
     loader = build.build_train_loader(settings, train, ranks)

@@ -104,7 +104,7 @@ class Trainer:
             TrainingError: if too many consecutive losses are not finite, or too many videos cannot be read.
         """
         self.state.model.train()
-        batches = iter(self.loader.epoch(epoch, start=first_micro_batch))
+        batches = iter(self.loader.epoch(epoch, first_micro_batch, self.plan.num_micro_batches))
         for update in self.plan.updates(first_micro_batch):
             yield self._run_update(epoch, update, batches, stop_flags)
 

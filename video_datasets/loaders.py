@@ -73,13 +73,16 @@ class TrainLoader:
         """The distinct unreadable videos that this rank has found, by index."""
         return self._bad.found
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[VideoBatch]:
-        """Yield this rank's micro-batches: every number `m >= start` with `m % world_size == rank`, in order.
+    def epoch(self, epoch: int, start: int = 0, stop: int | None = None) -> Iterator[VideoBatch]:
+        """Yield this rank's micro-batches: each number `start <= m < stop` with `m % world_size == rank`, in order.
+
+        Args:
+            stop: None: all micro-batches of the epoch.
 
         Raises:
             BadVideoError, VideoTimeoutError, VideoWorkerError, VideoFilesError: one line each.
         """
-        batches = micro_batches(len(self.dataset), self.batch_size, self._seed, epoch)
+        batches = micro_batches(len(self.dataset), self.batch_size, self._seed, epoch)[:stop]
         numbers = range(start + (self._rank - start) % self._world_size, len(batches), self._world_size)
         keys = (
             [ItemKey(int(index), self._seed, epoch, number, i) for i, index in enumerate(batches[number])]

@@ -22,6 +22,7 @@ TINY = {
     "input_size": 32,
     "batch_size": 2,
     "total_batch_size": 8,
+    "partial_update": "keep",
     "test_batch_size": 2,
     "num_workers": 0,
     "epochs": 3,

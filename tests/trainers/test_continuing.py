@@ -41,6 +41,7 @@ def output(finished: Path, tmp_path: Path) -> Path:
         ({"lr": 0.5}, "lr was 0.001, is 0.5"),
         ({"batch_size": 4}, "batch_size was 2, is 4"),
         ({"total_batch_size": 4}, "total_batch_size was 8, is 4"),
+        ({"partial_update": "drop"}, "partial_update was keep, is drop"),
         ({"num_frames": 2}, "num_frames was 4, is 2"),
         ({"aug__mixup": 0.1}, "aug.mixup was 0.8, is 0.1"),
         ({"optimizer__weight_decay": 0.5}, "optimizer.weight_decay was 0.001, is 0.5"),

@@ -37,6 +37,7 @@ def config(repository: Path, earlier_run: Path, tiny_root: Path, tmp_path: Path)
         defaults = compose("few_shot", overrides=["data=few_shot_shapes", "trainer=tc_clip_tiny", "output=OUTPUT"])
     text = (earlier_run / "config.yaml").read_text(encoding="utf-8")
     saved = OmegaConf.create(text.replace("DATA_ROOT", str(tiny_root)).replace("OUTPUT", str(tmp_path / "run")))
+    defaults.partial_update = "keep"  # what that version did
     defaults.trainer.options = saved.trainer.options
     return OmegaConf.merge(defaults, saved)
 

@@ -56,9 +56,33 @@ def test_training_writes_what_it_says(compose_run, tmp_path: Path) -> None:
     assert "6 micro-batches, 2 updates, the last of 3 videos" in text
 
 
-@pytest.mark.parametrize("trainer", ["vifi_clip_tiny", "tc_clip_tiny"])
-def test_continuing_equals_the_uninterrupted_run(compose_run, tmp_path: Path, monkeypatch, trainer: str) -> None:
-    run(compose_run(trainer=trainer, output=tmp_path / "whole"))
+@pytest.mark.parametrize(
+    ("total", "num_updates", "line"),
+    [
+        (8, 1, "4 micro-batches, 1 updates; 3 videos fill no update and wait for another epoch"),
+        (16, 1, "6 micro-batches, 1 updates, the last of 11 videos"),
+    ],
+)
+def test_a_partial_update_is_dropped(compose_run, tmp_path: Path, total: int, num_updates: int, line: str) -> None:
+    """11 videos; a list too small for one update makes one of all its videos."""
+    run(compose_run(partial_update="drop", total_batch_size=total))
+    assert len(losses(tmp_path / "run")) == 3 * num_updates
+    assert line in (tmp_path / "run" / "log.txt").read_text()
+    assert load(tmp_path / "run" / "last.pth")["epoch"] == 3
+
+
+@pytest.mark.parametrize(
+    ("trainer", "options"),
+    [
+        ("vifi_clip_tiny", {}),
+        ("tc_clip_tiny", {}),
+        ("vifi_clip_tiny", {"partial_update": "drop", "total_batch_size": 4}),  # 2 updates; 3 videos are left
+    ],
+)
+def test_continuing_equals_the_uninterrupted_run(
+    compose_run, tmp_path: Path, monkeypatch, trainer: str, options: dict
+) -> None:
+    run(compose_run(trainer=trainer, output=tmp_path / "whole", **options))
 
     class Interrupted(Exception):  # noqa: N818
         pass
@@ -73,10 +97,11 @@ def test_continuing_equals_the_uninterrupted_run(compose_run, tmp_path: Path, mo
 
     monkeypatch.setattr(TrainingRun, "_save_last", save_and_stop)
     stops: set[int] = {1, 4}  # after the first update of the first epoch, and within the second
-    cfg = {"trainer": trainer, "output": tmp_path / "cut", "save_updates": 1}
+    cfg = {"trainer": trainer, "output": tmp_path / "cut", "save_updates": 1, **options}
     with pytest.raises(Interrupted):
         run(compose_run(**cfg))
-    assert (load(tmp_path / "cut" / "last.pth")["epoch"], load(tmp_path / "cut" / "last.pth")["micro_batch"]) == (0, 4)
+    first = load(tmp_path / "cut" / "last.pth")
+    assert (first["epoch"], first["micro_batch"]) == (0, options.get("total_batch_size", 8) // 2)
     with pytest.raises(Interrupted):
         run(compose_run(**cfg))
     run(compose_run(**cfg))

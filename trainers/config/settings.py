@@ -214,6 +214,10 @@ class Settings:
         "Videos of one forward pass in one process, a micro-batch. MixUp and CutMix mix within it.", at_least=1
     )
     total_batch_size: int = key("Videos of one update, over all processes. A multiple of `batch_size`.", at_least=1)
+    partial_update: Literal["drop", "keep"] = key(
+        "The videos left after an epoch's last full update: `drop` leaves them out, as published; `keep` makes a "
+        "smaller update of them. A list smaller than `total_batch_size` makes one update of all its videos."
+    )
     test_batch_size: int = key(
         "Evaluation: videos of a batch, and views of one forward pass. Changes memory and speed, not results.",
         at_least=1,

@@ -41,8 +41,9 @@ def training_lines(
     """Return the sizes of batches and epochs, and the learning rates. Call it before a schedule sets the rates."""
     share = plan.accumulation / world_size
     by_process = f"{share:g}" if share == int(share) else f"{int(share)} or {int(share) + 1}"
-    last = plan.update(plan.num_updates - 1).num_videos
+    last, left_out = plan.update(plan.num_updates - 1).num_videos, plan.num_videos - plan.num_used_videos
     rest = f", the last of {last} videos" if last != plan.total_batch_size else ""
+    rest += f"; {left_out} videos fill no update and wait for another epoch (partial_update=drop)" if left_out else ""
     rates = [
         f"{group.get('name', 'all')} {group['lr']:g} ({millions(sum(p.numel() for p in group['params']))} parameters)"
         for group in optimizer.param_groups
