@@ -2,8 +2,9 @@
 
 By default decord decodes, and PyAV what decord cannot open. What each gets wrong on real files decides the rest:
 
-- AVI: decord and PyAV seek to wrong frames if B-frames are packed (HMDB-51), and containers claim a frame too many.
-  Decoding in order is exact and counts the frames, so PyAV decodes AVIs in order, whichever decoder is asked for.
+- Decoders that seek read only what begins as MP4, MOV or Matroska. Everything else is decoded in order by PyAV,
+  whichever decoder is asked for: in AVI both seek to wrong frames if B-frames are packed (HMDB-51), in MPEG streams
+  decord does, and a playlist would make decord open other files.
 - Rotation metadata: decord applies it, PyAV reports it.
 - Several video streams: both decode the best one, as players do.
 - Edit lists: decord ignores them and counts frames that are not shown; `decoder="pyav"` does not.
@@ -17,7 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from video_datasets.decoders import check_decoder, decoders_for
-from video_datasets.decoders.base import DecoderError
+from video_datasets.decoders.base import DecoderError, check_bytes, decoder_errors
 
 
 class VideoReadError(Exception):
@@ -38,6 +39,8 @@ class VideoBytes(Protocol):
     def read(self) -> bytes:
         """Return all bytes of the video."""
 
+
+_FIRST_ATOMS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 
 # Number of frames of a video -> indices of the wanted frames.
 Choose = Callable[[int], np.ndarray]
@@ -71,17 +74,29 @@ def decode(source: str | Path | VideoBytes, choose: Choose, decoder: str = "auto
         raise VideoReadError(name, "the file is empty")
 
     reasons = []
-    for candidate in decoders_for(decoder, is_avi=head[:4] == b"RIFF" and head[8:12] == b"AVI "):
+    for candidate in decoders_for(decoder, may_seek=_may_seek(head)):
         try:
-            reader = candidate.load()(content)
-            indices = _checked(choose(reader.num_frames), reader.num_frames)
+            with decoder_errors(f"{candidate.title} cannot open it", content):
+                reader = candidate.load()(content)
+                num_frames = reader.num_frames
+                if num_frames < 1:
+                    raise DecoderError(f"{candidate.title} finds no frames")
+                width, height = reader.frame_size
+            indices = _checked(choose(num_frames), num_frames)
+            check_bytes(len(indices), width, height)
             wanted, positions = np.unique(indices, return_inverse=True)
-            frames = reader.read(wanted)
+            with decoder_errors(f"{candidate.title} cannot decode it", content):
+                frames = reader.read(wanted)
         except DecoderError as error:
             reasons.append(str(error))
         else:
             return frames if np.array_equal(wanted, indices) else frames[positions]
     raise VideoReadError(name, "; ".join(reasons) or "no decoder for it is installed")
+
+
+def _may_seek(head: bytes) -> bool:
+    """Return whether a video's first 12 bytes are those of Matroska, or of an atom that MP4 and MOV begin with."""
+    return head[:4] == b"\x1a\x45\xdf\xa3" or head[4:8] in _FIRST_ATOMS
 
 
 def _checked(indices: np.ndarray, num_video_frames: int) -> np.ndarray:

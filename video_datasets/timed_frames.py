@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from av.video.frame import VideoFrame
 
-from video_datasets.decoders.base import DecoderError, one_line
-from video_datasets.decoders.pyav import PYAV_ERRORS, decode_in_order, upright_rgb
+from video_datasets.decoders.base import DecoderError
+from video_datasets.decoders.pyav import decode_in_order, upright_rgb
 from video_datasets.decoding import VideoReadError
 
 
@@ -43,13 +43,20 @@ def frames_in_time(path: str) -> Iterator[TimedFrame]:
                 moment = end + duration if frame.time is None else frame.time - began
                 # A stream may repeat a time stamp or step back; the time shown never does.
                 moment = max(moment, end)
-                yield TimedFrame(end, moment, functools.partial(upright_rgb, held, width, height))
+                yield TimedFrame(end, moment, functools.partial(_pixels, path, held, width, height))
                 duration, end = moment - end, moment
             held = frame
         if held is not None:
-            yield TimedFrame(end, end + duration, functools.partial(upright_rgb, held, width, height))
-    except (*PYAV_ERRORS, DecoderError) as error:
-        position = f" after {end:.1f} s" if held is not None else ""
-        raise VideoReadError(path, f"PyAV cannot decode it{position} ({one_line(error, path)})") from error
+            yield TimedFrame(end, end + duration, functools.partial(_pixels, path, held, width, height))
+    except DecoderError as error:
+        position = f" ({end:.1f} s)" if held is not None else ""
+        raise VideoReadError(path, f"{error}{position}") from error
     if held is None:
         raise VideoReadError(path, "PyAV finds no frames")
+
+
+def _pixels(path: str, frame: VideoFrame, width: int, height: int) -> np.ndarray:
+    try:
+        return upright_rgb(frame, width, height)
+    except DecoderError as error:
+        raise VideoReadError(path, str(error)) from error

@@ -84,7 +84,7 @@ def test_broken_clips_fail_and_leave_nothing(shared_videos: Path, tmp_path: Path
     shutil.copy(shared_videos / "good" / "video_0.mov", videos)
     outcome = transcode(videos, tmp_path / "out", QUICK)
     assert outcome.done == 1 and set(outcome.failures) == set(os.listdir(videos)) - {"video_0.mov"}
-    assert outcome.failures["f_audio_only.mp4"].endswith("it has no video stream that can be decoded")
+    assert outcome.failures["f_audio_only.mp4"].endswith("PyAV finds no video stream that it can decode")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"video_0.mov", module.STATE}
     assert "c_text.mp4" in (tmp_path / "out" / module.STATE / "failures.csv").read_text()
 

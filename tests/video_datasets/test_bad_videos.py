@@ -14,6 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from video_datasets.annotations import VideoRecord
 from video_datasets.transforms import TestTransform, TrainTransform
@@ -77,6 +78,17 @@ def renamed(path: Path) -> None:
     path.with_suffix("").rename(path)
 
 
+def gif(width: int, height: int) -> Callable[[Path], None]:
+    """Write a picture of a few kB that takes `width * height` pixels."""
+    return lambda path: Image.new("P", (width, height)).save(path, "GIF")
+
+
+def unknown_codec(path: Path) -> None:
+    write(path, 5, 48, 40)
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"qqqq"))
+
+
+HLS = "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n{}\n#EXT-X-ENDLIST\n"
 MADE: dict[str, tuple[str, Callable[[Path], object], str | None]] = {
     "zero bytes": ("v.mp4", raw(b""), "the file is empty"),
     "one byte": ("v.mp4", raw(b"x"), "PyAV cannot decode it from the start"),
@@ -88,6 +100,24 @@ MADE: dict[str, tuple[str, Callable[[Path], object], str | None]] = {
     "a fifo": ("v.mp4", fifo, "no such file, and none of its name below the root"),
     "a symlink loop": ("v.mp4", symlink_loop, "no such file, and none of its name below the root"),
     "a dangling link": ("v.mp4", dangling_link, "no such file, and none of its name below the root"),
+    "an HLS playlist": ("v.mp4", text(HLS.format("/etc/passwd")), "PyAV cannot decode it from the start"),
+    "a playlist by its name too": ("v.m3u8", text(HLS.format("v.ts")), "PyAV cannot decode it from the start"),
+    "a playlist of an address": ("v.mp4", text(HLS.format("http://192.0.2.1/v.ts")), "PyAV cannot decode it"),
+    "a concat playlist": ("v.mp4", text("ffconcat version 1.0\nfile v.mp4\n"), "PyAV cannot decode it from the start"),
+    "a concat playlist of an address": ("v.mkv", text("ffconcat version 1.0\nfile tcp://192.0.2.1:1\n"), "PyAV cannot"),
+    "a DASH manifest": ("v.mp4", text('<MPD xmlns="urn:mpeg:dash:schema:mpd:2011"></MPD>'), "PyAV cannot decode it"),
+    "a session description": (
+        "v.mp4",
+        text("v=0\nc=IN IP4 192.0.2.1\nm=video 9 RTP/AVP 96\n"),
+        "PyAV cannot decode it",
+    ),
+    "an unknown codec": ("v.mp4", unknown_codec, "PyAV finds no video stream that it can decode"),
+    "frames of 64 megapixels": ("v.gif", gif(8000, 8000), "PyAV cannot decode it from the start"),
+    "frames of 37 megapixels": (
+        "v.mkv",
+        video(1, 7680, 4800, codec="mjpeg", pix_fmt="yuvj420p"),
+        "PyAV cannot decode it from the start (Invalid argument, or frames above 36 megapixels)",
+    ),
     "one frame": ("v.mp4", video(1, 48, 40), None),
     "two frames": ("v.mp4", video(2, 48, 40), None),
     "20,000 frames": ("v.mp4", video(20_000, 16, 16, preset="ultrafast"), None),

@@ -147,16 +147,80 @@ def test_every_broken_clip_is_an_error_or_readable_in_part(shared_videos):
             assert message.count(path.name) == 1, message
 
 
-@needs_decord
 def test_bytes_that_cannot_be_read_are_named(tmp_path):
     class Named(io.BytesIO):
         def __str__(self):
             return "archive.tar:v.mp4"
 
-    with pytest.raises(VideoReadError, match=r"^archive\.tar:v\.mp4: decord cannot open it.*; PyAV cannot decode it"):
+    with pytest.raises(VideoReadError, match=r"^archive\.tar:v\.mp4: PyAV cannot decode it from the start \(Inv"):
         decode(Named(b"not a video at all"), lambda n: np.arange(1))
     with pytest.raises(VideoReadError, match=r"none\.mp4: No such file or directory"):
         decode(tmp_path / "none.mp4", lambda n: np.arange(1))
+
+
+@needs_decord
+@pytest.mark.parametrize("name", ["v.mp4", "v.txt"])
+def test_what_is_no_video_by_its_content_never_reaches_decord(tmp_path, monkeypatch, small_videos, name):
+    """decord's FFmpeg has no list of formats: a playlist would open other files."""
+    monkeypatch.setattr("decord.VideoReader", None)
+    playlist = f"ffconcat version 1.0\nfile {small_videos / 'v00.mp4'}\n"
+    (tmp_path / name).write_text(playlist)
+    for decoder in decoders.DECODER_NAMES:
+        with pytest.raises(VideoReadError, match="PyAV cannot decode it from the start"):
+            decode(tmp_path / name, np.arange, decoder)
+    with pytest.raises(VideoReadError, match=r"decord cannot open it \('NoneType' object is not callable\)"):
+        decode(small_videos / "v00.mp4", np.arange, "decord")
+
+
+def test_no_file_name_is_a_protocol(tmp_path, monkeypatch, small_videos):
+    monkeypatch.chdir(small_videos)
+    with pytest.raises(OSError, match="concat:v00"):
+        open_video("concat:v00.mp4|v00.mp4")
+    monkeypatch.chdir(tmp_path)
+    Path("concat:1.mp4").write_bytes((small_videos / "v00.mp4").read_bytes())
+    assert len(decode("concat:1.mp4", np.arange, "pyav"))
+
+
+class FailingReader:
+    """A reader whose library raises an error of an unexpected kind."""
+
+    phase = "open"
+    frame_size = (4, 4)
+
+    def __init__(self, content):
+        self.fail("open")
+
+    def fail(self, phase):
+        if self.phase == phase:
+            raise {"open": AttributeError, "count": RecursionError, "read": MemoryError}[phase]()
+
+    @property
+    def num_frames(self):
+        self.fail("count")
+        return 3
+
+    def read(self, indices):
+        self.fail("read")
+
+
+@pytest.mark.parametrize(
+    ("phase", "reason"),
+    [
+        ("open", r"open it \(AttributeError"),
+        ("count", r"open it \(RecursionError"),
+        ("read", r"decode it \(MemoryError"),
+    ],
+)
+def test_whatever_a_decoder_raises_is_a_bad_video(small_videos, monkeypatch, phase, reason):
+    monkeypatch.setattr(FailingReader, "phase", phase)
+    monkeypatch.setattr(decoders.Decoder, "load", lambda self: FailingReader)
+    with pytest.raises(VideoReadError, match=f"PyAV cannot {reason}"):
+        decode(small_videos / "v00.mp4", np.arange, "pyav")
+
+
+def test_the_wanted_frames_fit_into_memory(small_videos):
+    with pytest.raises(VideoReadError, match=r"1000000 frames of 64x48 pixels take 9.2 GB, more than 2.1 GB"):
+        decode(small_videos / "v00.mp4", lambda n: np.zeros(1_000_000, dtype=np.int64), "pyav")
 
 
 def test_pyav_decodes_where_decord_is_not_installed(shared_videos, monkeypatch):

@@ -14,7 +14,8 @@ from trainers.inference.predict import predict, predict_timeline
 from trainers.inference.visualize.draw import timeline_picture
 from trainers.inference.visualize.html import insight_page
 from trainers.inference.visualize.trace import look
-from video_datasets.decoders.pyav import PYAV_ERRORS, open_video
+from video_datasets.decoders.base import DecoderError, decoder_errors
+from video_datasets.decoders.pyav import best_video_stream, open_video
 from video_datasets.decoding import VideoReadError
 from video_datasets.shapes.classes import Settings, all_classes, file_name
 from video_datasets.shapes.drawing import render, write_video
@@ -117,10 +118,11 @@ def seconds_of(video: str) -> float:
         VisitorError: if the file is not a video.
     """
     try:
-        with open_video(video) as container:
+        with decoder_errors("it cannot be opened", video), open_video(video) as container:
+            best_video_stream(container)
             return (container.duration or 0) / av.time_base
-    except PYAV_ERRORS:
-        raise VisitorError("This file cannot be read as a video. Is it complete?") from None
+    except DecoderError as error:
+        raise VisitorError(f"This file cannot be read as a video ({error}).") from None
 
 
 def make_examples(folder: Path) -> list[str]:

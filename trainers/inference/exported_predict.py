@@ -13,9 +13,10 @@ import gzip
 import html
 import itertools
 import json
+import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,46 @@ import numpy as np
 SUFFIXES = {"onnx": ".onnx", "aoti": ".aoti.pt2", "pt2": ".pt2"}
 
 
+# FFmpeg opens this file alone, as a video, whatever its name says: no playlist leads to other files or addresses.
+FORMATS = "asf,avi,flv,gif,matroska,mov,mpeg,mpegts,mpegvideo,mxf,nut,ogg"
+OPEN_OPTIONS: dict[str, Any] = {
+    "options": {"format_whitelist": FORMATS, "protocol_whitelist": "file", "max_pixels": "36000000"},
+    # Some files have tags that are not UTF-8. PyAV 19 always reads them; before, they were an error unless ignored.
+    **({} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}),
+}
+MAX_KEPT_PIXELS = 128_000_000  # of frames that are kept until their number is known; others are decoded twice
+
+
+def frames_in_order(path: str) -> Iterator[av.VideoFrame]:
+    """Yield the frames of a video in the order in which they are shown."""
+    with av.open(os.path.abspath(path), "r", **OPEN_OPTIONS) as container:
+        stream = container.streams.best("video")
+        if stream is None:
+            raise ValueError("no video stream")
+        yield from (frame for frame in container.decode(stream) if isinstance(frame, av.VideoFrame))
+
+
 def read_frames(path: str, num_frames: int) -> np.ndarray:
     """Return the middle frames of equal parts of a video, uint8 (T, H, W, 3), upright."""
-    # Some files have tags that are not UTF-8. PyAV 19 always reads them; before, they were an error unless ignored.
-    options: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
-    with av.open(path, "r", **options) as container:
-        stream = container.streams.best("video")
-        frames = [frame for frame in container.decode(stream) if isinstance(frame, av.VideoFrame)]
-    if not frames:
+    kept: dict[int, av.VideoFrame] = {}
+    count = pixels = width = height = 0
+    for frame in frames_in_order(path):
+        if count == 0:
+            width, height = frame.width, frame.height
+        pixels += frame.width * frame.height
+        if pixels <= MAX_KEPT_PIXELS:
+            kept[count] = frame
+        count += 1
+    if count == 0:
         raise ValueError("no frames")
-    chosen = [(2 * i + 1) * len(frames) // (2 * num_frames) for i in range(num_frames)]
-    first = frames[0]
-    pixels = [frames[i].to_ndarray(format="rgb24", width=first.width, height=first.height) for i in chosen]
-    return np.stack([np.rot90(p, round(frames[i].rotation / 90)) for p, i in zip(pixels, chosen, strict=True)])
+    chosen = [(2 * i + 1) * count // (2 * num_frames) for i in range(num_frames)]
+    if len(kept) < count:
+        kept = {i: frame for i, frame in enumerate(frames_in_order(path)) if i in chosen}
+
+    def upright(frame: av.VideoFrame) -> np.ndarray:
+        return np.rot90(frame.to_ndarray(format="rgb24", width=width, height=height), round(frame.rotation / 90))
+
+    return np.stack([upright(kept[i]) for i in chosen])
 
 
 def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -180,8 +208,8 @@ def main(argv: list[str] | None = None) -> int:
     for video in args.videos:
         try:
             pixels = view(read_frames(video, facts["num_frames"]), facts["input_size"])
-        except (OSError, ValueError, AttributeError) as error:  # PyAV's errors are OSErrors and ValueErrors
-            print(f"{video}: cannot be read: {str(error).splitlines()[0] if str(error) else 'no video stream'}")
+        except Exception as error:  # a damaged file can lead a decoder to any error
+            print(f"{video}: cannot be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
             continue
         logits = run(pixels[None])[0].astype(np.float64)
         scores = np.exp(logits - logits.max())

@@ -18,12 +18,14 @@ class Decoder(NamedTuple):
         module: module of this package that holds its reader.
         reader: name of the subclass of `base.VideoReader`.
         package: import name of the library that it needs.
-        in_order: whether it decodes every frame from the start, which is exact for AVI files too.
+        title: its name in messages.
+        in_order: whether it decodes every frame from the start, which is exact for all containers.
     """
 
     module: str
     reader: str
     package: str
+    title: str
     in_order: bool
 
     @property
@@ -39,8 +41,8 @@ class Decoder(NamedTuple):
 
 # `auto` tries them in this order.
 DECODERS = {
-    "decord": Decoder("decord", "DecordReader", package="decord", in_order=False),
-    "pyav": Decoder("pyav", "PyavReader", package="av", in_order=True),
+    "decord": Decoder("decord", "DecordReader", package="decord", title="decord", in_order=False),
+    "pyav": Decoder("pyav", "PyavReader", package="av", title="PyAV", in_order=True),
 }
 DECODER_NAMES = ("auto", *DECODERS)
 
@@ -62,16 +64,16 @@ def check_decoder(name: str) -> None:
         )
 
 
-def decoders_for(name: str, is_avi: bool) -> list[Decoder]:
+def decoders_for(name: str, may_seek: bool) -> list[Decoder]:
     """Return the decoders to try for a video, in order.
 
     Args:
         name: a value of `data.decoder`.
-        is_avi: whether the file is an AVI. Seeking is inexact there, so the decoders that decode in order read it,
-            whichever decoder was asked for.
+        may_seek: whether the content is of a kind that decoders may seek in. If not, those that decode in order read
+            it, whichever decoder was asked for.
     """
     chosen = [decoder for key, decoder in DECODERS.items() if name in ("auto", key)]
-    if is_avi:
+    if not may_seek:
         chosen = [decoder for decoder in chosen if decoder.in_order] or [
             decoder for decoder in DECODERS.values() if decoder.in_order
         ]

@@ -1,13 +1,52 @@
 """What a decoder offers: a video opened, its number of frames, frames by index."""
 
+import contextlib
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import numpy as np
+
+# A small file can decode to any size: frames of more pixels (8K has 33 million), and more bytes of frames of one video
+# (64 of 4K are 1.6 GB) are refused before they are decoded.
+MAX_PIXELS = 36_000_000
+MAX_BYTES = 2 << 30
 
 
 class DecoderError(Exception):
     """One decoder cannot read a video; the message is one line without the path."""
+
+
+@contextlib.contextmanager
+def decoder_errors(what: str, content: str | bytes = b"") -> Iterator[None]:
+    """Around calls of a decoding library: whatever it raises becomes a `DecoderError`, `<what> (<reason>)`.
+
+    A damaged file can lead a library to any error, so no list of expected ones is complete.
+
+    Args:
+        what: as "PyAV cannot decode it".
+        content: the video, whose path is left out of the reason.
+    """
+    try:
+        yield
+    except DecoderError:
+        raise
+    except Exception as error:
+        raise DecoderError(f"{what} ({one_line(error, content)})") from error
+
+
+def check_bytes(num_frames: int, width: int, height: int) -> None:
+    """Check the memory of the wanted frames before they are decoded.
+
+    Raises:
+        DecoderError: it is too much.
+    """
+    size = 3 * num_frames * width * height
+    if size > MAX_BYTES:
+        raise DecoderError(
+            f"{num_frames} frames of {width}x{height} pixels take {size / 1e9:.1f} GB, more than "
+            f"{MAX_BYTES / 1e9:.1f} GB; reduce their size (transcode.py) or the views"
+        )
 
 
 class VideoReader(ABC):
@@ -15,11 +54,13 @@ class VideoReader(ABC):
 
     A reader lives for one video: readers that are kept open are what long runs have hung on and leaked memory by.
 
+    Any error of the library may leave a method: `decode` reports it as the video's.
+
     Args:
         content: a path, or the bytes of a video file.
 
     Raises:
-        DecoderError: the video cannot be opened.
+        DecoderError: the video cannot be opened, or has frames of more than `MAX_PIXELS`.
     """
 
     @abstractmethod
@@ -34,6 +75,11 @@ class VideoReader(ABC):
         Raises:
             DecoderError: the video has no frames, or they cannot be counted.
         """
+
+    @property
+    @abstractmethod
+    def frame_size(self) -> tuple[int, int]:
+        """Width and height of a frame."""
 
     @abstractmethod
     def read(self, indices: np.ndarray) -> np.ndarray:
@@ -51,7 +97,8 @@ def one_line(error: BaseException, content: str | bytes) -> str:
     """Return a library's error message without time stamps, source lines, stack traces and the path of the video."""
     text = str(error).strip().split("\n")[0]
     if isinstance(content, str):
-        text = text.replace(f": '{content}'", "").replace(f" {content}...", "")
+        text = text.replace(f" {content}...", "")
+    text = re.sub(r": '.*", "", text)  # the path, or the function that failed
     text = re.sub(r"\[\d\d:\d\d:\d\d\] \S+?:\d+: ", "", text)
     text = re.sub(r"^\[Errno \d+\] ", "", text)
     return text[:160] or type(error).__name__

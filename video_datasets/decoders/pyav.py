@@ -4,6 +4,7 @@ Everything of this project that reads a video with PyAV opens it here.
 """
 
 import io
+import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -13,15 +14,29 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from video_datasets.decoders.base import DecoderError, VideoReader, one_line
-
-# What PyAV raises for files that it cannot read.
-PYAV_ERRORS = (av.error.FFmpegError, ValueError, OSError)
+from video_datasets.decoders.base import (
+    MAX_PIXELS,
+    DecoderError,
+    VideoReader,
+    decoder_errors,
+    one_line,
+)
 
 _VERSION = int(av.__version__.split(".")[0])
 
-# HMDB-51 has tags that are not UTF-8. PyAV 19 always reads them; before, they were an error unless ignored.
-_OPEN_OPTIONS: dict[str, Any] = {} if _VERSION >= 19 else {"metadata_errors": "ignore"}
+# What FFmpeg may take a file for: containers and streams of video, whatever the name says. Playlists (HLS, DASH,
+# concat), which open other files and addresses, are not among them, nor are pictures, subtitles and devices.
+_FORMATS = (
+    "amv apng asf av1 avi dv flv gif gxf h261 h263 h264 hevc ivf kux m4v matroska mjpeg mov mpeg mpegts mpegvideo mxf "
+    "nsv nut obu ogg rm vc1 vvc wtv yuv4mpegpipe"
+).split()
+_LIMITS = {"max_pixels": str(MAX_PIXELS)}  # also for the frames that FFmpeg decodes to learn about a stream
+
+_OPEN_OPTIONS: dict[str, Any] = {
+    "options": {"format_whitelist": ",".join(_FORMATS), "protocol_whitelist": "file", **_LIMITS},
+    # HMDB-51 has tags that are not UTF-8. PyAV 19 always reads them; before, they were an error unless ignored.
+    **({} if _VERSION >= 19 else {"metadata_errors": "ignore"}),
+}
 
 # Decoded frames (YUV, 1.5 bytes per pixel) are kept until their number is known and the wanted ones are chosen. Above
 # this many bytes they are dropped and decoded twice: 10 s at 640x360 take 115 MB, a minute of HD would take 2 GB.
@@ -29,24 +44,30 @@ _MAX_KEPT_BYTES = 192 << 20
 
 
 def open_video(source: str | bytes | BinaryIO) -> InputContainer:
-    """Open a video for reading: a path, the bytes of a video file, or a binary file.
+    """Open a video for reading: a path, the bytes of a video file, or a binary file. No other file is opened.
 
     Raises:
-        av.error.FFmpegError, ValueError, OSError: see `PYAV_ERRORS`.
+        Exception: whatever PyAV raises for a damaged file; see `decoder_errors`.
     """
     if isinstance(source, bytes):
         source = io.BytesIO(source)
+    if isinstance(source, str):
+        source = os.path.abspath(source)  # which no protocol's name begins
     return av.open(source, "r", **_OPEN_OPTIONS)
 
 
-def best_video_stream(container: InputContainer) -> VideoStream | None:
-    """Return the video stream that players show, set to decode in one thread; None if FFmpeg knows none.
+def best_video_stream(container: InputContainer) -> VideoStream:
+    """Return the video stream that players show, set to decode in one thread.
 
     A worker is one thread: parallelism comes from many workers.
+
+    Raises:
+        DecoderError: FFmpeg knows none that it can decode.
     """
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream) or stream.codec_context is None:
-        return None
+        raise DecoderError("PyAV finds no video stream that it can decode")
+    stream.codec_context.options = _LIMITS  # a stream can change its size later
     stream.codec_context.thread_count = 1
     return stream
 
@@ -55,14 +76,21 @@ def decode_in_order(content: str | bytes) -> Iterator[VideoFrame]:
     """Yield the frames of the best video stream in display order.
 
     Raises:
-        DecoderError: there is no video stream.
-        av.error.FFmpegError, ValueError, OSError: see `PYAV_ERRORS`.
+        DecoderError: there is no video stream, it cannot be decoded, or breaks off after the frames already yielded.
     """
-    with open_video(content) as container:
-        stream = best_video_stream(container)
-        if stream is None:
-            raise DecoderError("PyAV finds no video stream that it can decode")
-        yield from container.decode(stream)
+    num_frames = 0
+    try:
+        with open_video(content) as container:
+            for frame in container.decode(best_video_stream(container)):
+                num_frames += 1
+                yield frame
+    except DecoderError:
+        raise
+    except Exception as error:  # as in `decoder_errors`
+        position = f"after {num_frames} frames" if num_frames else "from the start"
+        # FFmpeg's word for frames above its limit of pixels, among other things.
+        limit = f", or frames above {MAX_PIXELS // 10**6} megapixels" if isinstance(error, av.ArgumentError) else ""
+        raise DecoderError(f"PyAV cannot decode it {position} ({one_line(error, content)}{limit})") from error
 
 
 def quarter_turns(frame: VideoFrame) -> int:
@@ -71,13 +99,18 @@ def quarter_turns(frame: VideoFrame) -> int:
 
 
 def upright_rgb(frame: VideoFrame, width: int, height: int) -> np.ndarray:
-    """Convert a frame to uint8 RGB of a stored size, and turn it upright: (height, width, 3) or (width, height, 3)."""
-    if _VERSION < 17:  # which converts colours as if every video were BT.601 in the limited range
-        space, color_range = frame.colorspace, frame.color_range
-        frame = frame.reformat(
-            width, height, "rgb24", src_colorspace=space, dst_colorspace="ITU601", src_color_range=color_range
-        )
-    return np.rot90(frame.to_ndarray(format="rgb24", width=width, height=height), quarter_turns(frame))
+    """Convert a frame to uint8 RGB of a stored size, and turn it upright: (height, width, 3) or (width, height, 3).
+
+    Raises:
+        DecoderError: it cannot be converted.
+    """
+    with decoder_errors("PyAV cannot convert its frames"):
+        if _VERSION < 17:  # which converts colours as if every video were BT.601 in the limited range
+            space, color_range = frame.colorspace, frame.color_range
+            frame = frame.reformat(
+                width, height, "rgb24", src_colorspace=space, dst_colorspace="ITU601", src_color_range=color_range
+            )
+        return np.rot90(frame.to_ndarray(format="rgb24", width=width, height=height), quarter_turns(frame))
 
 
 class PyavReader(VideoReader):
@@ -88,19 +121,15 @@ class PyavReader(VideoReader):
         self._num_frames = 0
         self._kept: list[VideoFrame] | None = []  # all frames, or None if they are too large to keep
         kept_bytes = 0
-        try:
-            for frame in decode_in_order(content):
-                if self._num_frames == 0:
-                    self._width, self._height = frame.width, frame.height
-                self._num_frames += 1
-                if self._kept is not None:
-                    self._kept.append(frame)
-                    kept_bytes += sum(plane.buffer_size for plane in frame.planes)
-                    if kept_bytes > _MAX_KEPT_BYTES:
-                        self._kept = None
-        except PYAV_ERRORS as error:
-            position = f"after {self._num_frames} frames" if self._num_frames else "from the start"
-            raise DecoderError(f"PyAV cannot decode it {position} ({one_line(error, content)})") from error
+        for frame in decode_in_order(content):
+            if self._num_frames == 0:
+                self._width, self._height = frame.width, frame.height
+            self._num_frames += 1
+            if self._kept is not None:
+                self._kept.append(frame)
+                kept_bytes += sum(plane.buffer_size for plane in frame.planes)
+                if kept_bytes > _MAX_KEPT_BYTES:
+                    self._kept = None
         if self._num_frames == 0:
             raise DecoderError("PyAV finds no frames")
 
@@ -109,13 +138,14 @@ class PyavReader(VideoReader):
         """Number of frames, counted by decoding them."""
         return self._num_frames
 
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Width and height of the first frame, as stored."""
+        return self._width, self._height
+
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Decode frames, as the base class says."""
-        try:
-            frames = [upright_rgb(frame, self._width, self._height) for frame in self._frames(indices)]
-        except PYAV_ERRORS as error:
-            raise DecoderError(f"PyAV cannot convert its frames ({one_line(error, self._content)})") from error
-        return np.stack(frames)
+        return np.stack([upright_rgb(frame, self._width, self._height) for frame in self._frames(indices)])
 
     def _frames(self, indices: np.ndarray) -> Iterator[VideoFrame]:
         kept = self._kept

@@ -13,7 +13,8 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from video_datasets.decoders.pyav import PYAV_ERRORS, best_video_stream, open_video, quarter_turns, upright_rgb
+from video_datasets.decoders.base import DecoderError, decoder_errors
+from video_datasets.decoders.pyav import best_video_stream, open_video, quarter_turns, upright_rgb
 from video_datasets.decoding import VideoReadError, decode
 from video_datasets.sampling import test_indices
 from video_datasets.video_files import TarMember
@@ -90,7 +91,10 @@ def inspect_video(job: Job) -> dict[str, Any]:
     if facts.frames is not None and 0 < facts.frames < job.num_frames:
         facts.add("note", "short", f"{facts.frames} frames, a view has {job.num_frames}: frames repeat")
     if picture is not None and (job.thumbnail or any(level in LEVELS[2:] for level, _, _ in facts.findings)):
-        facts.thumbnail = _thumbnail(picture)
+        try:
+            facts.thumbnail = _thumbnail(picture)
+        except DecoderError as error:  # its pixels are of a kind that cannot be converted
+            facts.add("error", "unreadable", str(error))
     facts.seconds = round(time.perf_counter() - start, 4)
     return asdict(facts)
 
@@ -145,11 +149,9 @@ def _decode_wanted(job: Job, content: str | bytes, facts: VideoFacts) -> np.ndar
 def _read_header(content: str | bytes, facts: VideoFacts) -> None:
     """Record the facts in the container if it can be opened. If not, decoding reports the fault."""
     try:
-        with open_video(content) as container:
-            stream = best_video_stream(container)
-            if stream is not None:
-                _record_stream(container, stream, facts)
-    except PYAV_ERRORS:
+        with decoder_errors("", content), open_video(content) as container:
+            _record_stream(container, best_video_stream(container), facts)
+    except DecoderError:
         facts.codec = None
 
 
@@ -158,11 +160,8 @@ def _decode_all(content: str | bytes, facts: VideoFacts) -> VideoFrame | None:
     first: VideoFrame | None = None
     decoded = discarded = damaged = 0
     try:
-        with open_video(content) as container:
+        with decoder_errors("fails", content), open_video(content) as container:
             stream = best_video_stream(container)
-            if stream is None:
-                facts.add("error", "unreadable", "it has no video stream that can be decoded")
-                return None
             _record_stream(container, stream, facts)
             for packet in container.demux(stream):
                 discarded += packet.is_discard
@@ -171,9 +170,8 @@ def _decode_all(content: str | bytes, facts: VideoFacts) -> VideoFrame | None:
                     damaged += bool(frame.is_corrupt)
                     if first is None:
                         first = frame
-    except PYAV_ERRORS as error:
-        reason = (str(error).split("\n")[0].split(": '")[0]).partition("] ")[2] or type(error).__name__
-        facts.add("error", "unreadable", f"fails after {decoded} frames: {reason}" if decoded else f"fails: {reason}")
+    except DecoderError as error:
+        facts.add("error", "unreadable", f"after {decoded} frames: {error}" if decoded else str(error))
         return first
     if first is None:
         facts.add("error", "unreadable", "it has no frames")

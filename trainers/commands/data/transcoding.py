@@ -20,7 +20,8 @@ from trainers.commands.data.watched_pool import Failure, watched_map
 from trainers.csv_files import write_csv
 from trainers.files import atomic_path
 from video_datasets.annotations import read_annotations
-from video_datasets.decoders.pyav import PYAV_ERRORS, best_video_stream, open_video, quarter_turns, upright_rgb
+from video_datasets.decoders.base import DecoderError, decoder_errors
+from video_datasets.decoders.pyav import best_video_stream, open_video, quarter_turns, upright_rgb
 from video_datasets.decoding import VideoReadError
 from video_datasets.machine import available_cores
 from video_datasets.video_files import TarMember, open_video_files
@@ -158,9 +159,10 @@ def transcode_video(job: Job) -> dict[str, Any]:
     os.makedirs(os.path.dirname(job.target), exist_ok=True)
     with atomic_path(Path(job.target)) as temporary:
         try:
-            num_frames = _encode(content, str(temporary), job.options)
-        except PYAV_ERRORS as error:
-            raise VideoReadError(job.path, str(error).split("\n")[0].split(": '")[0]) from error
+            with decoder_errors("it cannot be transcoded", content):
+                num_frames = _encode(content, str(temporary), job.options)
+        except DecoderError as error:
+            raise VideoReadError(job.path, str(error)) from error
         with open_video(str(temporary)) as result:
             found = result.streams.video[0].frames
         if found != num_frames:
@@ -178,8 +180,6 @@ def _encode(content: str | bytes, target: str, options: Options) -> int:
     num_frames = 0
     with open_video(content) as source, av.open(target, "w", format="mp4") as result:
         video = best_video_stream(source)
-        if video is None:
-            raise ValueError("it has no video stream that can be decoded")
         rate = Fraction(video.average_rate or 25).limit_denominator(10_000)
         stream = None
         for frame in source.decode(video):
@@ -199,7 +199,7 @@ def _encode(content: str | bytes, target: str, options: Options) -> int:
             result.mux(stream.encode(picture))
             num_frames += 1
         if stream is None:
-            raise ValueError("it has no frames")
+            raise DecoderError("it has no frames")
         result.mux(stream.encode())
     return num_frames
 
