@@ -16,4 +16,5 @@ prepare_environment requirements-dev.txt
 ruff check .
 ruff format --check .
 mypy
-python -m pytest "$@"
+# A file's tests share what they prepare, so they run in one process.
+python -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"

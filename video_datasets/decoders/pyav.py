@@ -104,13 +104,14 @@ def upright_rgb(frame: VideoFrame, width: int, height: int) -> np.ndarray:
     Raises:
         DecoderError: it cannot be converted.
     """
+    options: dict[str, Any]
+    if _VERSION >= 17:
+        options = {"threads": 1}  # threads of its own for each frame cost more than they save
+    else:  # converts colours as if every video were BT.601 in the limited range
+        space, color_range = frame.colorspace, frame.color_range
+        options = {"src_colorspace": space, "dst_colorspace": "ITU601", "src_color_range": color_range}
     with decoder_errors("PyAV cannot convert its frames"):
-        if _VERSION < 17:  # which converts colours as if every video were BT.601 in the limited range
-            space, color_range = frame.colorspace, frame.color_range
-            frame = frame.reformat(
-                width, height, "rgb24", src_colorspace=space, dst_colorspace="ITU601", src_color_range=color_range
-            )
-        return np.rot90(frame.to_ndarray(format="rgb24", width=width, height=height), quarter_turns(frame))
+        return np.rot90(frame.reformat(width, height, "rgb24", **options).to_ndarray(), quarter_turns(frame))
 
 
 class PyavReader(VideoReader):
