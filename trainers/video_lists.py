@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from video_datasets.annotations import VideoRecord, read_annotations, read_class_names
+from video_datasets.decoders.base import DecoderError
 from video_datasets.decoding import VideoReadError
-from video_datasets.video_files import VideoFiles, open_video_files
+from video_datasets.stored_frames import opened_frames
+from video_datasets.video_files import VideoFiles, VideoFilesError, open_video_files
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class VideoList:
     list_path: Path
     class_names_path: Path
     left_out: int = 0  # videos that `without` removed
+    stored: str | None = None  # which frames its files have, if they are stored frames; None for videos
 
     @property
     def chance(self) -> float:
@@ -76,4 +79,17 @@ def read_video_list(
         opened[root] = open_video_files(root, allow_outside)
     opened[root].prepare(record.path for record in records)
     facts = (flip, split_camel_case, list_path, class_names_path)
-    return VideoList(name, group, records, opened[root], class_names, *facts)
+    return VideoList(name, group, records, opened[root], class_names, *facts, stored=_stored(records, opened[root]))
+
+
+def _stored(records: list[VideoRecord], files: VideoFiles) -> str | None:
+    """Return which frames the files of a list have, from a few of them; None if they are videos."""
+    found = {}
+    for record in records[:: max(1, len(records) // 8)]:
+        try:
+            with opened_frames(files.find(record.path)) as frames:
+                found[None if frames is None else str(frames.settings)] = True
+        except (VideoReadError, VideoFilesError, DecoderError, OSError):
+            continue  # counted when it is read
+    kinds = [kind or "videos" for kind in found]
+    return None if kinds in ([], ["videos"]) else " or ".join(kinds)

@@ -19,6 +19,7 @@ import numpy as np
 
 from video_datasets.decoders import check_decoder, decoders_for
 from video_datasets.decoders.base import DecoderError, check_bytes, decoder_errors
+from video_datasets.stored_frames import opened_frames
 
 
 class VideoReadError(Exception):
@@ -60,6 +61,16 @@ def decode(source: str | Path | VideoBytes, choose: Choose, decoder: str = "auto
     """
     check_decoder(decoder)
     name = os.fspath(source) if isinstance(source, str | Path) else str(source)
+    try:
+        with opened_frames(source) as stored:
+            if stored is not None:
+                indices = _checked(choose(stored.num_frames), stored.num_frames)
+                check_bytes(len(indices), stored.width, stored.height)
+                return stored.read(indices)
+    except OSError as error:
+        raise VideoReadError(name, error.strerror or str(error)) from error
+    except DecoderError as error:
+        raise VideoReadError(name, str(error)) from error
     try:
         if isinstance(source, str | Path):
             content: str | bytes = name

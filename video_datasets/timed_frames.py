@@ -21,12 +21,13 @@ class TimedFrame:
     pixels: Callable[[], np.ndarray]
 
 
-def frames_in_time(path: str) -> Iterator[TimedFrame]:
-    """Yield all frames of a video file in order (PyAV), upright, in the size of the first one.
+def frames_in_time(path: str | bytes) -> Iterator[TimedFrame]:
+    """Yield all frames of a video file (a path, or its bytes) in order (PyAV), upright, in the size of the first one.
 
     Raises:
         VideoReadError: the file cannot be read, has no frames, or breaks off after those already yielded.
     """
+    name = path if isinstance(path, str) else "a video"
     held: VideoFrame | None = None
     width = height = 0
     began = 0.0
@@ -43,20 +44,20 @@ def frames_in_time(path: str) -> Iterator[TimedFrame]:
                 moment = end + duration if frame.time is None else frame.time - began
                 # A stream may repeat a time stamp or step back; the time shown never does.
                 moment = max(moment, end)
-                yield TimedFrame(end, moment, functools.partial(_pixels, path, held, width, height))
+                yield TimedFrame(end, moment, functools.partial(_pixels, name, held, width, height))
                 duration, end = moment - end, moment
             held = frame
         if held is not None:
-            yield TimedFrame(end, end + duration, functools.partial(_pixels, path, held, width, height))
+            yield TimedFrame(end, end + duration, functools.partial(_pixels, name, held, width, height))
     except DecoderError as error:
         position = f" ({end:.1f} s)" if held is not None else ""
-        raise VideoReadError(path, f"{error}{position}") from error
+        raise VideoReadError(name, f"{error}{position}") from error
     if held is None:
-        raise VideoReadError(path, "PyAV finds no frames")
+        raise VideoReadError(name, "PyAV finds no frames")
 
 
-def _pixels(path: str, frame: VideoFrame, width: int, height: int) -> np.ndarray:
+def _pixels(name: str, frame: VideoFrame, width: int, height: int) -> np.ndarray:
     try:
         return upright_rgb(frame, width, height)
     except DecoderError as error:
-        raise VideoReadError(path, str(error)) from error
+        raise VideoReadError(name, str(error)) from error

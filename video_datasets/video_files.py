@@ -251,16 +251,25 @@ def write_tar_index(path: str | Path, target: Path | None = None) -> Path:
 
 
 _INDEX = ".index"
+# Folder beside tars that are being written; while it contains the file UNFINISHED, some are missing.
+PACK_STATE = ".pack"
+UNFINISHED = "unfinished"
 
 
 def _only_tars(folder: str) -> list[str]:
-    """Return the tars of a folder that contains only tars and their indexes; an empty list for any other folder."""
+    """Return the tars of a folder that contains only tars and their indexes; an empty list for any other folder.
+
+    Raises:
+        VideoFilesError: some of the tars are not written yet.
+    """
     tars = []
+    if os.path.exists(os.path.join(folder, PACK_STATE, UNFINISHED)):
+        raise VideoFilesError(f"{folder}: is not complete: run the same pack.py command again, which continues")
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.endswith(".tar") and entry.is_file():
                 tars.append(entry.path)
-            elif not entry.name.endswith(".tar" + _INDEX):
+            elif not entry.name.endswith(".tar" + _INDEX) and entry.name != PACK_STATE:
                 return []
     return sorted(tars)
 

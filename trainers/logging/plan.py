@@ -26,7 +26,9 @@ def device_lines(ranks: Ranks, precision: Precision) -> list[tuple[str, str]]:
 def list_line(title: str, videos: VideoList, views: str = "") -> tuple[str, str]:
     """Return the size of a list."""
     left_out = f" ({videos.left_out:,} left out by data.bad_videos)" if videos.left_out else ""
-    return title, f"{videos.name}: {len(videos.records):,} videos{left_out}, {len(videos.class_names)} classes{views}"
+    stored = f"; stored frames: {videos.stored}" if videos.stored else ""
+    count = f"{len(videos.records):,} videos{left_out}, {len(videos.class_names)} classes"
+    return title, f"{videos.name}: {count}{views}{stored}"
 
 
 def training_lines(

@@ -80,8 +80,9 @@ def write_predictions(path: Path, evaluation: Evaluation, videos: VideoList) -> 
 
 
 def list_facts(videos: VideoList) -> dict[str, Any]:
-    """Return the files of the list and the class names of an evaluation, with their hashes."""
+    """Return the files of the list and the class names of an evaluation, with their hashes, and its stored frames."""
     return {
+        "stored_frames": videos.stored,
         "num_classes": len(videos.class_names),
         "list": str(videos.list_path),
         "list_sha256": sha256_of(videos.list_path),
