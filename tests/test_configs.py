@@ -152,6 +152,23 @@ def test_the_configuration_is_read_only_afterwards() -> None:
         ("warmup_epochs=10", "warmup_epochs=10 leaves nothing of epochs=10"),
         ("output=???", "output is not set"),
         ("data.train.dataset=k401", "data.train.dataset=k401: not among the data sets k400"),
+        ("data.train.list=3", "data.train.list=3: must be text"),
+        ("data.train=null", "data.train=null: must be a group of keys"),
+        ("+data.train.lst=a.txt", "unknown key data.train.lst; did you mean list"),
+        ("~data.val.list", "the key data.val.list is missing; it must be text"),
+        ("data.train.class_names=null", "data.train.class_names=null: name the file of the class names of k400"),
+        ("data.test=[3]", r"data.test=\[3\]: must be a list of groups of keys"),
+        ("data.test=[{name:a,group:b,dataset:k400}]", r"the key data.test\[0\].class_names is missing"),
+        (
+            "data.test=[{name:../a,group:b,dataset:k400,list:x.txt,class_names:null}]",
+            r"data.test\[0\].name=../a: must be text for file names",
+        ),
+        ("data.name=a/b", "data.name=a/b: must be text for file names"),
+        ("dataset.k400.flip=maybe", "dataset.k400.flip=maybe: must be true or false"),
+        ("dataset.k400.root=null", "dataset.k400.root=null: must be text"),
+        ("~dataset.k400.root", "dataset.k400: the key root is missing"),
+        ("output='a\tb'", r"output='a\\tb': must be text"),
+        ("seed=1000000000000000000000", "seed=1000000000000000000000: must be a whole number"),
     ],
 )
 def test_wrong_values_are_named(override: str, message: str) -> None:

@@ -1,11 +1,11 @@
 """Declared keys: which values each type accepts, and what the error says."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 import pytest
 
-from trainers.config.keys import key, keys_of, read_group
+from trainers.config.keys import FileName, key, keys_of, read_group
 from trainers.errors import ConfigError
 
 
@@ -15,6 +15,13 @@ class Inner:
 
     rate: float = key("Learning rate. Of all groups.", above=0)
     share: float | Literal["auto"] | None = key("A share.", at_least=0, below=1)
+
+
+class Facts(TypedDict):
+    """Facts of a list."""
+
+    root: str
+    name: NotRequired[FileName]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +35,9 @@ class Outer:
     scales: list[float] = key("Shares.", above=0, at_most=1)
     side: Literal[1, 3] | None = key("A side.")
     options: dict[str, Any] = key("Anything.")
+    facts: Facts = key("Facts.")
+    lists: list[Facts] = key("Facts of several lists.")
+    sets: dict[str, Facts] = key("Facts by name.", other_entries=True)
 
 
 GOOD: dict[str, Any] = {
@@ -38,6 +48,9 @@ GOOD: dict[str, Any] = {
     "scales": [1],
     "side": 3,
     "options": {"any": {"thing": 1}},
+    "facts": {"root": "a"},
+    "lists": [{"root": "a", "name": "b"}],
+    "sets": {"one": {"root": "a", "else": 3}},
 }
 
 
@@ -67,6 +80,16 @@ def test_values_become_a_group() -> None:
         ({"side": 2}, "side=2: must be one of 1, 3 or null"),
         ({"side": 1.0}, "side=1.0: must be one of 1, 3 or null"),
         ({"options": None}, "options=null: must be a group of keys"),
+        ({"count": 2**63}, "count=9223372036854775808: must be a whole number of at least 1"),
+        ({"facts": {}}, "the key facts.root is missing; it must be text"),
+        ({"facts": {"root": 3}}, "facts.root=3: must be text"),
+        ({"facts": {"root": "a\0b"}}, r"facts.root='a\\x00b': must be text"),
+        ({"facts": {"root": "a", "rot": "b"}}, "unknown key facts.rot; did you mean root"),
+        ({"lists": [{"root": "a"}, 3]}, r"lists=.*: must be a list of groups of keys"),
+        ({"lists": [{"root": "a"}, {"root": None}]}, r"lists\[1\].root=null: must be text"),
+        ({"lists": [{"root": "a", "name": "../b"}]}, r"lists\[0\].name=../b: must be text for file names"),
+        ({"sets": {"one": {"root": 1}}}, "sets.one.root=1: must be text"),
+        ({"sets": {"one": 1}}, "sets=.*: must be a group of keys"),
     ],
 )
 def test_a_wrong_value_is_named(change: dict[str, Any], message: str) -> None:

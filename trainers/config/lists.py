@@ -1,12 +1,10 @@
 """The video lists of a configuration: which files a run trains, validates and tests on."""
 
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from trainers.config.command_line import config_names
-from trainers.config.settings import Part, Settings
+from trainers.config.settings import ListSection, Part, Settings
 from trainers.errors import ConfigError
 from trainers.paths import CONFIGS, find_labels
 
@@ -32,17 +30,20 @@ def list_entries(settings: Settings, part: Part) -> list[ListEntry]:
     """Return the lists of `train`, `val` or `test` (the first two have one list each).
 
     Raises:
-        ConfigError: a key is missing, or a data set is unknown.
+        ConfigError: a data set is unknown, or lacks a fact or its class names.
     """
     data = settings.data
     if part == "test":
-        entries = [_entry(settings, f"data.test[{number}]", section) for number, section in enumerate(data.test)]
+        entries = [
+            _entry(settings, f"data.test[{number}]", section, section["name"], section["group"])
+            for number, section in enumerate(data.test)
+        ]
         names = [entry.name for entry in entries]
         if len(names) != len(set(names)):
             raise ConfigError(f"data.test: several test sets have the same name: {', '.join(names)}")
         return entries
     section = data.train if part == "train" else data.val
-    return [_entry(settings, f"data.{part}", {"name": data.name, "group": part, **section})]
+    return [_entry(settings, f"data.{part}", section, data.name, part)]
 
 
 def label_choice_of(settings: Settings) -> str | None:
@@ -70,30 +71,27 @@ def check_label_choice(settings: Settings) -> None:
         )
 
 
-def _sections(settings: Settings) -> list[dict[str, Any]]:
+def _sections(settings: Settings) -> list[ListSection]:
     return [settings.data.train, settings.data.val, *settings.data.test]
 
 
-def _entry(settings: Settings, key: str, section: Mapping[str, Any]) -> ListEntry:
-    _require(key, section, ("name", "group", "dataset", "list", "class_names"))
-    name = section["dataset"]
-    if name not in settings.dataset:
-        raise ConfigError(f"{key}.dataset={name}: not among the data sets {', '.join(settings.dataset)}")
-    facts = settings.dataset[name]
-    _require(f"dataset.{name}", facts, ("root", "lists", "class_names", "flip", "split_camel_case"))
+def _entry(settings: Settings, key: str, section: ListSection, name: str, group: str) -> ListEntry:
+    dataset, class_names = section["dataset"], section["class_names"]
+    if dataset not in settings.dataset:
+        raise ConfigError(f"{key}.dataset={dataset}: not among the data sets {', '.join(settings.dataset)}")
+    if class_names is None:
+        raise ConfigError(f"{key}.class_names=null: name the file of the class names of {dataset}")
+    facts = settings.dataset[dataset]
+    for needed in ("root", "lists", "flip", "split_camel_case"):
+        if needed not in facts:
+            raise ConfigError(f"dataset.{dataset}: the key {needed} is missing")
     return ListEntry(
-        name=section["name"],
-        group=section["group"],
+        name=name,
+        group=group,
         root=facts["root"],
         list_name=section["list"],
         list_path=Path(facts["lists"]) / section["list"],
-        class_names_path=find_labels(section["class_names"]),
+        class_names_path=find_labels(class_names),
         flip=facts["flip"],
         split_camel_case=facts["split_camel_case"],
     )
-
-
-def _require(key: str, section: Mapping[str, Any], required: Collection[str]) -> None:
-    for name in required:
-        if name not in section:
-            raise ConfigError(f"{key}: the key {name} is missing")

@@ -6,13 +6,39 @@ from the values is a method. `python -m trainers.config.tables` writes the table
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
-from trainers.config.keys import key
+from trainers.config.keys import FileName, key
 
 Protocol = Literal["zero_shot", "few_shot", "base2novel", "fully_supervised"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 Part = Literal["train", "val", "test"]
+
+
+class ListSection(TypedDict):
+    """One list of videos: its data set, its file, the file of its class names (None if there is none)."""
+
+    dataset: str
+    list: str
+    class_names: str | None
+
+
+class TestSection(ListSection):
+    """A test list: its name in tables and files; lists of one group are averaged."""
+
+    name: FileName
+    group: str
+
+
+class DatasetFacts(TypedDict, total=False):
+    """Facts of a data set: all but `title`, if a list of it is used. A file can hold others, which lists refer to."""
+
+    root: str
+    lists: str
+    class_names: str | None
+    flip: bool
+    split_camel_case: bool
+    title: FileName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +125,11 @@ class DataSettings:
     )
     isolate_memory_mb: int = key("Memory limit for decoding one video there, in MB.", at_least=256)
     isolate_timeout_s: float = key("Time limit for decoding one video there, in seconds.", above=0)
-    name: str = key("Name of the choice, shown in results.")
+    name: FileName = key("Name of the choice, shown in results.")
     protocol: Protocol = key("The protocol that it belongs to.")
-    train: dict[str, Any] = key("Training list: `dataset`, `list` and `class_names`.")
-    val: dict[str, Any] = key("Validation list: the same.")
-    test: list[dict[str, Any]] = key("Test lists: the same, and `name` and `group`.")
+    train: ListSection = key("Training list: `dataset`, `list` and `class_names`.")
+    val: ListSection = key("Validation list: the same.")
+    test: list[TestSection] = key("Test lists: the same, and `name` and `group`.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,7 +314,7 @@ class Settings:
     label_files: dict[str, str | None] = key(
         "The file of each class set (`k400`, `k400_base`, `hmdb51`, ...). The facts of a data set refer to them."
     )
-    dataset: dict[str, Any] = key("Facts of the data sets, see below.")
+    dataset: dict[str, DatasetFacts] = key("Facts of the data sets, see below.", other_entries=True)
 
     @property
     def folder(self) -> Path:
