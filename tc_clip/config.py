@@ -2,9 +2,22 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 CLIP_HEAD_WIDTH = 64
+CLIP_VOCAB_SIZE = 49408
 ACTIVATION_NAMES = ("quick_gelu", "gelu")
+
+
+class PixelStatistics(NamedTuple):
+    """Mean and standard deviation of red, green and blue on 0..255, which normalise the input."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+RECIPE_PIXELS = PixelStatistics((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))  # ImageNet's
+PIXEL_CHOICES = ("recipe", "weights")
 
 
 @dataclass(frozen=True)
@@ -59,7 +72,7 @@ class TextConfig:
     width: int
     depth: int
     embed_dim: int
-    vocab_size: int = 49408
+    vocab_size: int = CLIP_VOCAB_SIZE
     max_length: int = 77
     head_width: int = CLIP_HEAD_WIDTH
     activation: str = "quick_gelu"

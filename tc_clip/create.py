@@ -16,6 +16,7 @@ from tc_clip.config import CLIP_HEAD_WIDTH, TextConfig, VisionConfig
 from tc_clip.models import VideoClip
 from tc_clip.text_encoder import random_token_embedding
 from tc_clip.weights.clip import ClipWeights, read_clip_weights, sizes_of
+from tc_clip.weights.facts import CLIP_TOKENIZER, WeightFacts, choose_pixels
 from tc_clip.weights.files import Checkpoint, CheckpointSource, WeightsError, as_checkpoint
 from tc_clip.weights.loading import checkpoint_state, load_clip_weights, load_weights
 
@@ -78,14 +79,17 @@ def create_model(
     else:
         embedding = clip.tensors.get("text.token_embedding", torch.empty(0))  # loading reports if it is missing
     label = clip_weights if clip_weights is None or isinstance(clip_weights, str) else "state dict"
+    facts = None if clip is None else clip.facts
+    pixels = choose_pixels(values["pixels"], facts)
     info = {
         "name": name,
         "options": {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()},
         "sizes": {"vision": asdict(vision), "text": asdict(text)},
         "clip_weights": str(clip_weights) if isinstance(clip_weights, Path) else label,
         "token_embedding": _fingerprint(embedding),
+        "weights": (facts or WeightFacts(tokenizer=CLIP_TOKENIZER)).to_info(pixels),
     }
-    model = compositions()[name].build(vision, text, values, info)
+    model = compositions()[name].build(vision, text, values, info, pixels)
     if clip is None:
         model.text.token_embedding.copy_(embedding)
         if model.prompts is not None:
@@ -206,20 +210,20 @@ def _sizes_of_options(values: Mapping[str, Any]) -> tuple[VisionConfig, TextConf
 
 
 def _head_widths(clip: ClipWeights, sizes: Mapping[str, Any]) -> tuple[int, int]:
-    if clip.head_widths is not None:
-        return clip.head_widths
+    if clip.facts.head_widths is not None:
+        return clip.facts.head_widths
     return (sizes.get("head_width", CLIP_HEAD_WIDTH),) * 2
 
 
 def _activation(clip: ClipWeights, sizes: Mapping[str, Any]) -> str:
     """Return the activation that the weights were trained with, else that of the options, else OpenAI's."""
-    if clip.activation is not None:
-        return clip.activation
+    if clip.facts.activation is not None:
+        return clip.facts.activation
     if "activation" not in sizes:
         _LOG.warning(
             "%s: no file defines the activation of these weights; quick_gelu is used, as in OpenAI's. Most of "
             "open_clip's weights need gelu: set the option activation",
-            clip.source,
+            clip.facts.source,
         )
     return sizes.get("activation", "quick_gelu")
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tc_clip.config import require_choice, vision_block_of
+from tc_clip.config import RECIPE_PIXELS, PixelStatistics, require_choice, vision_block_of
 from tc_clip.layers import share_weights
 from tc_clip.prompts import (
     LearnedPrompts,
@@ -43,6 +43,7 @@ class VideoClip(nn.Module):
         trainable: whether the model is meant to be trained.
         templates: texts with `{}` for the class name, instead of `prompt_init`; the features of several are averaged.
         info: what `info` returns.
+        pixels: statistics that normalise the input.
     """
 
     class_tokens: Tensor
@@ -60,6 +61,7 @@ class VideoClip(nn.Module):
         trainable: bool = True,
         templates: Sequence[str] = (),
         info: Mapping[str, Any] | None = None,
+        pixels: PixelStatistics = RECIPE_PIXELS,
     ):
         super().__init__()
         if context_length > text.config.max_length:
@@ -76,6 +78,7 @@ class VideoClip(nn.Module):
         self.prompt_init = prompt_init
         self.split_camel_case = split_camel_case
         self.trainable = trainable
+        self.pixels = pixels
         self.templates = tuple(templates)
         self.class_names: tuple[str, ...] = ()
         self.register_buffer("class_tokens", torch.empty(0, 0, dtype=torch.long), persistent=False)

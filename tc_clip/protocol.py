@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 
 from torch import Tensor, nn
 
+from tc_clip.config import PixelStatistics
 from tc_clip.vision_encoder import VisionOutput
 
 
@@ -38,6 +39,7 @@ class VideoModel(TorchModule, Protocol):
         class_names: the classes that a call scores, in label order.
         input_size: side of the frames, in pixels.
         num_frames: frames of a video.
+        pixels: mean and standard deviation of the channels on 0..255, which normalise the input.
     """
 
     @property
@@ -50,6 +52,8 @@ class VideoModel(TorchModule, Protocol):
     def input_size(self) -> int: ...
     @property
     def num_frames(self) -> int: ...
+    @property
+    def pixels(self) -> PixelStatistics: ...
 
     def __call__(self, video: Tensor) -> Tensor:
         """Score videos (B, T, 3, H, W), normalised, against the class names: logits (B, C)."""

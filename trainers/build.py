@@ -45,6 +45,7 @@ def build_model(settings: Settings, videos: VideoList) -> VideoModel:
     # On the command line these options are top-level keys, because every model has them.
     options.setdefault("image_size", settings.input_size)
     options |= {"num_frames": settings.num_frames, "context_length": settings.context_length}
+    options["pixels"] = trainer.pixels
     options["split_camel_case"] = videos.split_camel_case
     try:
         model = tc_clip.create_model(

@@ -33,12 +33,13 @@ FIXED = (
     "trainer.name",
     "trainer.prompt_lr_factor",
     "trainer.text_lr_factor",
+    "trainer.pixels",
     "trainer.options",
     "aug",
     "optimizer",
 )
 # What runs of older versions did that had no such key.
-EARLIER = {"partial_update": "keep"}
+EARLIER = {"partial_update": "keep", "trainer.pixels": "recipe"}
 # Keys whose differences are not reported. Paths are: classes and lists are compared by their content.
 SILENT = ("output", "auto_resume", "dry_run", "debug", "resume")
 

@@ -66,7 +66,7 @@ def score_views(model: VideoModel, videos: Tensor, precision: Precision, views_a
     B, V = videos.shape[:2]
     scores = []
     for views in videos.flatten(0, 1).split(views_at_once):  # (b, T, 3, H, W)
-        pixels = normalize(views.to(precision.device, non_blocking=True), dtype=precision.dtype)
+        pixels = normalize(views.to(precision.device, non_blocking=True), precision.dtype, *model.pixels)
         with precision.autocast():
             logits = model(pixels)
         scores.append(logits.to(precision.dtype).softmax(-1))  # (b, C)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from tc_clip.ops.memory import keep_freed_memory
+from tc_clip.weights.facts import describe_weights
 from trainers import build
 from trainers.checkpoint import BEST
 from trainers.config.resolve import to_yaml
@@ -191,7 +192,7 @@ def _log_plan(job: Job, log: LoggerContainer, training: list[tuple[str, str]], r
         start = f"resumes at epoch {resumed_at.epoch + 1}, micro-batch {resumed_at.micro_batch}"
     elif settings.resume is not None:
         start = f"weights of {settings.resume}"
-    lines += [("start", start), ("output", str(settings.folder))]
+    lines += [("start", start), *describe_weights(job.model.info()), ("output", str(settings.folder))]
     if settings.wise_ft == "auto" and settings.starts_from_random_weights:
         lines.append(("note", "the weight ensemble (wise_ft) is off: this model starts from random weights"))
     log.info(format_plan(f"{settings.protocol}: {settings.trainer.name} on {settings.data.name}", lines))

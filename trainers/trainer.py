@@ -165,7 +165,8 @@ class Trainer:
         if batch.colors is not None:
             videos = change_batch_colors(videos, batch.colors)
         rng = micro_batch_rng(self.seed, epoch, batch.number)
-        videos, targets = self.mixing(normalize(videos, dtype=self.precision.dtype), labels, rng)
+        pixels = normalize(videos, self.precision.dtype, *self.state.model.pixels)
+        videos, targets = self.mixing(pixels, labels, rng)
         # Random numbers of the model (random seed tokens, dropout) follow from the micro-batch too, so that a run can
         # resume exactly without the state of a generator.
         torch.manual_seed(int(rng.integers(2**63)))

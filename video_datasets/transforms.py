@@ -17,11 +17,13 @@ STD = (58.395, 57.12, 57.375)
 SHORT_SIDE_RATIO = 256 / 224
 
 
-def normalize(videos: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Subtract ImageNet's mean and divide by its std: uint8 (..., 3, H, W) -> `dtype`, on the same device."""
-    mean = torch.tensor(MEAN, dtype=dtype, device=videos.device).view(3, 1, 1)
-    std = torch.tensor(STD, dtype=dtype, device=videos.device).view(3, 1, 1)
-    return videos.to(dtype).sub_(mean).div_(std)
+def normalize(
+    videos: Tensor, dtype: torch.dtype = torch.float32, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
+) -> Tensor:
+    """Subtract the mean and divide by the std of the channels: uint8 (..., 3, H, W) -> `dtype`, on the same device."""
+    means = torch.tensor(mean, dtype=dtype, device=videos.device).view(3, 1, 1)
+    stds = torch.tensor(std, dtype=dtype, device=videos.device).view(3, 1, 1)
+    return videos.to(dtype).sub_(means).div_(stds)
 
 
 class ColorDraw(NamedTuple):

@@ -6,7 +6,9 @@ from typing import Any
 
 from tc_clip.attention import FrameAttention
 from tc_clip.config import (
+    RECIPE_PIXELS,
     ContextConfig,
+    PixelStatistics,
     PromptConfig,
     TextConfig,
     VisionConfig,
@@ -19,7 +21,7 @@ from tc_clip.text_encoder import TextEncoder
 from tc_clip.vision_encoder import VisionEncoder
 
 # Options by what they belong to. Options of what is switched off have no effect.
-COMMON = {"num_frames": 16, "context_length": 30, "split_camel_case": True}
+COMMON = {"num_frames": 16, "context_length": 30, "split_camel_case": True, "pixels": "recipe"}
 TRAINED = COMMON | {"prompt_init": "a photo of a", "positional_embedding": "space", "freeze": None}
 CONTEXT = asdict(ContextConfig())
 VIDEO_PROMPTS = CONTEXT | asdict(PromptConfig())
@@ -59,6 +61,7 @@ class Composition:
         text: TextConfig,
         options: Mapping[str, Any],
         info: Mapping[str, Any] | None = None,
+        pixels: PixelStatistics = RECIPE_PIXELS,
     ) -> VideoClip:
         """Build the model with random weights.
 
@@ -66,6 +69,7 @@ class Composition:
             vision, text: sizes.
             options: a value for every option.
             info: what the model's `info` returns.
+            pixels: statistics that normalise the input.
 
         Raises:
             ValueError: if a value is invalid, or values do not fit each other.
@@ -101,6 +105,7 @@ class Composition:
             trainable=self.trainable,
             templates=templates,
             info=info,
+            pixels=pixels,
         )
         if options.get("freeze") is not None:
             model.freeze(options["freeze"])

@@ -1,17 +1,16 @@
 """CLIP's own weights: read from every public layout, with the facts in their files, and the sizes that they imply."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from tc_clip.config import ACTIVATION_NAMES, CLIP_HEAD_WIDTH, TextConfig, VisionConfig, require_choice
+from tc_clip.config import CLIP_HEAD_WIDTH, TextConfig, VisionConfig
 from tc_clip.weights.downloads import KNOWN_CLIP_WEIGHTS, fetch_clip_weights
-from tc_clip.weights.files import WeightsError, read_tensors
+from tc_clip.weights.facts import OPENAI_FACTS, WeightFacts, check_vocabulary, facts_next_to
+from tc_clip.weights.files import WeightsError, read_tensors, sha256_of
 from tc_clip.weights.layouts import (
     POSITIONS,
     TOKEN_EMBEDDING,
@@ -26,20 +25,10 @@ _IGNORED = ("input_resolution", "context_length", "vocab_size")  # numbers that 
 
 @dataclass(frozen=True)
 class ClipWeights:
-    """CLIP's weights by our names, at least float32, and the facts that its files state.
-
-    Attributes:
-        tensors: by our names.
-        source: the file, for messages.
-        activation: "quick_gelu" or "gelu", or None if no file states it.
-        head_widths: channels of an attention head in vision and text, or None if no file states them (64 in all of
-            OpenAI's models).
-    """
+    """CLIP's weights by our names, at least float32, and the facts that its files state."""
 
     tensors: dict[str, Tensor]
-    source: str
-    activation: str | None = None
-    head_widths: tuple[int, int] | None = None
+    facts: WeightFacts
 
 
 def read_clip_weights(source: str | Path | Mapping[str, Tensor]) -> ClipWeights:
@@ -49,22 +38,24 @@ def read_clip_weights(source: str | Path | Mapping[str, Tensor]) -> ClipWeights:
         source: a known name (`KNOWN_CLIP_WEIGHTS`), a file, or a state dict.
 
     Raises:
-        WeightsError: if it cannot be read, or is not a CLIP with a vision transformer.
+        WeightsError: if it cannot be read, is not a CLIP with a vision transformer, or has another vocabulary.
     """
-    activation = head_widths = None
+    facts = WeightFacts()
     if isinstance(source, Mapping):
-        tensors, label = source, "the state dict"
+        tensors = source
     else:
         known = KNOWN_CLIP_WEIGHTS.get(str(source))
         path = Path(source) if known is None else fetch_clip_weights(str(source))
         if not path.is_file():
             names = ", ".join(KNOWN_CLIP_WEIGHTS)
             raise WeightsError(f"clip_weights {str(source)!r} is neither a file nor one of: {names}")
-        tensors, label = read_tensors(path), str(path)
-        activation, head_widths = (known.activation, None) if known else _facts_next_to(path)
+        tensors = read_tensors(path)
+        facts = facts_next_to(path) if known is None else known.facts
+        facts = replace(facts, source=str(path), sha256=sha256_of(path))
     tensors = without_module(tensors)
-    if activation is None and any(name in tensors for name in _IGNORED):
-        activation = "quick_gelu"  # only OpenAI's archives hold these numbers
+    if facts.activation is None and any(name in tensors for name in _IGNORED):
+        facts = replace(OPENAI_FACTS, source=facts.source, sha256=facts.sha256)  # only OpenAI's archives hold these
+    label = facts.source
     tensors = {name: value for name, value in tensors.items() if name not in _IGNORED}
     if "visual.layer1.0.conv1.weight" in tensors:
         raise WeightsError(f"{label}: a CLIP with a ResNet; this package reads those with a vision transformer")
@@ -72,49 +63,15 @@ def read_clip_weights(source: str | Path | Mapping[str, Tensor]) -> ClipWeights:
         ours = from_clip(tensors)
     elif "vision_model.embeddings.patch_embedding.weight" in tensors:
         ours = from_hugging_face(tensors)
+    elif any(name.endswith(("token_embedding.weight", "token_embedding")) for name in tensors):
+        raise WeightsError(f"{label}: only a text encoder, the vision encoder is missing {example_names(tensors)}")
     else:
         raise WeightsError(f"{label}: no CLIP weights, there is no 'visual.conv1.weight' {example_names(tensors)}")
-    return ClipWeights({name: _at_least_float32(value) for name, value in ours.items()}, label, activation, head_widths)
-
-
-def _facts_next_to(path: Path) -> tuple[str | None, tuple[int, int] | None]:
-    """Return the activation and the head widths from the configuration of open_clip or Hugging Face in its folder."""
-    for name, read in (("open_clip_config.json", _open_clip_facts), ("config.json", _hugging_face_facts)):
-        file = path.with_name(name)
-        if not file.is_file():
-            continue
-        try:
-            activation, head_widths = read(json.loads(file.read_text(encoding="utf-8")))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise WeightsError(
-                f"{file}: is not the configuration of a CLIP ({type(error).__name__}: {error})"
-            ) from error
-        try:
-            require_choice("the activation", activation, ACTIVATION_NAMES)
-        except ValueError as error:
-            raise WeightsError(f"{file}: {error}") from error
-        return activation, head_widths
-    return None, None
-
-
-def _open_clip_facts(config: Mapping[str, Any]) -> tuple[str, tuple[int, int]]:
-    model = config["model_cfg"]
-    text = model["text_cfg"]
-    activation = "quick_gelu" if model.get("quick_gelu", False) else "gelu"
-    return activation, (model["vision_cfg"].get("head_width", CLIP_HEAD_WIDTH), text["width"] // text["heads"])
-
-
-def _hugging_face_facts(config: Mapping[str, Any]) -> tuple[str, tuple[int, int]]:
-    # Missing keys have the defaults of transformers, which are CLIP ViT-B/32's.
-    defaults = {"vision_config": (768, 12), "text_config": (512, 8)}
-    activations, widths = set(), []
-    for tower, (width, heads) in defaults.items():
-        values = config[tower] or {}
-        activations.add(values.get("hidden_act", "quick_gelu"))
-        widths.append(values.get("hidden_size", width) // values.get("num_attention_heads", heads))
-    if len(activations) != 1:
-        raise ValueError(f"the towers have different activations, {' and '.join(sorted(activations))}")
-    return activations.pop(), (widths[0], widths[1])
+    if not any(name.startswith("text.") for name in ours):
+        raise WeightsError(f"{label}: only a vision encoder, the text encoder is missing {example_names(tensors)}")
+    if TOKEN_EMBEDDING in ours:
+        facts = check_vocabulary(facts, len(ours[TOKEN_EMBEDDING]))
+    return ClipWeights({name: _at_least_float32(value) for name, value in ours.items()}, facts)
 
 
 def sizes_of(

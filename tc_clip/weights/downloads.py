@@ -7,13 +7,14 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
 from torch.hub import tqdm  # tqdm, or torch's silent substitute if tqdm is not installed
 
-from tc_clip.weights.files import WeightsError, one_line
+from tc_clip.weights.facts import OPENAI_FACTS, WeightFacts
+from tc_clip.weights.files import WeightsError, one_line, sha256_of
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 60.0
@@ -32,7 +33,7 @@ class ClipArchive:
     url: str
     sha256: str
     filename: str
-    activation: str = "quick_gelu"
+    facts: WeightFacts = OPENAI_FACTS
 
     def accepts(self, sha256: str) -> bool:
         """Return whether a file with this SHA-256 is the published one."""
@@ -47,7 +48,7 @@ def _openai_archive(filename: str, sha256: str) -> ClipArchive:
 def _open_clip_file(filename: str, activation: str) -> ClipArchive:
     url = f"https://github.com/mlfoundations/open_clip/releases/download/v0.2-weights/{filename}"
     digits = filename.rpartition("-")[2].partition(".")[0]
-    return ClipArchive(url=url, sha256=digits, filename=filename, activation=activation)
+    return ClipArchive(url=url, sha256=digits, filename=filename, facts=replace(OPENAI_FACTS, activation=activation))
 
 
 KNOWN_CLIP_WEIGHTS: dict[str, ClipArchive] = {
@@ -123,8 +124,7 @@ def fetch_clip_weights(name: str, cache_dir: str | Path | None = None, open_url:
     folder = Path(cache_dir or os.environ.get("TC_CLIP_CACHE") or Path.home() / ".cache" / "tc_clip").expanduser()
     target = folder / archive.filename
     if target.is_file():
-        with target.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256_of(target)
         if not archive.accepts(found):
             raise WeightsError(f"{target}: SHA-256 is {found}, not {archive.sha256} of {name}; delete the file")
         return target

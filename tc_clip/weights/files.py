@@ -83,9 +83,7 @@ def read_checkpoint(path: str | Path, *, hash_file: bool = False, archives: bool
     with _readable(path):
         if path.suffix == ".safetensors":
             content = _read_packed(path)
-            if hash_file:
-                with path.open("rb") as file:
-                    sha256 = _sha256(file)
+            sha256 = sha256_of(path) if hash_file else None
         else:
             with path.open("rb") as file:
                 sha256 = _sha256(file) if hash_file else None
@@ -127,6 +125,12 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
                 f"is not a plain state dict: {others[0]!r} is no tensor; a checkpoint belongs in `checkpoint=`"
             )
         return {str(name): tensor for name, tensor in content.items()}
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return _sha256(file)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -72,7 +72,7 @@ def load_clip_weights(model: VideoClip, weights: ClipWeights) -> LoadReport:
     _load_strictly(model, tensors, "the CLIP weights", absent=model.new_parameter_names())
     if model.prompts is not None:
         model.prompts.init_from(model.text)
-    _warn_of_changes(report, weights.source)
+    _warn_of_changes(report, weights.facts.source)
     return report
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from tc_clip.config import RECIPE_PIXELS
 from trainers.distributed.processes import Ranks
 from trainers.evaluator import evaluate, score_views
 from trainers.precision import pick_precision
@@ -18,6 +19,8 @@ CPU = pick_precision("fp32", torch.device("cpu"))
 
 class BrightnessModel(nn.Module):
     """Logits that are a fixed function of a view's mean brightness; records how many views come at once."""
+
+    pixels = RECIPE_PIXELS
 
     def __init__(self) -> None:
         super().__init__()

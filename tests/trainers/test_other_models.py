@@ -22,6 +22,7 @@ class LetterModel(nn.Module):
     trainable = True
     input_size = 32
     num_frames = 4
+    pixels = ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
 
     def __init__(self) -> None:
         super().__init__()

@@ -79,6 +79,11 @@ class TrainerSettings:
         "`torch.compile` of the vision encoder and of the shared text, once for all batch sizes and class names. "
         "Takes minutes at the start."
     )
+    pixels: Literal["recipe", "weights"] = key(
+        "Mean and deviation that normalise the pixels. `recipe`: ImageNet's in place of CLIP's, as TC-CLIP and "
+        "ViFi-CLIP were published; weights with other statistics, for which no recipe is published, keep theirs. "
+        "`weights`: those that the weights were trained with."
+    )
     name: str = key("The model, as `tc_clip.create_model` accepts it.")
     clip_weights: str | None = key(
         "A known name (downloaded once, see [INSTALL.md](INSTALL.md#clips-weights)), a file, or `null`: random "

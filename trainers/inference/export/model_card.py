@@ -8,6 +8,7 @@ import torch
 
 import tc_clip
 from tc_clip.weights.convert import write_safetensors
+from tc_clip.weights.facts import describe_weights
 from trainers.errors import ConfigError
 from trainers.files import atomic_path
 from trainers.metrics import metric_titles, percent
@@ -63,6 +64,7 @@ def model_card(
         f"| joint width | {vision['embed_dim']} |",
         f"| parameters | {num_parameters / 1e6:.1f} M, and a frozen token embedding |",
         f"| started from | {info['clip_weights'] or 'random weights'} |",
+        *(f"| {name} | {value} |" for name, value in describe_weights(info)),
     ]
     options = {key: value for key, value in info["options"].items() if key not in ("num_frames", "context_length")}
     lines += ["", "Options: " + ", ".join(f"`{key}={value}`" for key, value in options.items()) + ".", ""]
@@ -93,7 +95,8 @@ def model_card(
     lines += [f"- `{name}`: {description}" for name, description in files]
     lines += ["", "## Licence", ""]
     start = info["clip_weights"]
-    lines += [f"{LICENCE} for the code." + (" CLIP's weights: MIT (OpenAI)." if start else "")]
+    licence = (info.get("weights") or {}).get("licence") or "not known; see their source"
+    lines += [f"{LICENCE} for the code." + (f" The licence of the start weights: {licence}." if start else "")]
     lines += ["Whether weights trained on a data set may be shared is also a matter of that data set's licence.", ""]
     lines += [f"Written with torch {torch.__version__}.", ""]
     return "\n".join(lines)

@@ -99,10 +99,11 @@ class VideoEncoder(nn.Module):
         super().__init__()
         self.vision = model.vision
         self.blocks = model.context_blocks
+        self.pixels = model.pixels
         self.dtype = model.logit_scale.dtype
 
     def forward(self, video: Tensor) -> Outputs:
-        output: VisionOutput = self.vision(normalize(video, self.dtype), self.blocks)
+        output: VisionOutput = self.vision(normalize(video, self.dtype, *self.pixels), self.blocks)
         return output.video_features, *(output.context_tokens[block] for block in self.blocks)
 
 

@@ -128,7 +128,8 @@ def look(model: VideoTextModel, path: str | Path, precision: str = "auto", decod
     pixels = TestTransform(model.input_size)(decode(str(path), choose, decoder))  # (1, T, 3, S, S)
     model.to(formats.device, formats.dtype).eval()
     with torch.no_grad(), formats.autocast():
-        output = model.encode_video(normalize(pixels.to(formats.device), formats.dtype), with_traces=True)
+        videos = normalize(pixels.to(formats.device), formats.dtype, *model.pixels)
+        output = model.encode_video(videos, with_traces=True)
         scores = model.score(output).to(formats.dtype).softmax(dim=-1)[0]
         prompts = [weights[0].float().cpu().numpy() for weights in model.prompt_attention(output)]  # (C, K) each
     return Insight(
