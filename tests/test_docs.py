@@ -25,6 +25,7 @@ import yaml
 from hydra.errors import HydraException
 
 import tc_clip
+from tc_clip.weights.__main__ import parse as parse_weights
 from tests.documents import (
     BLOCKS,
     CONFIGS,
@@ -216,6 +217,10 @@ def check_pip(words: list[str], configs: Path) -> None:
         assert word in sources or word in tested or word.startswith(("--index-url", "ADDRESS/")), f"pip install {word}"
 
 
+def check_weights(words: list[str], configs: Path) -> None:
+    parse_weights(words)
+
+
 def check_pytest(words: list[str], configs: Path) -> None:
     for word in words:
         assert word.startswith("-") or not word.startswith("tests") or (REPOSITORY / word).exists(), f"no {word}"
@@ -241,6 +246,7 @@ CHECKS: dict[tuple[str, ...], Callable[[list[str], Path], None]] = {
     ("python", "-c"): check_code,
     ("python", "-m", "pip", "install"): check_pip,
     ("python", "-m", "pytest"): check_pytest,
+    ("python", "-m", "tc_clip.weights"): check_weights,
     ("python3", "-m", "venv"): check_venv,
     ("python",): check_script,
     ("bash",): check_bash,

@@ -11,6 +11,7 @@ from tc_clip.config import CLIP_HEAD_WIDTH, TextConfig, VisionConfig
 from tc_clip.weights.downloads import KNOWN_CLIP_WEIGHTS, fetch_clip_weights
 from tc_clip.weights.facts import OPENAI_FACTS, WeightFacts, check_vocabulary, facts_next_to
 from tc_clip.weights.files import WeightsError, read_tensors, sha256_of
+from tc_clip.weights.hub import KNOWN_HUB_WEIGHTS, fetch_hub_weights
 from tc_clip.weights.layouts import (
     POSITIONS,
     TOKEN_EMBEDDING,
@@ -44,14 +45,8 @@ def read_clip_weights(source: str | Path | Mapping[str, Tensor]) -> ClipWeights:
     if isinstance(source, Mapping):
         tensors = source
     else:
-        known = KNOWN_CLIP_WEIGHTS.get(str(source))
-        path = Path(source) if known is None else fetch_clip_weights(str(source))
-        if not path.is_file():
-            names = ", ".join(KNOWN_CLIP_WEIGHTS)
-            raise WeightsError(f"clip_weights {str(source)!r} is neither a file nor one of: {names}")
+        path, facts = _find(str(source))
         tensors = read_tensors(path)
-        facts = facts_next_to(path) if known is None else known.facts
-        facts = replace(facts, source=str(path), sha256=sha256_of(path))
     tensors = without_module(tensors)
     if facts.activation is None and any(name in tensors for name in _IGNORED):
         facts = replace(OPENAI_FACTS, source=facts.source, sha256=facts.sha256)  # only OpenAI's archives hold these
@@ -72,6 +67,23 @@ def read_clip_weights(source: str | Path | Mapping[str, Tensor]) -> ClipWeights:
     if TOKEN_EMBEDDING in ours:
         facts = check_vocabulary(facts, len(ours[TOKEN_EMBEDDING]))
     return ClipWeights({name: _at_least_float32(value) for name, value in ours.items()}, facts)
+
+
+def _find(source: str) -> tuple[Path, WeightFacts]:
+    """Return the file of a known name or a path, and the facts that are published with it."""
+    if source in KNOWN_CLIP_WEIGHTS:
+        path, facts = fetch_clip_weights(source), KNOWN_CLIP_WEIGHTS[source].facts
+    elif source in KNOWN_HUB_WEIGHTS:
+        files = fetch_hub_weights(source)
+        path = files.weights
+        facts = replace(facts_next_to(path), licence=KNOWN_HUB_WEIGHTS[source].licence, revision=files.revision)
+    else:
+        path = Path(source)
+        if not path.is_file():
+            names = ", ".join((*KNOWN_CLIP_WEIGHTS, *KNOWN_HUB_WEIGHTS))
+            raise WeightsError(f"clip_weights {source!r} is neither a file nor one of: {names}")
+        facts = facts_next_to(path)
+    return path, replace(facts, source=str(path), sha256=sha256_of(path))
 
 
 def sizes_of(

@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from torch.hub import tqdm  # tqdm, or torch's silent substitute if tqdm is not installed
 
@@ -20,6 +20,7 @@ CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 60.0
 _CHUNK_BYTES = 1 << 20
 
+T = TypeVar("T")
 OpenUrl = Callable[[str], http.client.HTTPResponse]
 
 
@@ -27,42 +28,57 @@ OpenUrl = Callable[[str], http.client.HTTPResponse]
 class ClipArchive:
     """A public file of CLIP weights: OpenAI's archives (TorchScript, half precision) or open_clip's state dicts.
 
-    `sha256` can be the first digits only: open_clip publishes eight of them, in the file's name.
+    `sha256` can be the first digits only: open_clip publishes eight of them, in the file's name. `parameters` are in
+    millions, the side `input_size` in pixels.
     """
 
     url: str
     sha256: str
     filename: str
     facts: WeightFacts = OPENAI_FACTS
+    parameters: float = 0.0
+    input_size: int = 224
 
     def accepts(self, sha256: str) -> bool:
         """Return whether a file with this SHA-256 is the published one."""
         return sha256.startswith(self.sha256)
 
 
-def _openai_archive(filename: str, sha256: str) -> ClipArchive:
+def _openai_archive(filename: str, sha256: str, parameters: float, input_size: int = 224) -> ClipArchive:
     url = f"https://openaipublic.azureedge.net/clip/models/{sha256}/{filename}"
-    return ClipArchive(url=url, sha256=sha256, filename=filename)
+    return ClipArchive(url, sha256, filename, parameters=parameters, input_size=input_size)
 
 
-def _open_clip_file(filename: str, activation: str) -> ClipArchive:
+def _open_clip_file(filename: str, activation: str, parameters: float) -> ClipArchive:
     url = f"https://github.com/mlfoundations/open_clip/releases/download/v0.2-weights/{filename}"
     digits = filename.rpartition("-")[2].partition(".")[0]
-    return ClipArchive(url=url, sha256=digits, filename=filename, facts=replace(OPENAI_FACTS, activation=activation))
+    return ClipArchive(url, digits, filename, replace(OPENAI_FACTS, activation=activation), parameters)
 
 
 KNOWN_CLIP_WEIGHTS: dict[str, ClipArchive] = {
-    "ViT-B/32": _openai_archive("ViT-B-32.pt", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
-    "ViT-B/16": _openai_archive("ViT-B-16.pt", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
-    "ViT-L/14": _openai_archive("ViT-L-14.pt", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
-    "ViT-L/14@336px": _openai_archive(
-        "ViT-L-14-336px.pt", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"
+    "ViT-B/32": _openai_archive(
+        "ViT-B-32.pt", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af", 151.3
     ),
-    "ViT-B/32-laion400m_e32": _open_clip_file("vit_b_32-quickgelu-laion400m_e32-46683a32.pt", "quick_gelu"),
-    "ViT-B/32-laion2b_e16": _open_clip_file("vit_b_32-laion2b_e16-af8dbd0c.pth", "gelu"),
-    "ViT-B/16-laion400m_e32": _open_clip_file("vit_b_16-laion400m_e32-55e67d44.pt", "gelu"),
-    "ViT-L/14-laion400m_e32": _open_clip_file("vit_l_14-laion400m_e32-3d133497.pt", "gelu"),
+    "ViT-B/16": _openai_archive(
+        "ViT-B-16.pt", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f", 149.6
+    ),
+    "ViT-L/14": _openai_archive(
+        "ViT-L-14.pt", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836", 427.6
+    ),
+    "ViT-L/14@336px": _openai_archive(
+        "ViT-L-14-336px.pt", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02", 427.9, 336
+    ),
+    "ViT-B/32-laion400m_e32": _open_clip_file("vit_b_32-quickgelu-laion400m_e32-46683a32.pt", "quick_gelu", 151.3),
+    "ViT-B/32-laion2b_e16": _open_clip_file("vit_b_32-laion2b_e16-af8dbd0c.pth", "gelu", 151.3),
+    "ViT-B/16-laion400m_e32": _open_clip_file("vit_b_16-laion400m_e32-55e67d44.pt", "gelu", 149.6),
+    "ViT-L/14-laion400m_e32": _open_clip_file("vit_l_14-laion400m_e32-3d133497.pt", "gelu", 427.6),
 }
+
+
+def archive_path(archive: ClipArchive, cache_dir: str | Path | None = None) -> Path:
+    """Return where the cache has an archive: in `cache_dir`, else $TC_CLIP_CACHE, else ~/.cache/tc_clip."""
+    folder = cache_dir or os.environ.get("TC_CLIP_CACHE") or Path.home() / ".cache" / "tc_clip"
+    return Path(folder).expanduser() / archive.filename
 
 
 class _TimedConnection(http.client.HTTPSConnection):
@@ -121,8 +137,8 @@ def fetch_clip_weights(name: str, cache_dir: str | Path | None = None, open_url:
     if name not in KNOWN_CLIP_WEIGHTS:
         raise WeightsError(f"unknown CLIP weights {name!r}; known: {', '.join(KNOWN_CLIP_WEIGHTS)}, or name a file")
     archive = KNOWN_CLIP_WEIGHTS[name]
-    folder = Path(cache_dir or os.environ.get("TC_CLIP_CACHE") or Path.home() / ".cache" / "tc_clip").expanduser()
-    target = folder / archive.filename
+    target = archive_path(archive, cache_dir)
+    folder = target.parent
     if target.is_file():
         found = sha256_of(target)
         if not archive.accepts(found):
@@ -149,7 +165,7 @@ def fetch_clip_weights(name: str, cache_dir: str | Path | None = None, open_url:
 def _download(archive: ClipArchive, part: Path, open_url: OpenUrl) -> str:
     """Write the archive to `part` and return its SHA-256 sum. Raises OSError if the connection breaks."""
     digest = hashlib.sha256()
-    with _open_within_deadline(archive.url, open_url) as response, open(part, "wb") as file:
+    with within_deadline(lambda: open_url(archive.url)) as response, open(part, "wb") as file:
         length = response.headers.get("Content-Length")
         total = int(length) if length else None
         received = 0
@@ -168,22 +184,26 @@ def _download(archive: ClipArchive, part: Path, open_url: OpenUrl) -> str:
     return digest.hexdigest()
 
 
-def _open_within_deadline(url: str, open_url: OpenUrl) -> http.client.HTTPResponse:
-    """Open the address in a thread: a host name lookup has no timeout and can take a minute without a network."""
-    responses: list[http.client.HTTPResponse] = []
+def within_deadline(work: Callable[[], T]) -> T:
+    """Call a function in a thread: looking up a host's name has no timeout and can take a minute without a network.
+
+    Raises:
+        TimeoutError: if it takes longer than two times `CONNECT_TIMEOUT_S`.
+    """
+    results: list[T] = []
     errors: list[BaseException] = []
 
-    def work() -> None:
+    def run() -> None:
         try:
-            responses.append(open_url(url))
+            results.append(work())
         except BaseException as error:  # raised again in the caller's thread
             errors.append(error)
 
-    thread = threading.Thread(target=work, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(2 * CONNECT_TIMEOUT_S)
     if errors:
         raise errors[0]
-    if not responses:
+    if not results:
         raise TimeoutError(f"no response within {2 * CONNECT_TIMEOUT_S:g} s")
-    return responses[0]
+    return results[0]
