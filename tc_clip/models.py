@@ -180,18 +180,20 @@ class VideoClip(nn.Module):
         return self.compare(output.video_features, self.encode_classes(output))
 
     def compare(self, video_features: Tensor, text_features: Tensor) -> Tensor:
-        """Compare features: scaled cosines (B, C).
+        """Compare features: scaled cosines (B, C), in float32 at least: steps of bf16 would make equal scores.
 
         Args:
             video_features: (B, E), L2-normalised.
             text_features: (C, E), or (B, C, E) if they depend on the video; not normalised.
         """
-        text_features = F.normalize(text_features, dim=-1)
-        if text_features.dim() == 2:
-            cosine = video_features @ text_features.T
-        else:
-            cosine = (text_features @ video_features.unsqueeze(-1)).squeeze(-1)
-        return self.logit_scale.exp() * cosine  # (B, C)
+        dtype = torch.promote_types(video_features.dtype, torch.float32)
+        with torch.autocast(video_features.device.type, enabled=False):
+            video_features, text_features = video_features.to(dtype), F.normalize(text_features.to(dtype), dim=-1)
+            if text_features.dim() == 2:
+                cosine = video_features @ text_features.T
+            else:
+                cosine = (text_features @ video_features.unsqueeze(-1)).squeeze(-1)
+            return self.logit_scale.to(dtype).exp() * cosine  # (B, C)
 
     def encode_video(self, video: Tensor, with_traces: bool = False) -> VisionOutput:
         """Encode videos (B, T, 3, H, W), normalised, with the context tokens that the prompts attend to."""

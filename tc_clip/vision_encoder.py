@@ -41,8 +41,9 @@ class VisionOutput(NamedTuple):
 
     @property
     def video_features(self) -> Tensor:
-        """The mean of the frames' class tokens, L2-normalised after the mean: (B, E)."""
-        return F.normalize(self.class_tokens.mean(dim=1), dim=-1)
+        """The mean of the frames' class tokens, L2-normalised after the mean, in float32 at least: (B, E)."""
+        dtype = torch.promote_types(self.class_tokens.dtype, torch.float32)
+        return F.normalize(self.class_tokens.mean(dim=1, dtype=dtype), dim=-1)
 
 
 class VisionBlock(ResidualBlock):

@@ -44,6 +44,26 @@ def logits_and_gradient(model: torch.nn.Module, video: Tensor, precision: torch.
     return logits.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
+@pytest.mark.parametrize("name", ["tc_clip", "vifi_clip"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scores_of_half_precision_do_not_tie(name: str, dtype: torch.dtype) -> None:
+    """The comparison runs in float32: logits near 16 in bf16 have steps of 0.125, and most of 300 classes would tie."""
+    torch.manual_seed(0)
+    names = [f"class {number}" for number in range(300)]
+    model = tc_clip.create_model(name, class_names=names, **SIZES, **WIDTHS, **(CONTEXT if name == "tc_clip" else {}))
+    model.logit_scale.data.fill_(100.0).log_()
+    video = torch.randn(2, NUM_FRAMES, 3, SIDE, SIDE)
+    for is_training in (True, False):
+        with torch.set_grad_enabled(is_training), torch.autocast("cpu", dtype):
+            output = model.train(is_training).encode_video(video)
+            logits, texts = model.score(output), model.encode_classes(output)
+        assert logits.dtype == torch.float32
+        assert all(row.unique().numel() > 290 for row in logits)
+        features = F.normalize(output.class_tokens.double().mean(dim=1), dim=-1)
+        exact = 100 * (F.normalize(texts.double(), dim=-1) * features.unsqueeze(1)).sum(-1)
+        torch.testing.assert_close(logits.double(), exact, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_bf16_computes_what_float32_does(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     torch.manual_seed(seed)

@@ -296,8 +296,8 @@ class Settings:
         "`auto`: a GPU that CUDA can use if there is one, else the CPU. `mps`: the GPU of an Apple machine."
     )
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = key(
-        "`auto`: bf16, or else fp16, on GPUs and fp32 on CPUs. `fp64` is for tests. Weights stay float32 with bf16 "
-        "and fp16."
+        "`auto`: bf16, or else fp16, on GPUs and fp32 on CPUs. `fp16`, with loss scaling, is the published choice; "
+        "`fp64` is for tests. With bf16 and fp16, weights and the comparison of features stay in float32."
     )
     tf32: bool = key("Let float32 products on GPUs use TF32.")
     distributed_timeout: float = key(
