@@ -18,7 +18,7 @@ from tc_clip.text_encoder import random_token_embedding
 from tc_clip.weights.clip import ClipWeights, read_clip_weights, sizes_of
 from tc_clip.weights.facts import CLIP_TOKENIZER, WeightFacts, choose_pixels
 from tc_clip.weights.files import Checkpoint, CheckpointSource, WeightsError, as_checkpoint
-from tc_clip.weights.loading import checkpoint_state, load_clip_weights, load_weights
+from tc_clip.weights.loading import checkpoint_state, learned_vectors, load_clip_weights, load_weights
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,7 +55,8 @@ def create_model(
             weights, image_size can differ from theirs: positions are interpolated; activation is needed if no file next
             to the weights defines it.
         checkpoint: fine-tuned weights: a file of this project or a published one, or what `read_checkpoint` returned.
-        options: the model's own, see `model_options(name)`.
+        options: the model's own, see `model_options(name)`. The numbers of learned vectors follow from a checkpoint of
+            another project.
 
     Raises:
         TypeError: if the model has no such option; lists its options.
@@ -70,8 +71,9 @@ def create_model(
             f"random weights {', '.join(_SIZES)}"
         )
     sizes = {key: options.pop(key) for key in list(options) if key in _SIZES}
-    values = known | options
     tuned = None if checkpoint is None else as_checkpoint(checkpoint)
+    of_weights = {} if tuned is None or tuned.model_info is not None else learned_vectors(tuned)
+    values = known | {key: value for key, value in of_weights.items() if key in known} | options
     clip = None if clip_weights is None else read_clip_weights(clip_weights)
     vision, text = _choose_sizes(clip, tuned, sizes)
     if clip is None:

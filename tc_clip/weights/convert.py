@@ -93,8 +93,6 @@ def _to_ours(tensors: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tens
 
 def _from_ours(ours: Mapping[str, Tensor], to: str, kept: Mapping[str, Any]) -> dict[str, Tensor]:
     if to == "published":
-        if "vision.prompt_vectors" in ours or ("prompts.vectors" in ours and ours["prompts.vectors"].dim() == 3):
-            raise WeightsError("prompt tuning has no published layout")
         if TOKEN_EMBEDDING in ours:
             raise WeightsError("these are CLIP's weights; the published layout is that of fine-tuned checkpoints")
         is_contextual = any(name.endswith("local_global_bias") for name in ours)

@@ -1,8 +1,8 @@
 """Weight files on disk to tensors. Tensor names mean nothing here (see `layouts` and `loading`).
 
 Code in a file never runs: pickles go through torch's `weights_only` reader, TorchScript archives through `torchscript`.
-The published checkpoints hold their configuration as a pickled OmegaConf object. Its classes are read as inert
-stand-ins, whether omegaconf is installed or not, and become plain containers.
+The published checkpoints hold their configuration as a pickled object, of OmegaConf (TC-CLIP) or of yacs (ViFi-CLIP).
+Its classes are read as inert stand-ins, whether these libraries are installed or not, and become plain containers.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import hashlib
 import re
 import urllib.error
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
@@ -205,7 +206,7 @@ def one_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-# ---- OmegaConf objects without omegaconf ----------------------------------------------------------------------------
+# ---- objects of configurations without their libraries --------------------------------------------------------------
 
 
 class _StandIn:
@@ -237,6 +238,13 @@ class _TypeName(_StandIn):
     __slots__ = ()
 
 
+class _YacsNode:
+    """Replaces yacs's CfgNode, a dict with attributes: becomes an OrderedDict, which torch's reader fills."""
+
+    def __new__(cls) -> OrderedDict[Any, Any]:  # type: ignore[misc]
+        return OrderedDict()
+
+
 def _new_dict(factory: Any = None) -> dict[Any, Any]:
     """Replace `collections.defaultdict`; torch's reader fills exact dicts only."""
     return {}
@@ -255,6 +263,7 @@ _EXPECTED_GLOBALS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     *((_TypeName, f"typing.{name}") for name in ("Any", "Dict", "List")),
     *((_TypeName, f"builtins.{name}") for name in ("int", "float", "bool", "str", "bytes", "tuple", "list", "dict")),
     (_new_dict, "collections.defaultdict"),
+    (_YacsNode, "yacs.config.CfgNode"),
 ]
 
 

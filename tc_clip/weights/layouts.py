@@ -38,6 +38,11 @@ PUBLISHED_NAMES = {
     "prompts.vectors": "prompt_learner.ctx",
     "prompts.layers.": "text_encoder.prompt_generation_layer.",
 }
+# Our name -> the names of vectors of prompt tuning in ViFi-CLIP's checkpoints: of the first block, of each later one.
+_TUNING_VECTORS = {
+    "vision.prompt_vectors": ("image_encoder.VPT", "image_encoder.transformer.resblocks.{}.VPT_shallow"),
+    "prompts.vectors": ("prompt_learner.ctx", "text_encoder.transformer.resblocks.{}.VPT_shallow"),
+}
 # Our name or prefix -> Hugging Face's. `_HUGGING_FACE_BLOCK` has the names within a block.
 _HUGGING_FACE_NAMES = {
     "vision.class_embedding": "vision_model.embeddings.class_embedding",
@@ -119,6 +124,10 @@ def to_published(tensors: Mapping[str, Tensor], split_vision_projections: bool =
     """
     published: dict[str, Tensor] = {}
     for name, value in tensors.items():
+        if name in _TUNING_VECTORS and value.dim() == 3:
+            first, later = _TUNING_VECTORS[name]
+            published |= {later.format(i) if i else first: vectors for i, vectors in enumerate(value)}
+            continue
         name = rename(name, PUBLISHED_NAMES, to_ours=False).replace("local_global_bias", "local_global_bias_table")
         if split_vision_projections and name.startswith("image_encoder.") and ".attn.in_proj_" in name:
             published |= _split_projections(name, value)
@@ -129,7 +138,7 @@ def to_published(tensors: Mapping[str, Tensor], split_vision_projections: bool =
 
 def from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Translate tensors by published names, without `module.`, into ours; unknown names stay as they are."""
-    ours = {}
+    ours, tensors = _join_tuning_vectors(tensors)
     for name, value in tensors.items():
         if name.startswith("image_encoder.") and ".attn." in name:
             joined = _join_projections(name, tensors)
@@ -139,6 +148,21 @@ def from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name = name.replace("local_global_bias_table", "local_global_bias")
         ours[rename(name, PUBLISHED_NAMES, to_ours=True)] = value
     return ours
+
+
+def _join_tuning_vectors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the vectors of ViFi-CLIP's prompt tuning by our names, each (depth, n, D), and all other tensors."""
+    rest = dict(tensors)
+    ours: dict[str, Tensor] = {}
+    if any(name.startswith(PUBLISHED_NAMES["prompts.layers."]) for name in rest):
+        return ours, rest  # TC-CLIP's prompts, which one set of vectors starts
+    for name, (first, later) in _TUNING_VECTORS.items():
+        names = [first]
+        while later.format(len(names)) in rest:
+            names.append(later.format(len(names)))
+        if first in rest and len({rest[name].shape for name in names}) == 1:  # else the strict load reports them
+            ours[name] = torch.stack([rest.pop(name) for name in names])
+    return ours, rest
 
 
 def rename(name: str, names: Mapping[str, str], to_ours: bool) -> str:

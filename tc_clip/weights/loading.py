@@ -154,6 +154,16 @@ def checkpoint_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return _checkpoint_tensors(checkpoint)[0]
 
 
+def learned_vectors(checkpoint: Checkpoint) -> dict[str, int]:
+    """Return the options of prompt tuning that follow from a checkpoint's weights; empty if it has no such vectors."""
+    tensors = checkpoint_state(checkpoint)
+    found: dict[str, int] = {}
+    for side, name in (("text", "prompts.vectors"), ("vision", "vision.prompt_vectors")):
+        if name in tensors and tensors[name].dim() == 3:  # (depth, vectors of a block, D)
+            found |= {f"{side}_vector_depth": tensors[name].shape[0], f"num_{side}_vectors": tensors[name].shape[1]}
+    return found
+
+
 def _checkpoint_tensors(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], LoadReport]:
     source = checkpoint.source
     tensors = checkpoint.content.get("model", checkpoint.content)

@@ -5,6 +5,7 @@ import importlib.util
 import pathlib
 import subprocess
 import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -201,6 +202,31 @@ def test_config_that_was_used(tmp_path: Path) -> None:
     torch.save({"config": config, "counts": collections.defaultdict(list)}, path)
     found = read_checkpoint(path).content
     assert found["config"]["lr"] == "${test_files.double:${epochs}}" and found["counts"] == {}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_configuration_of_yacs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, legacy: bool) -> None:
+    """ViFi-CLIP's checkpoints hold a CfgNode: a dict with attributes, here made without yacs."""
+
+    class CfgNode(dict):
+        def __init__(self, values: dict) -> None:
+            super().__init__(values)
+            self.__dict__ |= {"__immutable__": True, "__deprecated_keys__": {"a"}, "__renamed_keys__": {}}
+
+    module = types.ModuleType("yacs.config")
+    module.CfgNode = CfgNode
+    CfgNode.__module__, CfgNode.__qualname__ = "yacs.config", "CfgNode"
+    monkeypatch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
+    monkeypatch.setitem(sys.modules, "yacs.config", module)
+    path = tmp_path / "vifi.pth"
+    config = CfgNode({"TRAIN": CfgNode({"LR": 8e-6, "VIEWS": (1, [2])}), "OUTPUT": None})
+    content = {"model": tensors(), "config": config, "max_accuracy": 81.5}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    monkeypatch.delitem(sys.modules, "yacs.config")
+    found = read_checkpoint(path).content
+    assert found["config"] == {"TRAIN": {"LR": 8e-6, "VIEWS": (1, [2])}, "OUTPUT": None}
+    assert type(found["config"]["TRAIN"]) is dict
+    assert_equal(found["model"], tensors())
 
 
 def test_reads_without_omegaconf(tmp_path: Path) -> None:
