@@ -37,8 +37,21 @@ READS_CONFIGURATION = {
 }
 # The modules of a run; everything else is in a folder.
 MODULES_OF_A_RUN = {
-    *("__init__", "batches", "build", "checkpoint", "continuing", "csv_files", "environment", "errors", "evaluator"),
-    *("files", "metrics", "optim", "paths", "precision", "prepare", "progress", "run", "session", "state", "testing"),
+    *("__init__", "batches", "build", "checkpoint", "continuing", "csv_files", "disk", "environment", "errors"),
+    *(
+        "evaluator",
+        "files",
+        "metrics",
+        "optim",
+        "paths",
+        "precision",
+        "prepare",
+        "progress",
+        "run",
+        "session",
+        "state",
+        "testing",
+    ),
     *("trainer", "video_lists"),
 }
 # The folders of trainers/ that each folder imports; "" stands for the modules of a run.

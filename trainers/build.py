@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from tc_clip.protocol import VideoModel
 from trainers.config.lists import ListEntry, list_entries
 from trainers.config.secrets import hide_in_config
 from trainers.config.settings import DataSettings, Part, Settings
+from trainers.disk import share_disk
 from trainers.distributed.processes import Ranks
 from trainers.errors import ConfigError
 from trainers.logging.logger import LoggerContainer, LogOptions, open_loggers
@@ -23,6 +25,7 @@ from video_datasets.isolation import Limits
 from video_datasets.loaders import EvalLoader, TrainLoader
 from video_datasets.machine import available_cores, pick_num_workers, total_memory
 from video_datasets.mixing import Mixing
+from video_datasets.stored_frames import StoreSettings
 from video_datasets.transforms import TestTransform, TrainTransform
 from video_datasets.video_dataset import VideoDataset
 from video_datasets.video_files import VideoFiles
@@ -34,6 +37,10 @@ def read_lists(settings: Settings, parts: Sequence[Part]) -> dict[Part, list[Vid
     lists = {part: [_read_list(settings, entry, opened) for entry in list_entries(settings, part)] for part in parts}
     if "train" in lists and settings.data.bad_videos is not None:
         lists["train"] = [_without_bad_videos(lists["train"][0], Path(settings.data.bad_videos))]
+    cached = _cache_settings(settings.data, None)
+    if cached is not None and cached.quality is not None:
+        for part, of_part in lists.items():
+            lists[part] = [replace(one, stored=one.stored or f"{cached} (data.cache)") for one in of_part]
     return lists
 
 
@@ -60,8 +67,8 @@ def build_model(settings: Settings, videos: VideoList) -> VideoModel:
     return model
 
 
-def build_train_loader(settings: Settings, videos: VideoList, ranks: Ranks) -> TrainLoader:
-    """Return this rank's loader of training videos."""
+def build_train_loader(settings: Settings, videos: VideoList, ranks: Ranks, reserve: int = 0) -> TrainLoader:
+    """Return this rank's loader of training videos; `reserve`: bytes that the cache leaves to checkpoints."""
     aug, data = settings.aug, settings.data
     transform = TrainTransform(
         settings.input_size,
@@ -78,7 +85,7 @@ def build_train_loader(settings: Settings, videos: VideoList, ranks: Ranks) -> T
         num_frames=settings.num_frames,
         decoder=data.decoder,
         isolation=_isolation(data),
-        cache=_frame_cache(data, transform),
+        cache=_frame_cache(settings, transform, reserve),
         colors_later=aug.colors_on_device,
     )
     return TrainLoader(
@@ -95,9 +102,12 @@ def build_train_loader(settings: Settings, videos: VideoList, ranks: Ranks) -> T
 
 
 def build_eval_loader(
-    settings: Settings, videos: VideoList, part: Part, ranks: Ranks, keep_workers: bool = False
+    settings: Settings, videos: VideoList, part: Part, ranks: Ranks, keep_workers: bool = False, reserve: int = 0
 ) -> EvalLoader:
-    """Return this rank's loader of the videos of an evaluation; `keep_workers` keeps the workers between iterations."""
+    """Return this rank's loader of the videos of an evaluation; `keep_workers` keeps the workers between iterations.
+
+    `reserve` is that of `build_train_loader`.
+    """
     data = settings.data
     num_clip, num_crop = settings.views_of(part)
     transform = TestTransform(settings.input_size, num_crop)
@@ -110,7 +120,7 @@ def build_eval_loader(
         random_test_views=settings.views.random,
         decoder=data.decoder,
         isolation=_isolation(data),
-        cache=_frame_cache(data, transform),
+        cache=_frame_cache(settings, transform, reserve),
     )
     return EvalLoader(
         dataset,
@@ -206,11 +216,25 @@ def _isolation(data: DataSettings) -> Limits | None:
     return Limits(data.isolate_memory_mb, data.isolate_timeout_s) if data.isolate else None
 
 
-def _frame_cache(data: DataSettings, transform: TrainTransform | TestTransform) -> FrameCache | None:
+def _cache_settings(data: DataSettings, short_side: int | None) -> StoreSettings | None:
+    """Return what the cache stores of a video; None without a cache."""
     if data.cache is None:
         return None
+    if data.cache_format == "raw":
+        return StoreSettings(None, short_side, None)
+    return StoreSettings(None if data.cache_frames == "all" else data.cache_frames, short_side)
+
+
+def _frame_cache(settings: Settings, transform: TrainTransform | TestTransform, reserve: int) -> FrameCache | None:
+    data = settings.data
+    stored = _cache_settings(data, transform.short_side)
+    if data.cache is None or stored is None:
+        return None
+    if stored.frames is not None and stored.frames < settings.num_frames:
+        raise ConfigError(f"data.cache_frames={stored.frames}: must be num_frames={settings.num_frames} or more")
+    reserve = reserve if share_disk(Path(data.cache), settings.folder) else 0
     try:
-        return FrameCache(data.cache, int(data.cache_gb * 1e9), transform.short_side, data.decoder)
+        return FrameCache(data.cache, int(data.cache_gb * 1e9), stored, data.decoder, reserve)
     except (OSError, ImportError) as error:
         raise ConfigError(f"data.cache={data.cache}: cannot be used ({error}); give another folder or null") from error
 

@@ -13,6 +13,7 @@ from trainers.checkpoint import LAST
 from trainers.config.secrets import hide_in_config
 from trainers.config.settings import Part, Settings
 from trainers.continuing import fixed_facts, read_last, restore
+from trainers.disk import checkpoint_bytes
 from trainers.distributed.interrupts import Interrupts
 from trainers.distributed.processes import Ranks
 from trainers.errors import ConfigError
@@ -129,8 +130,9 @@ def prepare_training(job: Job) -> TrainingParts:
         num_micro_batches=plan.num_scheduled_micro_batches,
         lr_min=settings.lr_min,
     )
-    loader = build.build_train_loader(settings, train, ranks)
-    val_loader = build.build_eval_loader(settings, val, "val", ranks, keep_workers=True)
+    reserve = (settings.keep + 2) * checkpoint_bytes(job.model)  # those that are kept, the best, the next
+    loader = build.build_train_loader(settings, train, ranks, reserve)
+    val_loader = build.build_eval_loader(settings, val, "val", ranks, keep_workers=True, reserve=reserve)
     state = TrainingState(job.model, optimizer, job.precision.scaler())
     fixed = fixed_facts(train.records, train.class_names, job.model.info()["token_embedding"])
     config = hide_in_config(settings.to_dict())

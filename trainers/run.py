@@ -14,6 +14,7 @@ from trainers.checkpoint import BEST
 from trainers.config.resolve import to_yaml
 from trainers.config.secrets import hide_in_config
 from trainers.config.settings import Settings
+from trainers.disk import OutputDisk, checkpoint_bytes
 from trainers.distributed.interrupts import Interrupts
 from trainers.distributed.output_lock import OutputLock
 from trainers.distributed.processes import distributed
@@ -58,7 +59,12 @@ def _train_and_test(job: Job) -> list[ResultRow]:
     with _locked_output(job):
         parts = prepare_training(job)
         with build.open_log(job.settings, job.ranks, parts.step, parts.awaits_validation) as log:
+            disk = OutputDisk(job.settings.folder, parts.loader.dataset.cache, log.warning)
+            if job.ranks.is_main and not job.settings.dry_run:
+                disk.make_room(checkpoint_bytes(job.model))
             _write_facts(job)
+            if disk.is_shared:
+                parts.plan_lines.append(("cache", "on the disk of the output folder; gives room back to checkpoints"))
             _log_plan(job, log, parts.plan_lines, parts.state.position if parts.is_resumed else None)
             for message in parts.resume_messages:
                 log.info(message)
@@ -66,14 +72,16 @@ def _train_and_test(job: Job) -> list[ResultRow]:
                 log.info("dry run: everything is there; nothing was trained")
                 return []
             tester = Tester(job, log)
-            best = _build_training(job, parts, tester, log).fit()
+            best = _build_training(job, parts, tester, log, disk).fit()
             parts.close_loaders()
             rows, file = _test_best(job, tester, best)
             _report_results(job, log, rows, file)
             return rows
 
 
-def _build_training(job: Job, parts: TrainingParts, tester: Tester, log: LoggerContainer) -> TrainingRun:
+def _build_training(
+    job: Job, parts: TrainingParts, tester: Tester, log: LoggerContainer, disk: OutputDisk
+) -> TrainingRun:
     settings = job.settings
     train, val = job.lists["train"][0], job.lists["val"][0]
     trainer = Trainer(
@@ -98,6 +106,7 @@ def _build_training(job: Job, parts: TrainingParts, tester: Tester, log: LoggerC
         on_validation=lambda evaluation, step: log.log_validation(step, evaluation, val),
         on_best=partial(tester.write_files, "val", val, None),
         output=settings.folder,
+        disk=disk,
         epochs=settings.epochs,
         save_freq=settings.save_freq,
         keep_every=settings.keep_every,
@@ -208,6 +217,8 @@ def _report_results(job: Job, log: LoggerContainer, rows: Sequence[ResultRow], w
     summary = summarise(rows, settings.protocol)
     log.info("\n" + results_table(rows, summary))
     facts = run_facts(settings, weights) if job.ranks.is_main else {}
+    if "train" in job.lists:
+        facts["training_frames"] = job.lists["train"][0].stored
     name = results_name(settings.eval)
     _write(job, name, json.dumps(hide_in_config(results_dict(rows, summary, facts)), indent=2) + "\n")
     log.info(f"\nresults: {settings.folder / name}")

@@ -1,12 +1,15 @@
 """A training from first to last epoch: epochs, validations, checkpoints, stops."""
 
+import copy
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainers.checkpoint import BEST, LAST, remove_leftovers, save_checkpoint
+from trainers.disk import OutputDisk, tensor_bytes
 from trainers.distributed.interrupts import Interrupts
 from trainers.errors import CheckpointError, RunInterrupted
 from trainers.evaluator import Evaluation
@@ -15,6 +18,20 @@ from trainers.metrics import format_metrics
 from trainers.progress import ProgressReporter
 from trainers.state import Best
 from trainers.trainer import Trainer, UpdateReport
+
+RETRY_S = 60  # between attempts to write a checkpoint that could not be written
+# The same at the end of the training.
+NUM_LAST_ATTEMPTS = 61
+LAST_ATTEMPT_S = 10.0
+
+
+@dataclass
+class _UnsavedBest:
+    """The best validation, if `best.pth` could not be written: its numbers, and on process 0 a copy of the content."""
+
+    values: Best
+    evaluation: Evaluation
+    content: dict[str, Any]
 
 
 class TrainingRun:
@@ -26,6 +43,7 @@ class TrainingRun:
         on_validation: called with every evaluation and its step (micro-batches since the run began).
         on_best: called, on every process, with every evaluation that is the best so far.
         output: folder of the checkpoints.
+        disk: makes room for them.
         epochs: number of epochs.
         save_freq: epochs between validations. `last.pth` is written after every epoch, and again after its validation.
         keep_every: epochs between copies that are kept, or None.
@@ -48,6 +66,7 @@ class TrainingRun:
         on_validation: Callable[[Evaluation, int], None],
         on_best: Callable[[Evaluation], None],
         output: Path,
+        disk: OutputDisk,
         epochs: int,
         save_freq: int,
         keep_every: int | None,
@@ -70,6 +89,7 @@ class TrainingRun:
         self.on_validation = on_validation
         self.on_best = on_best
         self.output = output
+        self.disk = disk
         self.epochs = epochs
         self.save_freq = save_freq
         self.keep_every = keep_every
@@ -81,6 +101,8 @@ class TrainingRun:
         self.damaged = damaged
         self.interrupts = interrupts
         self.failed_save: str | None = None  # why `last.pth` is older than the position, if it is
+        self.unsaved_best: _UnsavedBest | None = None
+        self._reported: set[str] = set()  # checkpoints whose failure is in the log
         self.progress = ProgressReporter(
             self.log,
             self.plan,
@@ -107,10 +129,11 @@ class TrainingRun:
         position = self.state.position
         while position.epoch < self.epochs:
             self._run_epoch()
-        if self.failed_save is not None:
-            self._save_last()
-        if position.best is None:
-            raise CheckpointError(f"the training is done, but {self.output / BEST} could never be written")
+        self._save_the_end()
+        if position.best is None or self.unsaved_best is not None:
+            raise CheckpointError(
+                f"the training is done, but its best weights could not be written to {self.output / BEST}"
+            )
         if self.failed_save is not None:
             raise CheckpointError(f"the training is done, but its end could not be saved: {self.failed_save}")
         return position.best
@@ -134,8 +157,15 @@ class TrainingRun:
         reason = self.interrupts.requested
         if reason is not None:
             self.ranks.announce_stop(reason)
-        due = self.save_minutes is not None and time.monotonic() - self._saved_at >= 60 * self.save_minutes
+        waited = time.monotonic() - self._saved_at
+        due = self.save_minutes is not None and waited >= 60 * self.save_minutes
+        due = due or (self._is_behind and waited >= RETRY_S)
         return reason is not None, self.ranks.is_main and due
+
+    @property
+    def _is_behind(self) -> bool:
+        """Whether the last or the best checkpoint could not be written."""
+        return self.failed_save is not None or self.unsaved_best is not None
 
     def _run_epoch(self) -> None:
         position, epoch = self.state.position, self.state.position.epoch
@@ -185,7 +215,8 @@ class TrainingRun:
         values: Best = {"epoch": epoch + 1, **evaluation.values()}
         log.log_metrics("val", self._step, values)
         self.on_validation(evaluation, self._step)
-        value, best = values[self.best_metric], (position.best or {}).get(self.best_metric)
+        best_before = position.best if self.unsaved_best is None else self.unsaved_best.values
+        value, best = values[self.best_metric], (best_before or {}).get(self.best_metric)
         is_best = best is None or (value is not None and value > best)
         log.info(
             f"epoch {epoch + 1}/{self.epochs} validation: {format_metrics(evaluation.metrics)} of "
@@ -195,27 +226,69 @@ class TrainingRun:
         )
         position.epoch, position.micro_batch = epoch + 1, 0
         if is_best:
-            best_before, position.best = position.best, values
-            if self._save(BEST, with_optimizer=False) is None:
+            saved_before, position.best = position.best, values
+            content = self._content(with_optimizer=False)
+            if self._save(BEST, content) is None:
+                self.unsaved_best = None
                 self.on_best(evaluation)
             else:
-                position.best = best_before  # the best is what `best.pth` holds
+                position.best = saved_before  # the best is what `best.pth` holds
+                self.unsaved_best = _UnsavedBest(values, evaluation, copy.deepcopy(content))
 
     def _save_last(self) -> None:
         # `last.pth` comes after `best.pth`: a run killed between the two repeats the validation with the same result.
         self._saved_at = time.monotonic()
-        self.failed_save = self._save(LAST, with_optimizer=True)
+        unsaved = self.unsaved_best
+        if unsaved is not None and self._save(BEST, unsaved.content) is None:
+            self.unsaved_best, self.state.position.best = None, unsaved.values
+            self.on_best(unsaved.evaluation)
+        self.failed_save = self._save(LAST, self._content(with_optimizer=True))
 
-    def _save(self, name: str, with_optimizer: bool) -> str | None:
+    def _save_the_end(self) -> None:
+        """Write what could not be written; wait for room, since a finished training is not lost to a full disk."""
+        for attempt in range(NUM_LAST_ATTEMPTS):
+            if not self._is_behind:
+                return
+            if attempt == 1:
+                minutes = NUM_LAST_ATTEMPTS * LAST_ATTEMPT_S / 60
+                self.log.warning(f"the training is done and waits {minutes:.0f} minutes for room: free the disk")
+            if attempt and self.ranks.broadcast(self._stop_requested_within(LAST_ATTEMPT_S)):
+                return
+            self._save_last()
+
+    def _stop_requested_within(self, seconds: float) -> bool:
+        """Wait, and return whether a stop is requested."""
+        end = time.monotonic() + seconds
+        while self.ranks.is_main and self.interrupts.requested is None and time.monotonic() < end:
+            time.sleep(min(0.5, seconds))
+        return self.interrupts.requested is not None
+
+    def _content(self, with_optimizer: bool) -> dict[str, Any]:
+        """Return what a checkpoint stores, on process 0; an empty dict on the others."""
+        return {**self.state.content(with_optimizer), **self.run_facts} if self.ranks.is_main else {}
+
+    def _save(self, name: str, content: dict[str, Any]) -> str | None:
         """Write a checkpoint on process 0; return why it could not be written, which does not end the run."""
         reason = None
         if self.ranks.is_main:
             keep = self.keep if name == LAST else 1
+            size = tensor_bytes(content)
+            self.disk.make_room(size)
             try:
-                save_checkpoint(self.output / name, {**self.state.content(with_optimizer), **self.run_facts}, keep)
+                try:
+                    save_checkpoint(self.output / name, content, keep)
+                except CheckpointError:
+                    if not self.disk.make_room(size, missing=size):
+                        raise
+                    save_checkpoint(self.output / name, content, keep)
             except CheckpointError as error:
                 reason = str(error)
-                self.log.warning(f"NOT SAVED: {reason}; the run continues, older checkpoints are intact: free the disk")
+                if name not in self._reported:  # once, however often it is tried
+                    self.log.warning(
+                        f"NOT SAVED: {reason}; the run continues, older checkpoints are intact, and the newest is "
+                        "written when there is room: free the disk"
+                    )
+            self._reported = self._reported - {name} if reason is None else self._reported | {name}
         return self.ranks.broadcast(reason)
 
     def _keep_copy(self, name: str) -> None:

@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from video_datasets.decoders import check_decoder, decoders_for
-from video_datasets.decoders.base import DecoderError, check_bytes, decoder_errors
+from video_datasets.decoders.base import DecoderError, VideoReader, check_bytes, decoder_errors
 from video_datasets.stored_frames import opened_frames
 
 
@@ -45,9 +45,13 @@ _FIRST_ATOMS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 
 # Number of frames of a video -> indices of the wanted frames.
 Choose = Callable[[int], np.ndarray]
+# Frames (t, H, W, 3) -> the same frames, smaller.
+Change = Callable[[np.ndarray], np.ndarray]
 
 
-def decode(source: str | Path | VideoBytes, choose: Choose, decoder: str = "auto") -> np.ndarray:
+def decode(
+    source: str | Path | VideoBytes, choose: Choose, decoder: str = "auto", change: Change | None = None
+) -> np.ndarray:
     """Decode chosen frames of a video: uint8 RGB (T, H, W, 3), upright.
 
     Args:
@@ -55,6 +59,7 @@ def decode(source: str | Path | VideoBytes, choose: Choose, decoder: str = "auto
         choose: number of frames of the video -> indices (T,) in display order; repeats and any order are allowed. It is
             called once for each decoder that is tried, and must return the same indices for the same number.
         decoder: `auto`, or the name of one of `video_datasets.decoders.DECODERS`.
+        change: applied to a few frames at a time, so that not all are held at their full size.
 
     Raises:
         VideoReadError: no decoder can read the video, or it has no frames.
@@ -66,7 +71,8 @@ def decode(source: str | Path | VideoBytes, choose: Choose, decoder: str = "auto
             if stored is not None:
                 indices = _checked(choose(stored.num_frames), stored.num_frames)
                 check_bytes(len(indices), stored.width, stored.height)
-                return stored.read(indices)
+                frames = stored.read(indices)
+                return frames if change is None else change(frames)
     except OSError as error:
         raise VideoReadError(name, error.strerror or str(error)) from error
     except DecoderError as error:
@@ -94,10 +100,11 @@ def decode(source: str | Path | VideoBytes, choose: Choose, decoder: str = "auto
                     raise DecoderError(f"{candidate.title} finds no frames")
                 width, height = reader.frame_size
             indices = _checked(choose(num_frames), num_frames)
-            check_bytes(len(indices), width, height)
+            if change is None:
+                check_bytes(len(indices), width, height)
             wanted, positions = np.unique(indices, return_inverse=True)
             with decoder_errors(f"{candidate.title} cannot decode it", content):
-                frames = reader.read(wanted)
+                frames = reader.read(wanted) if change is None else _changed(reader, wanted, change)
         except DecoderError as error:
             reasons.append(str(error))
         else:
@@ -108,6 +115,15 @@ def decode(source: str | Path | VideoBytes, choose: Choose, decoder: str = "auto
 def _may_seek(head: bytes) -> bool:
     """Return whether a video's first 12 bytes are those of Matroska, or of an atom that MP4 and MOV begin with."""
     return head[:4] == b"\x1a\x45\xdf\xa3" or head[4:8] in _FIRST_ATOMS
+
+
+def _changed(reader: VideoReader, indices: np.ndarray, change: Change) -> np.ndarray:
+    pieces: list[np.ndarray] = []
+    for piece in reader.pieces(indices):
+        pieces.append(change(piece))
+        if len(pieces) == 1:
+            check_bytes(len(indices), pieces[0].shape[2], pieces[0].shape[1])
+    return np.concatenate(pieces)
 
 
 def _checked(indices: np.ndarray, num_video_frames: int) -> np.ndarray:

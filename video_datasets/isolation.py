@@ -22,7 +22,7 @@ import numpy as np
 
 from video_datasets.child_processes import stop_signals_blocked
 from video_datasets.decoders import check_decoder
-from video_datasets.decoding import Choose, VideoBytes, VideoReadError
+from video_datasets.decoding import Change, Choose, VideoBytes, VideoReadError
 from video_datasets.isolated_decoder import framed
 
 _START_S = 120  # for importing the decoders, also on a busy machine
@@ -62,8 +62,12 @@ class IsolatedDecoder:
     def __del__(self) -> None:
         self.close()
 
-    def __call__(self, source: str | Path | VideoBytes, choose: Choose) -> np.ndarray:
+    def __call__(self, source: str | Path | VideoBytes, choose: Choose, change: Change | None = None) -> np.ndarray:
         """Decode chosen frames; arguments, result and errors as `decode`."""
+        frames = self._decode(source, choose)
+        return frames if change is None else change(frames)
+
+    def _decode(self, source: str | Path | VideoBytes, choose: Choose) -> np.ndarray:
         name = os.fspath(source) if isinstance(source, str | Path) else str(source)
         try:
             content = None if isinstance(source, str | Path) else source.read()

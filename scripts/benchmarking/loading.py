@@ -13,6 +13,7 @@ from video_datasets.annotations import VideoRecord
 from video_datasets.decoding import decode
 from video_datasets.frame_cache import FrameCache
 from video_datasets.sampling import train_indices
+from video_datasets.stored_frames import StoreSettings
 from video_datasets.transforms import TrainTransform
 from video_datasets.video_dataset import ItemKey, VideoDataset
 from video_datasets.video_files import open_video_files
@@ -41,7 +42,7 @@ def measure_loading(video: Path | None, rounds: int = 9) -> LoadingReport:
             files = open_video_files(video.parent)
             records = [VideoRecord(video.name, 0)]
             plain = VideoDataset(records, files, TrainTransform(224), NUM_FRAMES)
-            cache = FrameCache(Path(folder) / "cache", max_bytes=1 << 30)
+            cache = FrameCache(Path(folder) / "cache", 1 << 30, StoreSettings())
             cached = VideoDataset(records, files, TrainTransform(224), NUM_FRAMES, cache=cache)
             cached.load(ItemKey(0))
             times: dict[str, list[float]] = {"decoder": [], "item": [], "cached": []}

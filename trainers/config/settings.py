@@ -116,11 +116,18 @@ class DataSettings:
         "writes one."
     )
     cache: str | None = key(
-        "Folder on a local disk for decoded frames: later epochs decode nothing, the pixels stay the same. See "
-        "[DATASETS.md](DATASETS.md#decoded-frames)."
+        "Folder on a local disk for frames: later epochs decode no video. See "
+        "[DATASETS.md](DATASETS.md#the-cache-of-frames)."
     )
+    cache_format: Literal["jpeg", "raw"] = key(
+        "`jpeg`: `cache_frames` frames of a video, 1 to 2 MB; training and testing choose among these. `raw`: all "
+        "frames, 75 MB and more; the pixels stay those of the video."
+    )
+    cache_frames: int | Literal["all"] = key("Evenly spaced frames of a video with `cache_format=jpeg`.", at_least=1)
     cache_gb: float = key(
-        "Size limit of this folder in GB. Videos that do not fit are decoded in every epoch.", above=0
+        "Size limit of this folder in GB. It also leaves 10 GB, or 5 % of its disk, free. Videos that do not fit are "
+        "decoded in every epoch.",
+        above=0,
     )
     timeout_s: float = key("Seconds without a batch until a worker counts as hanging.", above=0)
     allow_outside: bool = key("Paths of a list can lead out of the data set's root (absolute paths, and `..`).")

@@ -1,5 +1,6 @@
 """One training run at a time in an output folder."""
 
+import contextlib
 import errno
 import os
 import time
@@ -47,8 +48,9 @@ class OutputLock:
                 time.sleep(0.2)
             else:
                 break
-        os.ftruncate(handle, 0)
-        os.write(handle, f"process {os.getpid()} on {os.uname().nodename}".encode())
+        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+            os.ftruncate(handle, 0)
+            os.write(handle, f"process {os.getpid()} on {os.uname().nodename}".encode())
         self._handle = handle
 
     def release(self) -> None:

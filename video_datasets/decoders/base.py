@@ -11,6 +11,7 @@ import numpy as np
 # (64 of 4K are 1.6 GB) are refused before they are decoded.
 MAX_PIXELS = 36_000_000
 MAX_BYTES = 2 << 30
+_PIECE = 16  # frames
 
 
 class DecoderError(Exception):
@@ -91,6 +92,11 @@ class VideoReader(ABC):
         Raises:
             DecoderError: a frame cannot be decoded.
         """
+
+    def pieces(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        """Decode frames as `read` does, a few at a time, so that not all are held at their full size."""
+        for start in range(0, len(indices), _PIECE):
+            yield self.read(indices[start : start + _PIECE])
 
 
 def one_line(error: BaseException, content: str | bytes) -> str:

@@ -146,7 +146,12 @@ class PyavReader(VideoReader):
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Decode frames, as the base class says."""
-        return np.stack([upright_rgb(frame, self._width, self._height) for frame in self._frames(indices)])
+        return np.concatenate(list(self.pieces(indices)))
+
+    def pieces(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        """Decode frames one by one, in one pass."""
+        for frame in self._frames(indices):
+            yield upright_rgb(frame, self._width, self._height)[None]
 
     def _frames(self, indices: np.ndarray) -> Iterator[VideoFrame]:
         kept = self._kept
