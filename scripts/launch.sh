@@ -27,7 +27,7 @@ fi
 EXTRA=("$@")
 
 launch() {
-    local command=(torchrun --standalone --nproc_per_node="$GPUS" main.py "$@" "${EXTRA[@]}")
+    local command=(torchrun --standalone --local-addr=127.0.0.1 --nproc_per_node="$GPUS" main.py "$@" "${EXTRA[@]}")
     echo "${command[@]}"
     if [[ -z "$DRY_RUN" ]]; then
         "${command[@]}"

@@ -54,7 +54,7 @@ fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$threads}"
 
 # The published recipe fine-tunes CLIP at rates of 1e-6 to 1e-5; this model starts from random weights.
-torchrun --standalone --nproc_per_node="$processes" main.py -cn zero_shot data=zero_shot_shapes trainer=tc_clip_tiny \
+torchrun --standalone --local-addr=127.0.0.1 --nproc_per_node="$processes" main.py -cn zero_shot data=zero_shot_shapes trainer=tc_clip_tiny \
     output="$output" aug=light epochs=16 warmup_epochs=1 lr=8e-4 lr_min=8e-6 save_freq=4 \
     batch_size="$batch_size" total_batch_size="$total_batch_size" test_batch_size=32 \
     logging.print_every=96 "$@"

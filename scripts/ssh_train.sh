@@ -33,11 +33,9 @@ trap stop_all INT TERM
 
 status=0
 for number in "${!pids[@]}"; do
-    code=0
-    while kill -0 "${pids[$number]}" 2>/dev/null; do
-        wait "${pids[$number]}"
-        code=$?
-    done
+    # A signal interrupts `wait`, which then returns another status; bash keeps that of a child that has ended.
+    while wait "${pids[$number]}"; kill -0 "${pids[$number]}" 2>/dev/null; do :; done
+    wait "${pids[$number]}" && code=0 || code=$?
     [[ "$number" -ne 0 ]] || status="$code"
 done
 exit "$status"

@@ -15,18 +15,20 @@ export RUN_EXIT_FILE
 trap 'rm -f "$RUN_EXIT_FILE"' EXIT
 command -v "${TORCHRUN:-torchrun}" >/dev/null || { echo "torchrun.sh: torchrun is not on the PATH: activate .venv" >&2; exit 2; }
 
+# If this script is killed, torchrun gets SIGTERM (Linux), and the training processes stop as they do for any signal.
+with_parent=(env)
+! command -v setpriv >/dev/null || with_parent=(setpriv --pdeathsig TERM)
+
 stopped=
 trap 'stopped=1' TERM INT USR1
 
 # setsid: signals that a terminal or a scheduler sends to this script's process group reach torchrun only through this
 # script. Child processes inherit the ignored signal; the training processes set their own handlers later.
-(trap '' USR1; exec setsid "${TORCHRUN:-torchrun}" "$@") &
+(trap '' USR1; exec "${with_parent[@]}" setsid "${TORCHRUN:-torchrun}" "$@") &
 launcher=$!
 
-until [[ -n "$stopped" ]] || ! kill -0 "$launcher" 2>/dev/null; do
-    wait "$launcher"
-    status=$?
-done
+# A signal interrupts `wait`, which then returns another status; bash keeps that of a child that has ended.
+while wait "$launcher"; status=$?; [[ -z "$stopped" ]] && kill -0 "$launcher" 2>/dev/null; do :; done
 while [[ -n "$stopped" ]] && kill -0 "$launcher" 2>/dev/null; do
     # Repeatedly, because a process that is just starting has no handler yet.
     mapfile -t workers < <(pgrep -P "$launcher")

@@ -1,12 +1,13 @@
 """Sizes and options of the models as frozen values; what follows from them is a property."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 CLIP_HEAD_WIDTH = 64
 CLIP_VOCAB_SIZE = 49408
 ACTIVATION_NAMES = ("quick_gelu", "gelu")
+MAX_SIZE = 1_000_000  # of any size or count: a typing error or a damaged file, above
 
 
 class PixelStatistics(NamedTuple):
@@ -166,8 +167,10 @@ def as_block_numbers(value: int | str | Sequence[int], name: str = "prompt_layer
     Raises:
         ValueError: if the value has another form.
     """
-    parts = value.split("+") if isinstance(value, str) else [value] if isinstance(value, int) else list(value)
     try:
+        parts = value.split("+") if isinstance(value, str) else [value] if isinstance(value, int) else list(value)
+        if any(isinstance(part, bool | float) for part in parts):
+            raise ValueError("a block number is a whole number")
         return tuple(int(part) for part in parts)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be like 12, '6+12' or [6, 12], not {value!r}") from None
@@ -179,10 +182,19 @@ def require_choice(name: str, value: object, known: Collection[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
 
 
+def check_types(values: Mapping[str, object], defaults: Mapping[str, object]) -> None:
+    """Raise ValueError if a value is of another type than its default; whole numbers are numbers, None has no type."""
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    for name, default in defaults.items():
+        kind, found = type(default), type(values[name])
+        if kind in words and found is not kind and not (kind is float and found is int):
+            raise ValueError(f"{name} must be {words[kind]}, not {values[name]!r}")
+
+
 def _require_positive(config: object, *names: str) -> None:
     for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, not {getattr(config, name)}")
+        if not 1 <= getattr(config, name) <= MAX_SIZE:
+            raise ValueError(f"{name} must be from 1 to {MAX_SIZE}, not {getattr(config, name)}")
 
 
 def _require_whole_heads(tower: str, width: int, head_width: int) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tc_clip.compositions import compositions
-from tc_clip.config import CLIP_HEAD_WIDTH, TextConfig, VisionConfig
+from tc_clip.config import CLIP_HEAD_WIDTH, TextConfig, VisionConfig, check_types
 from tc_clip.models import VideoClip
 from tc_clip.text_encoder import random_token_embedding
 from tc_clip.weights.clip import ClipWeights, read_clip_weights, sizes_of
@@ -63,6 +63,18 @@ def create_model(
         ValueError: if an option's value is invalid, or a class name does not fit.
         WeightsError: if weights cannot be read or do not fit the model.
     """
+    model = _create(name, clip_weights, None if checkpoint is None else as_checkpoint(checkpoint), options)
+    model.set_class_names(class_names)
+    return model
+
+
+def _create(
+    name: str,
+    clip_weights: str | Path | Mapping[str, Tensor] | None,
+    tuned: Checkpoint | None,
+    options: Mapping[str, Any],
+) -> VideoClip:
+    """Create a model without class names (see `create_model`)."""
     known = model_options(name)
     unknown = sorted(options.keys() - known.keys() - _SIZES.keys())
     if unknown:
@@ -70,10 +82,12 @@ def create_model(
             f"{name} has no option {', '.join(map(repr, unknown))}; its options are: {', '.join(known)}, and for "
             f"random weights {', '.join(_SIZES)}"
         )
-    sizes = {key: options.pop(key) for key in list(options) if key in _SIZES}
-    tuned = None if checkpoint is None else as_checkpoint(checkpoint)
+    sizes = {key: value for key, value in options.items() if key in _SIZES}
     of_weights = {} if tuned is None or tuned.model_info is not None else learned_vectors(tuned)
-    values = known | {key: value for key, value in of_weights.items() if key in known} | options
+    values = known | {key: value for key, value in of_weights.items() if key in known}
+    values |= {key: value for key, value in options.items() if key not in _SIZES}
+    check_types(values, known)
+    check_types(_SIZES | sizes, _SIZES)
     clip = None if clip_weights is None else read_clip_weights(clip_weights)
     vision, text = _choose_sizes(clip, tuned, sizes)
     if clip is None:
@@ -100,7 +114,6 @@ def create_model(
         load_clip_weights(model, clip)
     if tuned is not None:
         load_weights(model, tuned)
-    model.set_class_names(class_names)
     return model
 
 
@@ -126,22 +139,34 @@ def load_model(
             f"{checkpoint.source}: does not name its model, as checkpoints of this project do: use create_model with "
             "the model's name, clip_weights and checkpoint"
         )
+    try:
+        model = _model_of(checkpoint, info, clip_weights)
+    except WeightsError:
+        raise
+    except Exception as error:  # a damaged description raises nearly any type
+        reason = " ".join(str(error).split())
+        raise WeightsError(
+            f"{checkpoint.source}: its model cannot be built from its model_info ({type(error).__name__}: {reason})"
+        ) from error
+    model.set_class_names(class_names)
+    return model
+
+
+def _model_of(
+    checkpoint: Checkpoint, info: Mapping[str, Any], clip_weights: str | Path | Mapping[str, Tensor] | None
+) -> VideoClip:
     if clip_weights is None and info["clip_weights"] is not None:
         clip_weights = info["clip_weights"]
         if clip_weights == "state dict":
             raise WeightsError(
                 f"{checkpoint.source}: was trained from a state dict of CLIP in memory: pass clip_weights"
             )
+        if not isinstance(clip_weights, str):
+            raise TypeError(f"clip_weights is no name but {clip_weights!r}")
     trained = info["sizes"]["vision"]
     # What weights do not determine: an input size that is not CLIP's own, and facts that a file next to them can lack.
     sizes = {key: trained[key] for key in ("image_size", "head_width", "activation") if key in trained}
-    return create_model(
-        info["name"],
-        class_names=class_names,
-        clip_weights=clip_weights,
-        checkpoint=checkpoint,
-        **{**info["options"], **sizes},
-    )
+    return _create(info["name"], clip_weights, checkpoint, {**info["options"], **sizes})
 
 
 def model_names() -> tuple[str, ...]:

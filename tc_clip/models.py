@@ -23,6 +23,7 @@ from tc_clip.vision_encoder import VisionEncoder, VisionOutput
 
 # Parameters that `freeze` excludes from training, by the start of their names.
 _FROZEN_BY = {"backbone": "", "image": "vision.", "text": "text."}
+MIN_CONTEXT_LENGTH = 3  # the tokens of start and end, and one between
 LOGIT_SCALE_INIT = 2.659260036932778  # log(1 / 0.07), as in CLIP's training
 
 
@@ -64,6 +65,8 @@ class VideoClip(nn.Module):
         pixels: PixelStatistics = RECIPE_PIXELS,
     ):
         super().__init__()
+        if context_length < MIN_CONTEXT_LENGTH:
+            raise ValueError(f"context_length must be at least {MIN_CONTEXT_LENGTH}, not {context_length}")
         if context_length > text.config.max_length:
             raise ValueError(
                 f"context_length {context_length} is more than the {text.config.max_length} of the weights"

@@ -29,6 +29,8 @@ def templates_of(value: str | Sequence[str] | None) -> tuple[str, ...]:
         if "{}" not in value:
             raise ValueError(f"templates must be one of {', '.join(TEMPLATE_SETS)}, or texts with {{}}, not {value!r}")
         return (value,)
+    if not isinstance(value, Sequence):
+        raise ValueError(f"templates must be text or a list of texts, not {value!r}")
     wrong = [text for text in value if not isinstance(text, str) or "{}" not in text]
     if wrong or not value:
         raise ValueError(

@@ -1,13 +1,23 @@
 """The command line as a user meets it: help in a moment, errors of one line, status 2."""
 
+import getpass
+import io
 import os
+import pwd
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from trainers.config.command_line import composition_errors, describe_composition_error, one_line_errors
+from trainers.config.command_line import (
+    MAX_ERROR,
+    composition_errors,
+    describe_composition_error,
+    one_line_errors,
+    prepare_process,
+)
 from trainers.errors import ConfigError, ErrorOnAnotherRank
 
 
@@ -107,6 +117,96 @@ def test_faults_pass_through_composition(repository: Path, monkeypatch: pytest.M
         assert os.environ["HYDRA_FULL_ERROR"] == "1"
         raise ZeroDivisionError
     assert "HYDRA_FULL_ERROR" not in os.environ
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(
+            "runs/k=4/best.pth",
+            "a#b",
+            "a&b",
+            "a(1)",
+            "a[1",
+            "/home/é/x.pth",
+            "视频.pth",
+            "it's",
+            'the "best".pth',
+            "a,b",
+        ),
+        *("with\\", '\\"', "{a", "?", "a b=c"),
+    ],
+)
+def test_values_that_hydra_cannot_read_get_a_form_that_it_can(repository: Path, value: str) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    try:
+        override = parser.parse_override(f"resume={value}")
+        if not override.is_sweep_override() and override.value() == value:
+            return  # needs no hint
+        message = "Ambiguous value ... requires --multirun"
+    except HydraException as error:
+        message = f"{error} override_grammar"
+    line = describe_composition_error(ValueError(message), ["lr=1", f"resume={value}"], repository / "configs")
+    assert line.startswith(f"cannot read resume={value} "), line
+    (typed,) = shlex.split(line.split("both kinds of quotes: ")[1])  # what the shell makes of it
+    assert parser.parse_override(typed).value() == value
+
+
+def test_a_value_that_hydra_cannot_read_is_one_line(repository: Path) -> None:
+    done = call(repository, "-cn", "zero_shot", "data=zero_shot_shapes", "output=x", "resume=/home/é/x=1.pth")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert """give it in both kinds of quotes: 'resume="/home/é/x=1.pth"'""" in done.stderr
+    done = call(repository, "-cn", "zero_shot", "data=3", "output=x")
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_error_lines_have_no_control_characters_and_a_readable_length(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit), one_line_errors():
+        raise ConfigError("\x1b[2Jevil\udce9 视频 " + "x" * 100_000 + " the end")
+    line = capsys.readouterr().err
+    assert line.startswith("error: \\x1b[2Jevil\\udce9 视频 xxx") and line.endswith("xxx the end\n")
+    assert len(line) < MAX_ERROR + 100
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+)
+def test_too_little_memory_is_one_line(error: Exception, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as left, one_line_errors():
+        raise error
+    assert left.value.code == 2 and capsys.readouterr().err.startswith("error: out of memory: lower batch_size")
+
+
+def test_a_user_id_without_a_name_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LOGNAME", "")  # restored afterwards
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises((KeyError, OSError)):
+        getpass.getuser()
+    prepare_process()
+    assert getpass.getuser() == f"uid{os.getuid()}"
+
+
+def test_a_failed_import_is_not_repeated_while_its_error_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "video_datasets.workers", None)  # importing it is an ImportError
+    with pytest.raises(ZeroDivisionError), one_line_errors():
+        raise ZeroDivisionError("the cause")
+
+
+def test_terminals_without_unicode_get_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", stream)
+    prepare_process()
+    print("视 é")
+    stream.flush()
+    assert stream.buffer.getvalue() == b"\\u89c6 \xe9\n"
 
 
 def test_unknown_messages_are_kept(repository: Path) -> None:

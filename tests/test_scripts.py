@@ -82,8 +82,8 @@ def test_environment_and_arguments_reach_the_command() -> None:
         check=True,
     )
     assert done.stdout.splitlines() == [
-        "torchrun --standalone --nproc_per_node=2 main.py -cn few_shot data=few_shot_ucf101 shot=4 "
-        "resume=here/zero_shot/k400/best.pth output=here/few_shot_pretrained/ucf101/shot4 num_workers=3 seed=7"
+        "torchrun --standalone --local-addr=127.0.0.1 --nproc_per_node=2 main.py -cn few_shot data=few_shot_ucf101 "
+        "shot=4 resume=here/zero_shot/k400/best.pth output=here/few_shot_pretrained/ucf101/shot4 num_workers=3 seed=7"
     ]
 
 

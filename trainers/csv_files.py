@@ -32,7 +32,10 @@ def write_csv(
         OSError: if it cannot be written.
     """
     if isinstance(file, Path):
-        with atomic_path(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as opened:
+        with (
+            atomic_path(file) as temporary,
+            temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as opened,
+        ):
             write_csv(opened, header, rows, lineterminator)
         return
     writer = csv.writer(file, lineterminator=lineterminator)

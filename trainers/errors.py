@@ -1,5 +1,7 @@
 """Errors that the user can fix: they end a run with one line and exit status 2, without a traceback."""
 
+import sys
+
 
 class ConfigError(ValueError):
     """The configuration is wrong; the message names the key and what would be right."""
@@ -26,13 +28,20 @@ class RunInterrupted(Exception):  # noqa: N818 (nothing is wrong: the run has be
 
 
 def user_error_types() -> tuple[type[Exception], ...]:
-    """Return the classes of error that end in one line. Imports the packages that define them."""
-    from tc_clip.weights.files import WeightsError
-    from video_datasets.annotations import AnnotationError
-    from video_datasets.decoding import VideoReadError
-    from video_datasets.loaders import BadVideoError
-    from video_datasets.video_files import VideoFilesError
-    from video_datasets.workers import VideoTimeoutError, VideoWorkerError
+    """Return the classes of error that end in one line.
 
-    of_data = (AnnotationError, VideoFilesError, VideoReadError, BadVideoError, VideoTimeoutError, VideoWorkerError)
-    return (ConfigError, CheckpointError, TrainingError, LostProcessError, WeightsError, *of_data)
+    Imports nothing: an error of a module that was never imported cannot have been raised, and importing again what has
+    failed would hide the cause.
+    """
+    found = [getattr(sys.modules.get(module), name, None) for module, names in _OF_PACKAGES.items() for name in names]
+    return (ConfigError, CheckpointError, TrainingError, LostProcessError, *filter(None, found))
+
+
+_OF_PACKAGES = {
+    "tc_clip.weights.files": ("WeightsError",),
+    "video_datasets.annotations": ("AnnotationError",),
+    "video_datasets.decoding": ("VideoReadError",),
+    "video_datasets.loaders": ("BadVideoError",),
+    "video_datasets.video_files": ("VideoFilesError",),
+    "video_datasets.workers": ("VideoTimeoutError", "VideoWorkerError"),
+}

@@ -27,6 +27,7 @@ class UpdateSums:
     seconds: float = 0.0
     wait_seconds: float = 0.0
     num_skipped: int = 0
+    num_updates: int = 0
 
     def add(self, report: UpdateReport) -> None:
         """Add an update; the loss of a skipped one does not count."""
@@ -35,6 +36,7 @@ class UpdateSums:
         else:
             self.loss_sum += report.loss * report.update.num_videos
             self.num_finite += report.update.num_videos
+        self.num_updates += 1
         self.num_videos += report.update.num_videos
         self.seconds += report.seconds
         self.wait_seconds += report.wait_seconds
@@ -85,14 +87,14 @@ class ProgressReporter:
         self.num_workers = num_workers
         self.is_validated = is_validated
         self.validation_seconds = 0.0  # of the last validation, for the estimate
-        self._epoch = 0
+        self._epoch = self._first_update = 0
         self._whole, self._recent = UpdateSums(), UpdateSums()
         self._updates, self._seconds = 0, 0.0  # of this process, for the estimate
         self._reported_wait_share = -1.0
 
     def start_epoch(self, epoch: int, first_update: int) -> None:
         """Begin an epoch at one of its updates."""
-        self._epoch = epoch
+        self._epoch, self._first_update = epoch, first_update
         self._whole, self._recent = UpdateSums(), UpdateSums()
         self.log.log_progress(f"epoch {epoch + 1}/{self.epochs}", first_update, self.plan.num_updates)
 
@@ -127,12 +129,15 @@ class ProgressReporter:
             "videos_per_second": whole.videos_per_second,
             "wait_share": whole.wait_share,
             "bad_videos": num_bad_videos,
+            "updates": whole.num_updates,
         }
         if whole.num_skipped:
             values["skipped_updates"] = whole.num_skipped
         self.log.log_metrics("epoch", step, values)
+        first = self._first_update + 1
+        since = "" if first == 1 else f" (of updates {first} to {self.plan.num_updates}, since the run resumed)"
         self.log.info(
-            f"epoch {self._epoch + 1}/{self.epochs} done: loss {whole.loss:.4f}, "
+            f"epoch {self._epoch + 1}/{self.epochs} done{since}: loss {whole.loss:.4f}, "
             f"{whole.videos_per_second:.1f} videos/s, "
             f"waiting for data {whole.wait_share:.0%} of the time, {duration(whole.seconds)}"
             + (f", {num_bad_videos} unreadable videos" if num_bad_videos else "")
@@ -153,6 +158,7 @@ class ProgressReporter:
             "lr": rate[1],
             "videos_per_second": recent.videos_per_second,
             "wait_share": recent.wait_share,
+            "updates": recent.num_updates,
             "memory_gib": peak_memory_gib(self.device),
         }
         values |= {f"lr_{name}": value for name, value in other_rates}

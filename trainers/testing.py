@@ -10,6 +10,7 @@ from trainers.evaluator import Evaluation, evaluate
 from trainers.logging.logger import LoggerContainer
 from trainers.metrics import format_metrics, metric_titles
 from trainers.prepare import Job
+from trainers.reporting.pictures import side_product
 from trainers.reporting.tables import ResultRow
 from trainers.reporting.write_results import file_stem, list_facts, write_evaluation
 from trainers.state import Best
@@ -72,13 +73,8 @@ class Tester:
         settings = self.job.settings
         if self.job.ranks.is_main and settings.logging.predictions:
             stem = file_stem(part, videos, wise_ft)
-            try:
+            with side_product(f"predictions_{stem}.csv, or what follows from it,", self.log.warning):
                 write_evaluation(settings.folder, stem, evaluation, videos, settings.logging.pictures, self.log.warning)
-            except OSError as error:
-                self.log.warning(
-                    f"predictions_{stem}.csv and the tables that follow from it cannot be written ({error}); "
-                    "the run continues"
-                )
 
     def _test_list(self, part: Part, videos: VideoList, weights: str, wise_ft: float | None) -> ResultRow:
         loader = build.build_eval_loader(self.job.settings, videos, part, self.job.ranks)

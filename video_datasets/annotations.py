@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from video_datasets.text_files import parse_json, read_text_file, split_lines, whole_number
+
 
 class AnnotationError(ValueError):
     """An annotation list or class-name file with a mistake; the message starts with `file:line: ` or `file: `."""
@@ -27,7 +29,8 @@ class VideoRecord:
 def read_annotations(path: str | Path, num_classes: int | None = None) -> list[VideoRecord]:
     """Read an annotation list: lines `relative/path.mp4 label`, or `.json`: `[{"filename": ..., "label": [int]}, ...]`.
 
-    Paths may contain spaces. Blank lines, a byte order mark and Windows line ends are tolerated.
+    Paths may contain spaces. Blank lines, a byte order mark and the line ends of Windows and old Macs are
+    tolerated.
 
     Raises:
         AnnotationError: the file is missing, empty or not text, a label is not an integer in `[0, num_classes)`, or a
@@ -89,18 +92,20 @@ def read_class_names(path: str | Path) -> list[str]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return read_text_file(path)
     except OSError as error:
         raise AnnotationError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise AnnotationError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except ValueError as error:
+        raise AnnotationError(f"{path}: {error}") from error
 
 
 def _read_json(path: Path, text: str) -> object:
     try:
-        return json.loads(text, object_pairs_hook=_Pairs)
+        return parse_json(text, object_pairs_hook=_Pairs)
     except json.JSONDecodeError as error:
         raise AnnotationError(f"{path}:{error.lineno}: is not JSON: {error.msg}") from error
+    except ValueError as error:
+        raise AnnotationError(f"{path}: is not JSON: {error}") from error
 
 
 class _Pairs(list[tuple[str, object]]):
@@ -108,8 +113,7 @@ class _Pairs(list[tuple[str, object]]):
 
 
 def _line_entries(path: Path, text: str) -> Iterator[tuple[str, str, int]]:
-    # Not str.splitlines, which also splits at rare characters that a file name may contain.
-    for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
+    for number, line in enumerate(split_lines(text), start=1):
         line = line.strip()
         if not line:
             continue
@@ -118,7 +122,7 @@ def _line_entries(path: Path, text: str) -> Iterator[tuple[str, str, int]]:
         if len(parts) != 2:
             raise AnnotationError(f"{location}: expected `path label`, found {_short(line)}")
         try:
-            label = int(parts[1])
+            label = whole_number(parts[1])
         except ValueError:
             raise AnnotationError(
                 f"{location}: expected `path label`, the label {_short(parts[1])} is not an integer"
@@ -159,7 +163,7 @@ def _csv_names(path: Path, text: str) -> Iterator[tuple[str, int, str]]:
                     f"{location}: expected `id,name` (quotes around a name with commas), found {len(row)} cells"
                 )
             try:
-                class_id = int(row[0])
+                class_id = whole_number(row[0])
             except ValueError:
                 raise AnnotationError(f"{location}: the id {_short(row[0])} is not an integer") from None
             yield location, class_id, row[1].strip()
@@ -172,11 +176,13 @@ def _json_names(path: Path, text: str) -> Iterator[tuple[str, int, str]]:
     if not isinstance(document, _Pairs):
         raise AnnotationError(f'{path}: expected an object {{"0": "name", ...}}')
     for key, name in document:
-        if not key.strip().isdecimal():
-            raise AnnotationError(f"{path}: the id {_short(key)} is not an integer")
+        try:
+            class_id = whole_number(key)
+        except ValueError:
+            raise AnnotationError(f"{path}: the id {_short(key)} is not an integer") from None
         if not isinstance(name, str):
             raise AnnotationError(f"{path}: the name of class {key} is not text: {_short(name)}")
-        yield str(path), int(key), name.strip()
+        yield str(path), class_id, name.strip()
 
 
 def _short(value: object) -> str:

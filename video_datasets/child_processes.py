@@ -9,12 +9,16 @@ import ctypes
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from multiprocessing import forkserver, parent_process, resource_tracker
+from multiprocessing.util import get_temp_dir
 
 _STOP_SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)}
 _PR_SET_PDEATHSIG = 1
+# Sockets of processes have paths of at most 107 bytes; multiprocessing appends up to 32 to the folder.
+_MAX_SOCKET_FOLDER = 75
 
 
 @contextlib.contextmanager
@@ -32,6 +36,7 @@ def stop_signals_blocked() -> Iterator[None]:
 
 def start_fork_server() -> None:
     """Start the server that forks workers, unless it runs; it and the workers ignore stop signals."""
+    _use_short_socket_folder()
     with stop_signals_blocked():
         resource_tracker.ensure_running()  # unblocks some of the signals
         with stop_signals_blocked():
@@ -55,10 +60,24 @@ def settle_worker(dies_with_parent: bool, worker: int) -> None:
         die_with_parent()
 
 
-def die_with_parent() -> None:
-    """Ask the system to kill this process when its parent ends, even if it hangs in a library (Linux only)."""
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Ask the system to send this process a signal when its parent ends, even if it hangs in a library (Linux only)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
+def _use_short_socket_folder() -> None:
+    """Keep the sockets of processes out of a temporary folder (TMPDIR) with a long path."""
+    if os.name != "posix" or len(os.fsencode(tempfile.gettempdir())) <= _MAX_SOCKET_FOLDER:
+        return
+    before = tempfile.tempdir
+    try:
+        tempfile.tempdir = next(path for path in ("/tmp", "/var/tmp", "/dev/shm") if os.access(path, os.W_OK))
+        get_temp_dir()  # makes a folder there, which multiprocessing uses from now on and removes at the end
+    except StopIteration:
+        return  # the error of the socket names the path
+    finally:
+        tempfile.tempdir = before
 
 
 def _end_with_main_process() -> None:

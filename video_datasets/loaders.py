@@ -10,9 +10,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from video_datasets.batches import VideoBatch
+from video_datasets.machine import free_shared_memory
 from video_datasets.randomness import order_rng
 from video_datasets.video_dataset import BadVideo, ItemKey, VideoDataset
-from video_datasets.workers import BatchReader
+from video_datasets.workers import BatchReader, VideoWorkerError
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class TrainLoader:
         self.batch_size = batch_size
         self._seed = seed
         self._rank, self._world_size = rank, world_size
+        _check_shared_memory(dataset, batch_size, num_workers, prefetch_batches)
         self._reader = BatchReader(dataset, num_workers, pin_memory, timeout_s, start_method, prefetch_batches)
         self._bad = _BadVideos(len(dataset), max_bad_share)
 
@@ -129,6 +131,7 @@ class EvalLoader:
         self.batch_size = batch_size
         self._seed = seed
         self._indices = range(rank, len(dataset), world_size)
+        _check_shared_memory(dataset, min(batch_size, max(1, len(self._indices))), num_workers, prefetch_batches)
         self._reader = BatchReader(
             dataset, num_workers, pin_memory, timeout_s, start_method, prefetch_batches, keep_workers
         )
@@ -192,6 +195,22 @@ class _BadVideos:
         first = "; ".join(f"{bad.path}: {bad.reason}" for bad in list(self.found.values())[:3])
         more = f"; and {len(self.found) - 3} more" if len(self.found) > 3 else ""
         return f"{len(self.found)} of {self._num_listed} listed videos ({share:.1%}) cannot be read: {first}{more}"
+
+
+def _check_shared_memory(dataset: VideoDataset, batch_size: int, num_workers: int, prefetch_batches: int) -> None:
+    """Raise VideoWorkerError if the batches that wait for this process cannot fit into shared memory.
+
+    A worker that cannot write a batch there says nothing, and the batch would never come.
+    """
+    free = free_shared_memory() if num_workers else None
+    size = dataset.transform.input_size
+    needed = batch_size * dataset.num_views * dataset.num_frames * 3 * size**2 * num_workers * prefetch_batches
+    if free is not None and needed > free:
+        raise VideoWorkerError(
+            f"{num_workers} workers need {needed / 1e6:.0f} MB of shared memory for their batches, /dev/shm has "
+            f"{free / 1e6:.0f} MB free: enlarge it (docker run --shm-size=8g), or lower num_workers, batch_size or "
+            "test_batch_size"
+        )
 
 
 def _check(batch_size: int, rank: int, world_size: int) -> None:

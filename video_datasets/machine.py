@@ -37,6 +37,15 @@ def total_memory(root: Path = Path("/")) -> int | None:
     return min(found, default=None)
 
 
+def free_shared_memory(folder: Path = Path("/dev/shm")) -> int | None:
+    """Return the bytes of memory that processes can still share; None if the system does not limit it like this."""
+    try:
+        status = os.statvfs(folder)
+    except (OSError, AttributeError):  # macOS, Windows
+        return None
+    return status.f_bavail * status.f_frsize
+
+
 def pick_num_workers(cores: int, memory: int | None, num_processes: int, on_gpu: bool) -> int:
     """Return how many workers should read videos for each process of a run.
 

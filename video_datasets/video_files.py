@@ -5,23 +5,59 @@ listed path is therefore searched by file name in an index of the root. The inde
 makes the data set, and is sent to the workers with it.
 """
 
+import hashlib
 import json
 import os
 import tarfile
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from video_datasets.decoding import VideoReadError
+from video_datasets.text_files import parse_json
 
 # File names that count as videos when a folder or an archive is searched.
-VIDEO_SUFFIXES = frozenset(".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
+VIDEO_SUFFIXES = frozenset(
+    ".3gp .asf .avi .f4v .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv".split()
+)
+# Folders that operating systems and network drives add, with copies and previews that have the names of videos.
+SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
 
 
 def has_video_suffix(path: str | Path) -> bool:
     """Return whether a file name ends in one of `VIDEO_SUFFIXES`, in upper or lower case."""
     return os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES
+
+
+@dataclass(frozen=True)
+class FoundVideos:
+    """The videos below a root, and the files that do not count as videos.
+
+    Attributes:
+        videos: relative paths, sorted.
+        hidden: number of files that are hidden or in hidden folders, or in `SYSTEM_FOLDERS`; those of macOS (`._NAME`)
+            have the names of videos.
+        others: number of other files by suffix in lower case, `""` for none.
+        unreadable: folders that cannot be read.
+    """
+
+    videos: list[str]
+    hidden: int
+    others: Mapping[str, int]
+    unreadable: Sequence[str] = ()
+
+    def left_out(self) -> str | None:
+        """Return what does not count as a video, in words; None if there is nothing."""
+        parts = [f"{self.hidden} hidden or of the operating system (._NAME, __MACOSX)"] if self.hidden else []
+        by_number = sorted(self.others.items(), key=lambda item: (-item[1], item[0]))
+        parts += [f"{number} {suffix or 'without suffix'}" for suffix, number in by_number[:8]]
+        if rest := sum(number for _, number in by_number[8:]):
+            parts.append(f"{rest} of {len(by_number) - 8} other suffixes")
+        if self.unreadable:
+            parts.append(f"all of the folder {self.unreadable[0]}, which cannot be read")
+        return f"files that are not read as videos: {', '.join(parts)}" if parts else None
 
 
 class VideoFilesError(ValueError):
@@ -81,6 +117,7 @@ class VideoFiles(ABC):
         self.root = root
         self.allow_outside = allow_outside
         self._by_name: dict[str, list[str]] | None = None
+        self._unreadable: list[str] = []  # folders, of the last walk
 
     def find(self, listed: str) -> str | TarMember:
         """Return the source of a listed video for `decode`: a path, or a member of a tar.
@@ -122,9 +159,23 @@ class VideoFiles(ABC):
                 if len(self._by_name.get(path.rpartition("/")[2], ())) > 1:
                     self.find(entry)
 
+    def find_all(self) -> FoundVideos:
+        """Return the videos below the root, and what was left out; every tool that takes a folder uses this."""
+        videos: list[str] = []
+        others: Counter[str] = Counter()
+        hidden = 0
+        for path in self._paths():
+            if "/." in f"/{path}" or not SYSTEM_FOLDERS.isdisjoint(path.split("/")[:-1]):
+                hidden += 1
+            elif has_video_suffix(path):
+                videos.append(path)
+            else:
+                others[os.path.splitext(path)[1].lower()] += 1
+        return FoundVideos(sorted(videos), hidden, others, self._unreadable)
+
     def videos(self) -> list[str]:
-        """Return the relative path of every video, sorted; hidden files and folders are skipped."""
-        return sorted(path for path in self._paths() if has_video_suffix(path) and "/." not in f"/{path}")
+        """Return the relative path of every video, sorted."""
+        return self.find_all().videos
 
     def _index(self) -> dict[str, list[str]]:
         """Return file name -> relative paths, sorted."""
@@ -172,21 +223,29 @@ class FolderFiles(VideoFiles):
     def _paths(self) -> Iterator[str]:
         visited: set[tuple[int, int]] = set()  # links are followed; a folder linked into itself must not loop for ever
         pending = [""]
+        self._unreadable = []
         while pending:
             folder = pending.pop()
             absolute = os.path.join(self.root, folder)
-            status = os.stat(absolute)
+            try:
+                status = os.stat(absolute)
+                with os.scandir(absolute) as opened:
+                    entries = list(opened)
+            except OSError:
+                if not folder:
+                    raise
+                self._unreadable.append(folder)
+                continue
             if (status.st_dev, status.st_ino) in visited:
                 continue
             visited.add((status.st_dev, status.st_ino))
             folders = []
-            with os.scandir(absolute) as entries:
-                for entry in entries:
-                    path = f"{folder}/{entry.name}" if folder else entry.name
-                    if _is(entry.is_dir):
-                        folders.append(path)
-                    elif _is(entry.is_file):
-                        yield path
+            for entry in entries:
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                if _is(entry.is_dir):
+                    folders.append(path)
+                elif _is(entry.is_file):
+                    yield path
             pending += sorted(folders, reverse=True)  # the order decides the path of a folder that is linked twice
 
 
@@ -244,7 +303,8 @@ def write_tar_index(path: str | Path, target: Path | None = None) -> Path:
         VideoFilesError: the tar cannot be read.
     """
     path = os.path.abspath(path)
-    index = {"version": 1, "bytes": os.path.getsize(path), "members": _scan_tar(path)}
+    members = _scan_tar(path)
+    index = {"version": 2, "bytes": os.path.getsize(path), "sha256": _digest(members), "members": members}
     target = index_path(path) if target is None else target
     target.write_text(json.dumps(index), encoding="utf-8")
     return target
@@ -281,12 +341,26 @@ def _tar_members(path: str) -> Mapping[str, tuple[int, int]]:
     except FileNotFoundError:
         return _scan_tar(path)
     try:
-        found = json.loads(Path(index).read_text(encoding="utf-8"))
-        if is_newer and found["version"] == 1 and found["bytes"] == os.path.getsize(path):
-            return {name: (offset, size) for name, (offset, size) in found["members"].items()}
+        found = parse_json(Path(index).read_text(encoding="utf-8"))
+        size = os.path.getsize(path)
+        if is_newer and found["version"] in (1, 2) and found["bytes"] == size:
+            members = {name: (offset, length) for name, (offset, length) in found["members"].items()}
+            if found["version"] == 2 and found["sha256"] != _digest(members):
+                raise ValueError("its checksum does not match its content")
+            if not all(_is_within(*place, size) for place in members.values()):
+                raise ValueError("it names places outside the tar")
+            return members
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise VideoFilesError(f"{index}: is not the index of a tar ({error!r}); remove it") from error
+        raise VideoFilesError(f"{index}: is not the index of a tar ({repr(error)[:200]}); remove it") from error
     return _scan_tar(path)
+
+
+def _digest(members: Mapping[str, tuple[int, int]]) -> str:
+    return hashlib.sha256(json.dumps(members, sort_keys=True).encode()).hexdigest()
+
+
+def _is_within(offset: object, length: object, size: int) -> bool:
+    return type(offset) is int and type(length) is int and 0 <= offset <= size and 0 <= length <= size - offset
 
 
 def _scan_tar(path: str) -> dict[str, tuple[int, int]]:

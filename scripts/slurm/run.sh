@@ -19,11 +19,10 @@ run_and_requeue() {
     step=$!
     # srun passes the signal to its tasks.
     trap 'kill -USR1 "$step" 2>/dev/null' USR1 TERM
-    while kill -0 "$step" 2>/dev/null; do
-        wait "$step"
-        status=$?
-    done
+    # A signal interrupts `wait`, which then returns another status; bash keeps that of a child that has ended.
+    while wait "$step"; kill -0 "$step" 2>/dev/null; do :; done
     trap - USR1 TERM
+    wait "$step" && status=0 || status=$?
 
     if [[ "$status" -eq 75 ]]; then
         echo "stopped and saved: requeued"

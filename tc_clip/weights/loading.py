@@ -89,7 +89,10 @@ def load_weights(model: VideoModel, checkpoint: CheckpointSource) -> LoadReport:
     checkpoint = as_checkpoint(checkpoint)
     source = checkpoint.source
     if not isinstance(model, VideoClip):  # the names are the model's own; nothing is adapted
-        _load_strictly(model, checkpoint.content.get("model", checkpoint.content), source, absent=frozenset())
+        tensors = checkpoint.content.get("model", checkpoint.content)
+        if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
+            raise WeightsError(f"{source}: holds no weights under 'model' {example_names(checkpoint.content)}")
+        _load_strictly(model, tensors, source, absent=frozenset())
         return LoadReport("ours")
     tensors, report = _checkpoint_tensors(checkpoint)
     info = checkpoint.model_info
@@ -167,7 +170,9 @@ def learned_vectors(checkpoint: Checkpoint) -> dict[str, int]:
 def _checkpoint_tensors(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], LoadReport]:
     source = checkpoint.source
     tensors = checkpoint.content.get("model", checkpoint.content)
-    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
+    if not isinstance(tensors, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
+    ):
         raise WeightsError(
             f"{source}: holds no weights: a checkpoint has them under 'model' {example_names(checkpoint.content)}"
         )
@@ -191,9 +196,19 @@ def _load_strictly(model: VideoModel, tensors: Mapping[str, Tensor], source: str
         for name in own
         if name in tensors and tensors[name].shape != own[name].shape
     ]
+    whole = [
+        name
+        for name in own
+        if name in tensors and own[name].is_floating_point() and not tensors[name].is_floating_point()
+    ]
     problems = [
         f"{len(names)} {kind}: {some_of(names)}"
-        for kind, names in (("missing", missing), ("unknown", unknown), ("of another size", differing))
+        for kind, names in (
+            ("missing", missing),
+            ("unknown", unknown),
+            ("of another size", differing),
+            ("of whole numbers", whole),
+        )
         if names
     ]
     if problems:

@@ -248,6 +248,38 @@ def test_machines_over_ssh(start, arguments, tmp_path: Path) -> None:
     assert status == 75, printed
 
 
+@pytest.mark.parametrize("status", [0, 3, 75])
+@pytest.mark.parametrize("delay", ["", "sleep 0.2; "])
+def test_a_step_that_ends_at_once_passes_on_its_status(
+    repository: Path, tmp_path: Path, status: int, delay: str
+) -> None:
+    for name, text in (("srun", f"{delay}exit {status}"), ("scontrol", f'echo "$@" >>"{tmp_path}/log"; echo node1')):
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    script = "set -euo pipefail; source scripts/slurm/run.sh; sleep() { :; }; run_and_requeue -cn zero_shot"
+    facts = {"SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "node1", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=repository,
+        env={**os.environ, **facts, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == (0 if status == 75 else status), done.stderr
+    assert ("requeue 7" in (tmp_path / "log").read_text()) == (status == 75)
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_launcher_that_ends_at_once_passes_on_its_status(repository: Path, tmp_path: Path, status: int) -> None:
+    (tmp_path / "torchrun").write_text(f"#!/usr/bin/env bash\nexit {status}\n")
+    (tmp_path / "torchrun").chmod(0o755)
+    environment = {**os.environ, "TORCHRUN": str(tmp_path / "torchrun")}
+    command = ["bash", str(repository / "scripts" / "torchrun.sh"), "main.py"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (status, "")
+
+
 def test_the_short_drill_and_soak_programs_load(repository: Path) -> None:
     for name in ("fault_drill", "soak"):
         spec = importlib.util.spec_from_file_location(name, repository / "tests" / "drills" / f"{name}.py")

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from trainers import build
 from trainers.commands.data.listing import DataError
 from trainers.commands.data.new_dataset import main
-from trainers.commands.data.own_dataset import Options, make_dataset, new_dataset
+from trainers.commands.data.own_dataset import FoundClasses, Options, make_dataset, new_dataset
 from trainers.config.resolve import resolve
 from video_datasets.annotations import read_annotations, read_class_names
 
@@ -58,7 +58,8 @@ def test_lists_are_stratified_and_disjoint(videos: Path, tmp_path: Path, configs
     novel = read_annotations(lists / "novel.txt", 2)
     assert len(novel) == 8 and set(Counter(r.label for r in novel).values()) == {3, 5}
     assert [name for name in made.lists if "few_shot" in name] == ["train_few_shot_2.txt"]
-    assert "no few-shot lists for 4, 8, 16 videos per class" in made.notes[0]
+    assert "not read as videos: 5 .txt" in made.notes[0]
+    assert "no few-shot lists for 4, 8, 16 videos per class" in made.notes[1]
     assert len(read_annotations(lists / "train_base2novel_seed2.txt")) == 3 * 7
 
 
@@ -123,8 +124,8 @@ def test_impossible_requests_are_errors(videos: Path, tmp_path: Path, configs: P
         new_dataset("birds_llm", videos, tmp_path / "lists", configs, Options())
     with pytest.raises(DataError, match="few-shot with shots=4: needs 4 videos per class, 'crested tit' has 2"):
         make(videos, tmp_path, configs, Options(shots=(4,)))
-    with pytest.raises(DataError, match="'rare' has 1 video"):
-        make_dataset([("a", "rare"), ("b", "often"), ("c", "often")], Options())
+    with pytest.raises(DataError, match="'rare' has 1 videos for training and 0 for"):
+        make_dataset(FoundClasses([("a", "rare"), ("b", "often"), ("c", "often")]), Options())
     with pytest.raises(DataError, match="no such file|cannot be read|No such file"):
         make(tmp_path / "nowhere", tmp_path, configs)
     (videos / "loose.mp4").write_bytes(b"")
@@ -139,3 +140,78 @@ def test_an_existing_one_is_kept(videos: Path, tmp_path: Path, configs: Path, ca
     assert main(arguments) == 2
     assert "already exists; use --overwrite" in capsys.readouterr().err
     assert main([*arguments, "--overwrite", "--seed", "3"]) == 0
+
+
+def folders(root: Path, *names: str) -> Path:
+    for name in names:
+        for number in range(2):
+            path = root / name / f"{name.split('/')[-1]} {number}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"")
+    return root
+
+
+SPLITS = ("train/lecture", "train/drinking", "val/lecture", "val/drinking", "test/lecture", "test/drinking")
+
+
+@pytest.mark.parametrize("names", [SPLITS[:4], ("Train/a", "TEST/a"), ("training/a", "validation/a")])
+def test_folders_that_could_be_splits_are_asked_about(tmp_path: Path, configs: Path, names: tuple[str, ...]) -> None:
+    with pytest.raises(DataError, match="splits or classes.*--folders splits .*--folders classes"):
+        make(folders(tmp_path / "videos", *names), tmp_path, configs)
+    assert not (tmp_path / "lists").exists()
+
+
+@pytest.mark.parametrize("names", [SPLITS[:4], SPLITS, SPLITS[:2] + SPLITS[4:]])
+def test_splits_in_folders_become_the_lists(tmp_path: Path, configs: Path, names: tuple[str, ...]) -> None:
+    root = folders(tmp_path / "videos", *names)
+    made, _ = make(root, tmp_path, configs, Options(folders="splits"))
+    assert made.names["classes.csv"] == ["drinking", "lecture"]
+    assert {record.path.split("/")[0] for record in made.lists["train.txt"]} == {"train"}
+    held = {record.path.split("/")[0] for record in made.lists["val.txt"]}
+    assert held == ({"val"} if names[2].startswith("val") else {"test"})
+    assert len(made.lists["train.txt"]) == len(made.lists["val.txt"]) == 4
+    assert any("4 videos of the test split are in no list" in note for note in made.notes) == (len(names) == 6)
+
+
+def test_train_and_val_can_be_classes(tmp_path: Path, configs: Path) -> None:
+    made, _ = make(folders(tmp_path / "videos", "train", "test"), tmp_path, configs, Options(folders="classes"))
+    assert made.names["classes.csv"] == ["test", "train"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("brush_hair", "brush hair"), "'brush hair' and 'brush_hair' become the same class 'brush hair'"),
+        (("UCF-101/a", "UCF-101/b"), "all videos are in 'UCF-101'; is --videos .*UCF-101 meant"),
+    ],
+)
+def test_folders_that_do_not_mean_classes_are_refused(
+    tmp_path: Path, configs: Path, names: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        make(folders(tmp_path / "videos", *names), tmp_path, configs)
+    assert not (tmp_path / "lists").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("train/a", "other/a"), "'other' is not the name of a split"),
+        (("train/a", "training/b"), "needs a folder of the training split and one of validation or test"),
+        (("train/a", "val"), "is not in a class folder of its split"),
+        (("train/a", "train/b", "val/a"), "'b' has 2 videos for training and 0 for validation"),
+    ],
+)
+def test_incomplete_splits_are_refused(tmp_path: Path, configs: Path, change: tuple[str, ...], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        make(folders(tmp_path / "videos", *change), tmp_path, configs, Options(folders="splits"))
+
+
+def test_copies_of_operating_systems_are_no_videos(tmp_path: Path, configs: Path) -> None:
+    root = folders(tmp_path / "videos", "lecture", "Drinking", "drinking", "__MACOSX/lecture", "@eaDir")
+    (root / "lecture" / "._lecture 0.mp4").write_bytes(b"")
+    (root / "lecture" / "film.rmx").write_bytes(b"")
+    made, _ = make(root, tmp_path, configs)
+    assert made.names["classes.csv"] == ["Drinking", "drinking", "lecture"]
+    assert "5 hidden or of the operating system (._NAME, __MACOSX), 1 .rmx" in made.notes[0]
+    assert made.notes[1] == "two classes differ in capitals only: 'Drinking' and 'drinking'"

@@ -1,6 +1,7 @@
 """`predict` as a user runs it."""
 
 import csv
+import io
 import json
 import os
 import subprocess
@@ -105,7 +106,7 @@ def test_every_good_clip_is_predicted_and_broken_ones_get_one_line(
     assert len(predicted) + len(bad) == len(videos)
     assert all("/broken/" in line for line in bad), "every good clip is predicted"
     assert len(bad) >= 13
-    assert len(done.stderr.splitlines()) == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 3, done.stderr  # one says that the notes beside the clips are no videos
 
 
 def test_output_files_that_cannot_be_written_are_one_line(
@@ -116,3 +117,12 @@ def test_output_files_that_cannot_be_written_are_one_line(
         with pytest.raises(SystemExit):
             predict.main([*arguments, "--device", "cpu", option, str(tmp_path / "none" / "file")])
         assert "none/file: cannot be written: No such file or directory" in capsys.readouterr().err
+
+
+def test_bars_on_a_terminal_without_unicode(monkeypatch: pytest.MonkeyPatch) -> None:
+    from trainers.inference.predict import VideoPrediction
+
+    item = VideoPrediction("a.mp4", ("surfing", "视"), (0.75, 0.25), 0.1)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
+    lines = predict.table(item).splitlines()
+    assert lines[1].endswith("75.0 %  " + "#" * 18) and lines[2].endswith("25.0 %  " + "#" * 6)

@@ -63,7 +63,7 @@ def test_unknown_option_lists_the_known_ones():
     ("options", "message"),
     [
         ({"seed_ratio": 0.0}, r"seed_ratio must be in \(0, 1\]"),
-        ({"num_context_tokens": 0}, "num_context_tokens must be at least 1"),
+        ({"num_context_tokens": 0}, "num_context_tokens must be from 1 to 1000000, not"),
         ({"prompt_layers": (3,)}, r"outside 1..2"),
         ({"prompt_layers": "late"}, "prompt_layers must be like 12"),
         ({"num_prompt_vectors": 3}, "'a photo of a' has 4 words for 3 prompt vectors"),
@@ -72,6 +72,16 @@ def test_unknown_option_lists_the_known_ones():
         ({"image_size": 33}, "33 is not a multiple of patch_size 16"),
         ({"head_width": 24}, "not a multiple of the head width"),
         ({"context_length": 78}, "context_length 78"),
+        ({"context_length": 2}, "context_length must be at least 3, not 2"),
+        ({"context_length": [30]}, r"context_length must be a whole number, not \[30\]"),
+        ({"prompt_init": 1}, "prompt_init must be text, not 1"),
+        ({"prompt_layers": True}, "prompt_layers must be like 12, '6\\+12' or \\[6, 12\\], not True"),
+        ({"prompt_layers": [1.5]}, "prompt_layers must be like 12"),
+        ({"contextual_blocks": {"a": 1}}, "contextual_blocks must be like 12"),
+        ({"seed_ratio": "0.3"}, "seed_ratio must be a number, not '0.3'"),
+        ({"num_frames": True}, "num_frames must be a whole number, not True"),
+        ({"image_size": 2**31}, "image_size must be from 1 to 1000000"),
+        ({"activation": 3}, "activation must be text"),
         ({"embed_dim": 64}, "embed_dim .64. must be the text width .32."),
     ],
 )
@@ -313,3 +323,40 @@ def test_autocast_and_half_precision_run():
 
 def test_random_weights_are_the_same_for_the_same_seed():
     assert torch.equal(scores(create()), scores(create()))
+
+
+def test_weights_of_whole_numbers_are_refused():
+    tuned = create()
+    whole = {name: value.to(torch.int64) for name, value in tuned.state_dict().items()}
+    with pytest.raises(tc_clip.WeightsError, match=r"not the weights of this tc_clip: \d+ of whole numbers: "):
+        tc_clip.load_weights(create(), {"model": whole})
+    tc_clip.load_weights(create(), {"model": {name: value.half() for name, value in tuned.state_dict().items()}})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": 3},
+        {"name": "no such model"},
+        {"sizes": "x"},
+        {"sizes": {"vision": 1.5}},
+        {"sizes": {"vision": {"image_size": 2**40}}},
+        {"options": 1.5},
+        {"options": {"prompt_init": 3}},
+        {"clip_weights": 0.5},
+    ],
+)
+def test_a_checkpoint_with_a_damaged_description_is_refused_with_its_name(tmp_path, change):
+    tuned = create()
+    path = tmp_path / "best.pth"
+    torch.save({"model": tuned.state_dict(), "model_info": tuned.info() | change}, path)
+    with pytest.raises(tc_clip.WeightsError, match=r"best\.pth: .*(from its model_info|token embedding)"):
+        tc_clip.load_model(path, NAMES)
+
+
+def test_names_that_do_not_fit_are_the_callers_mistake(tmp_path):
+    tuned = create()
+    torch.save({"model": tuned.state_dict(), "model_info": tuned.info()}, tmp_path / "best.pth")
+    with pytest.raises(ValueError, match="class name 'a very") as caught:
+        tc_clip.load_model(tmp_path / "best.pth", ["a" + " very" * 40 + " long name"])
+    assert not isinstance(caught.value, tc_clip.WeightsError)

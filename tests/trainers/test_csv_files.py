@@ -1,6 +1,7 @@
 """CSV files: a spreadsheet runs nothing, and every text survives a round trip."""
 
 import csv
+import os
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,8 @@ def test_a_failed_write_leaves_the_old_table(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         write_csv(path, ["a"], ([1 / n] for n in (1, 0)))
     assert path.read_text().split() == ["a", "1"] and list(tmp_path.iterdir()) == [path]
+
+
+def test_file_names_that_are_not_utf8_are_escaped(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", ["video"], [[os.fsdecode(b"\xe9.mp4")], ["\u89c6.mp4"]])
+    assert (tmp_path / "a.csv").read_bytes() == "video\r\n\\udce9.mp4\r\n\u89c6.mp4\r\n".encode()

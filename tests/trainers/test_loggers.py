@@ -49,6 +49,16 @@ def test_a_repeated_validation_is_dropped(tmp_path: Path) -> None:
     assert kinds == ["epoch", "epoch", "val"]
 
 
+def test_a_finished_run_that_is_started_again_has_one_test_line(tmp_path: Path) -> None:
+    for resumed_step in (None, 8, 8):
+        with open_loggers(["metrics_file"], LogOptions(tmp_path, resumed_step=resumed_step)) as log:
+            if resumed_step is None:
+                log.log_metrics("val", 8, {"top1": 1.0})
+            log.log_metrics("test", 0, {"top1": 1.0})
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert kinds == ["val", "test"]
+
+
 def test_values_that_are_not_finite_become_null(tmp_path: Path) -> None:
     with open_loggers(["metrics_file"], LogOptions(tmp_path)) as log:
         log.log_metrics("train", 1, {"loss": float("nan"), "top5": None, "list": "a"})

@@ -1,6 +1,7 @@
 """Figures: fonts for every letter, and no formulas."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 from PIL import Image
 
-from trainers.reporting.pictures import BASE_FONT, font_families, save_figure
+from trainers import testing
+from trainers.reporting.pictures import BASE_FONT, font_families, save_figure, side_product
+from trainers.reporting.write_results import sha256_if_there
 
 LETTER = "\u6570"  # no font that comes with matplotlib has it
 
@@ -63,3 +66,30 @@ def test_a_failed_figure_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), save_figure(tmp_path / "x.png", (2, 2)):
         raise RuntimeError("no ink")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_whatever_fails_in_a_side_product_is_one_warning() -> None:
+    warnings: list[str] = []
+    for error in (ValueError("a\nb"), OSError(28, "No space left on device"), RecursionError(), KeyError("x")):
+        with side_product("a.png", warnings.append):
+            raise error
+    assert warnings[0] == "a.png was not written: ValueError: a b" and len(warnings) == 4
+
+
+def test_tables_that_fail_do_not_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise UnicodeEncodeError("utf-8", "x", 0, 1, "surrogates not allowed")
+
+    monkeypatch.setattr(testing, "write_evaluation", fail)
+    warnings: list[str] = []
+    settings = SimpleNamespace(folder=tmp_path, logging=SimpleNamespace(predictions=True, pictures=True))
+    job = SimpleNamespace(settings=settings, ranks=SimpleNamespace(is_main=True))
+    tester = testing.Tester(job, SimpleNamespace(warning=warnings.append))  # type: ignore[arg-type]
+    tester.write_files("val", SimpleNamespace(name="a"), None, None)  # type: ignore[arg-type]
+    assert len(warnings) == 1 and warnings[0].startswith("predictions_val_a.csv, or what follows from it, was not")
+
+
+def test_a_list_that_is_gone_after_the_training_has_no_hash(tmp_path: Path) -> None:
+    assert sha256_if_there(tmp_path / "gone.txt") is None
+    (tmp_path / "there.txt").write_bytes(b"")
+    assert str(sha256_if_there(tmp_path / "there.txt")).startswith("e3b0c442")

@@ -6,6 +6,7 @@ import pytest
 
 from trainers.errors import ConfigError
 from trainers.inference.inputs import find_videos, read_classes
+from video_datasets.annotations import read_annotations
 
 
 @pytest.fixture
@@ -34,6 +35,30 @@ def test_folders_globs_and_files_each_once(folder: Path) -> None:
 def test_lists_with_and_without_labels(folder: Path) -> None:
     (folder / "list.txt").write_text("b.mp4 3\ndeep/c.webm\n\nclip 7\ngone.mp4 1\n")
     assert names(find_videos([folder / "list.txt"]), folder) == ["b.mp4", "deep/c.webm", "clip 7", "gone.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.txt", "b.mp4\t3\ndeep/c.webm  1\n"),
+        ("list.txt", "\ufeffb.mp4 3\r\ndeep/c.webm +1\r\n"),
+        ("list.txt", "b.mp4 3\rdeep/c.webm 1\r"),
+        ("list.json", '[{"filename": "b.mp4", "label": [3]}, {"filename": "deep/c.webm", "label": 1}]'),
+    ],
+)
+def test_lists_are_read_as_training_reads_them(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text, encoding="utf-8", newline="")
+    assert names(find_videos([folder / name]), folder) == ["b.mp4", "deep/c.webm"]
+    assert [record.path for record in read_annotations(folder / name)] == ["b.mp4", "deep/c.webm"]
+
+
+def test_linked_folders_are_followed_and_copies_of_macos_left_out(folder: Path, tmp_path_factory, caplog) -> None:
+    root = tmp_path_factory.mktemp("linked")
+    (root / "train").symlink_to(folder)
+    (root / "._b.mp4").touch()
+    assert names(find_videos([root]), root) == ["train/a.AVI", "train/b.mp4", "train/deep/c.webm"]
+    assert "files that are not read as videos: 1 hidden or of the operating system" in caplog.text
+    assert "1 without suffix, 1 .png, 1 .txt" in caplog.text
 
 
 @pytest.mark.parametrize(

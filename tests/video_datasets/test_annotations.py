@@ -35,6 +35,10 @@ def test_reads_json(tmp_path):
         ("list.txt", "a.mp4 0\nb.mp4\n", "{path}:2: expected `path label`, found 'b.mp4'"),
         ("list.txt", "a.mp4 0\n\nb.mp4 x1\n", "{path}:3: expected `path label`, the label 'x1' is not an integer"),
         ("list.txt", "a.mp4 1.0\n", "{path}:1: expected `path label`, the label '1.0' is not an integer"),
+        ("list.txt", "a.mp4 1_0\n", "{path}:1: expected `path label`, the label '1_0' is not an integer"),
+        ("list.txt", "a.mp4 \u0663\n", "{path}:1: expected `path label`, the label '\u0663' is not an integer"),
+        ("list.txt", "a.mp4 0\rb.mp4 x\r", "{path}:2: expected `path label`, the label 'x' is not an integer"),
+        ("list.json", "[" * 200_000, "{path}: is not JSON: is nested too deeply"),
         ("list.txt", "a.mp4 7\n", "{path}:1: label 7 of 'a.mp4' is out of range, labels are 0..6"),
         ("list.txt", "a.mp4 -1\n", "{path}:1: label -1 of 'a.mp4' is out of range, labels are 0..6"),
         ("list.txt", "a.mp4 1\nb.mp4 1\na.mp4 1\n", "{path}:3: 'a.mp4' is listed again; first at {path}:1"),
@@ -72,6 +76,21 @@ def test_missing_and_binary_files(tmp_path):
     (tmp_path / "binary.txt").write_bytes(b"ab\xff\xfe")
     with pytest.raises(AnnotationError, match=r"binary\.txt: is not UTF-8 text \(byte 2\)"):
         read_annotations(tmp_path / "binary.txt")
+
+
+def test_numbers_of_thousands_of_digits_and_giant_files(tmp_path, monkeypatch):
+    path = write(tmp_path / "list.json", '[{"filename": "a", "label": ' + "9" * 5000 + "}]")
+    with pytest.raises(AnnotationError, match=r"list\.json: is not JSON: Exceeds the limit"):
+        read_annotations(path)
+    monkeypatch.setattr("video_datasets.text_files.MAX_BYTES", 1 << 20)
+    path = write(tmp_path / "list.txt", "a.mp4 0\n" * 200_000)
+    with pytest.raises(AnnotationError, match=r"list\.txt: is larger than 1 MB"):
+        read_annotations(path)
+
+
+def test_lists_with_the_line_ends_of_old_macs(tmp_path):
+    path = write(tmp_path / "list.txt", "a b.mp4 0\rc.mp4 1\r")
+    assert read_annotations(path) == [VideoRecord("a b.mp4", 0), VideoRecord("c.mp4", 1)]
 
 
 def test_class_names_by_id_from_both_formats(tmp_path):

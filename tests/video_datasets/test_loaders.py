@@ -276,3 +276,17 @@ def test_importing_the_package_is_cheap_and_its_names_are_there(repository):
         "assert not {'decord', 'av'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=repository)
+
+
+def test_too_little_shared_memory_is_refused_before_a_worker_waits_for_it(train_set, eval_set, monkeypatch):
+    monkeypatch.setattr("video_datasets.loaders.free_shared_memory", lambda: 100_000)
+    with pytest.raises(
+        VideoWorkerError, match=r"2 workers need 0 MB of shared memory .*/dev/shm has 0 MB free: enlarge"
+    ):
+        TrainLoader(train_set, 4, seed=0, num_workers=2)  # 2 x 2 batches of 4 x 4 x 3 x 32 x 32 bytes
+    with pytest.raises(VideoWorkerError, match="lower num_workers, batch_size or test_batch_size"):
+        EvalLoader(eval_set, 4, num_workers=2)
+    TrainLoader(train_set, 4, seed=0, num_workers=0)
+    TrainLoader(train_set, 1, seed=0, num_workers=2)
+    monkeypatch.setattr("video_datasets.loaders.free_shared_memory", lambda: None)
+    TrainLoader(train_set, 4, seed=0, num_workers=2)

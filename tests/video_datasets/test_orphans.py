@@ -48,3 +48,57 @@ def test_workers_and_their_server_end_with_a_killed_process(repository: Path, sm
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert left == []
+
+
+PARENT = """
+import subprocess, sys
+child = "import signal, sys, time; sys.path.insert(0, sys.argv[1])\\n" \\
+    "from video_datasets.child_processes import die_with_parent\\n" \\
+    "signal.signal(signal.SIGTERM, lambda *_: (open(sys.argv[2], 'w').write('saved'), sys.exit(75)))\\n" \\
+    "die_with_parent(signal.SIGTERM); print('ready', flush=True); time.sleep(60)"
+subprocess.Popen([sys.executable, "-c", child, *sys.argv[1:]]).wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux informs a process of its parent's end")
+def test_a_process_whose_launcher_is_killed_is_asked_to_stop(repository: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PARENT, str(repository), str(tmp_path / "note")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout.readline() == "ready\n"
+        launcher.kill()
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "note").is_file() or not (tmp_path / "note").read_text():
+        assert time.monotonic() < deadline, "the process goes on without its launcher"
+        time.sleep(0.05)
+
+
+def test_ranks_of_torchrun_are_asked_to_stop_if_it_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from trainers.distributed import processes
+
+    asked: list[int] = []
+    monkeypatch.setattr(processes, "die_with_parent", asked.append)
+    monkeypatch.setattr(processes.dist, "rendezvous", lambda *a, **b: iter(()))
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("TORCHELASTIC_RUN_ID", "x")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StopIteration):
+        processes.start_distributed("cpu", 1)
+    assert asked == [signal.SIGTERM]
+
+
+def test_sockets_of_processes_have_short_paths_below_a_long_temporary_folder(tmp_path: Path, repository: Path) -> None:
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    code = (
+        "from multiprocessing.connection import Listener, Client\n"
+        "from video_datasets import child_processes\n"
+        "child_processes._use_short_socket_folder()\n"
+        "import tempfile\n"
+        "listener = Listener(family='AF_UNIX'); Client(listener.address)\n"
+        "print(tempfile.gettempdir()); print(listener.address)"
+    )
+    environment = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": str(repository)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    temporary, address = done.stdout.split()
+    assert temporary == str(folder) and not address.startswith(str(folder))
+    assert not Path(address).parent.exists(), "removed at the end"

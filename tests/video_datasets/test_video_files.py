@@ -1,6 +1,7 @@
 """Finding listed videos in folders and tars."""
 
 import io
+import os
 import pickle
 import tarfile
 from pathlib import Path
@@ -8,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from video_datasets.decoding import VideoReadError
-from video_datasets.video_files import VIDEO_SUFFIXES, VideoFilesError, has_video_suffix, open_video_files
+from video_datasets.video_files import (
+    VIDEO_SUFFIXES,
+    VideoFilesError,
+    has_video_suffix,
+    open_video_files,
+    write_tar_index,
+)
 
 LAYOUT = {
     "flat.mp4": b"flat",
@@ -192,3 +199,47 @@ def test_the_suffixes_are_listed_once(repository):
 
     sources = [path for name in ("video_datasets", "trainers", "scripts") for path in (repository / name).rglob("*.py")]
     assert [path.name for path in sources if names_many(path)] == ["video_files.py"]
+
+
+def test_a_folder_that_cannot_be_read_is_left_out_and_reported(tmp_path, monkeypatch):
+    for name in ("a/1.mp4", "lost+found/2.mp4", ".hidden/3.mp4", "a/._1.mp4", "notes", "a/x.TXT", "a/y.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("lost+found"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # as root nothing is refused for permission bits
+    found = open_video_files(tmp_path).find_all()
+    assert found.videos == ["a/1.mp4"]
+    assert found.left_out() == (
+        "files that are not read as videos: 2 hidden or of the operating system (._NAME, __MACOSX), 2 .txt, "
+        "1 without suffix, all of the folder lost+found, which cannot be read"
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace("1.mp4", "9.mp4"),
+        lambda text: text.replace('"members"', '"member"'),
+        lambda text: text.replace("[512,", "[513,"),
+        lambda text: text.replace("[512,", "[512.0,"),
+        lambda text: "[" * 200_000,
+    ],
+)
+def test_a_damaged_index_of_a_tar_is_refused(tmp_path, change):
+    (tmp_path / "1.mp4").write_bytes(b"one")
+    with tarfile.open(tmp_path / "v.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+        archive.add(tmp_path / "1.mp4", "1.mp4")
+    index = write_tar_index(tmp_path / "v.tar")
+    assert open_video_files(tmp_path / "v.tar").find("1.mp4").read() == b"one"
+    index.write_text(change(index.read_text()))
+    with pytest.raises(VideoFilesError, match=r"v\.tar\.index: is not the index of a tar .*remove it"):
+        open_video_files(tmp_path / "v.tar")
+    index.write_text('{"version": 1, "bytes": 10240, "members": {"1.mp4": [512, 3]}}')  # before there was a checksum
+    assert open_video_files(tmp_path / "v.tar").find("1.mp4").read() == b"one"

@@ -114,6 +114,7 @@ def table(item: "VideoPrediction") -> str:
     lines = [f"{item.path}  ({item.seconds:.2f} s)"]
     for name, score in zip(item.classes, item.scores, strict=True):
         bar = "█" * int(score * BAR_WIDTH) + " ▏▎▍▌▋▊▉"[int(score * BAR_WIDTH % 1 * 8)]
+        bar = bar if _can_print(bar) else "#" * round(score * BAR_WIDTH)
         lines.append(f"  {name:<{width}}  {100 * score:5.1f} %  {bar}".rstrip())
     return "\n".join(lines)
 
@@ -123,6 +124,7 @@ def print_timelines(model: "VideoClip", videos: list[str], args: argparse.Namesp
     from trainers.inference.output_files import write_timeline_csv
     from trainers.inference.predict import predict_timeline
     from trainers.inference.visualize.draw import timeline_picture
+    from trainers.reporting.pictures import side_product
     from video_datasets.decoding import VideoReadError
 
     folder = make_folder(args.output)
@@ -145,7 +147,8 @@ def print_timelines(model: "VideoClip", videos: list[str], args: argparse.Namesp
             continue
         num_read += 1
         write_timeline_csv(folder / f"{stem}.csv", timeline, args.top)
-        timeline_picture(timeline, args.top).save(folder / f"{stem}.png")
+        with side_product(f"{folder / stem}.png", note):
+            timeline_picture(timeline, args.top).save(folder / f"{stem}.png")
         print(f"{video}  {timeline.ends[-1]:.1f} s, {len(timeline.starts)} windows  ({_since(started)})")
         for start, end, best, score in timeline.segments():
             print(f"  {start:7.1f} - {end:7.1f} s  {best}  {100 * score:.1f} %")
@@ -158,6 +161,14 @@ def print_timelines(model: "VideoClip", videos: list[str], args: argparse.Namesp
 def note(line: str) -> None:
     """Print a line that is not a result to standard error."""
     print(line, file=sys.stderr, flush=True)
+
+
+def _can_print(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _since(started: float) -> str:

@@ -3,15 +3,19 @@
 Translates Hydra's messages. Imports nothing heavy.
 """
 
+import getpass
 import os
 import re
+import shlex
 import signal
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from trainers.config.keys import did_you_mean, keys_of
 from trainers.config.secrets import hide_secrets
@@ -22,6 +26,8 @@ from trainers.paths import IS_INSTALLED, PROGRAM
 USER_ERROR = 2
 REQUEUE = 75  # EX_TEMPFAIL: stopped by a signal and saved; started again, the run resumes
 # Read before this process sets the variable for Hydra.
+_NO_MEMORY = re.compile("can't allocate memory|not enough memory|Cannot allocate memory|calculation overflowed")
+MAX_ERROR = 1500  # characters of an error line
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
 
 HELP = """\
@@ -56,15 +62,30 @@ def composition_errors(configs: Path) -> Iterator[None]:
     from yaml import YAMLError
 
     try:
+        prepare_process()
         with _early_stops(), _hydra_raises():
             yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         _exit_with(describe_composition_error(error, sys.argv[1:], configs), WANTS_TRACEBACK)
     except Exception as error:
-        # Hydra's grammar errors have no common class with the above in every version.
-        if type(error).__module__.startswith(("hydra.", "antlr4.")):
+        # Some errors of Hydra have a class of its grammar's library or of Python.
+        if _is_raised_in(error, ("hydra", "antlr4", "omegaconf", "yaml")):
             _exit_with(describe_composition_error(error, sys.argv[1:], configs), WANTS_TRACEBACK)
         raise
+
+
+def prepare_process() -> None:
+    """Let this process run anywhere: on terminals without Unicode, and under a user id without a name or a home.
+
+    Text that standard output cannot show is escaped there. Libraries ask for the user's name to find their folders.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        os.environ["LOGNAME"] = f"uid{os.getuid()}"
 
 
 @contextmanager
@@ -110,6 +131,7 @@ def _exit_early(number: int, frame: FrameType | None) -> None:
 def one_line_errors(debug: bool = False) -> Iterator[None]:
     """Around a run: turn errors that the user can fix into one line; all others keep their traceback."""
     full = debug or WANTS_TRACEBACK
+    prepare_process()
     try:
         yield
     except ErrorOnAnotherRank:
@@ -128,6 +150,9 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
         if type(error).__name__ == "OutOfMemoryError":
             advice = "lower batch_size (total_batch_size can stay) or test_batch_size"
             _exit_with(f"out of GPU memory: {advice}: {str(error).splitlines()[0]}", full)
+        if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+            advice = "lower batch_size, num_frames or num_workers, or the sizes of the model"
+            _exit_with(f"out of memory: {advice}: {next(iter(str(error).splitlines()), type(error).__name__)}", full)
         raise
 
 
@@ -156,8 +181,9 @@ def describe_composition_error(error: Exception, arguments: list[str], configs: 
     if chosen is not None and "Cannot find primary config" in message:
         return f"-cn {chosen}: no such protocol{did_you_mean(chosen, PROTOCOLS)}; there are: {', '.join(PROTOCOLS)}"
     if "override_grammar" in message:
-        message = message.split(" See https://")[0]
-        return f"cannot read the command line: {message} (key=value; quote values with spaces, commas or brackets)"
+        return _describe_unreadable(arguments, message.split(" See https://")[0])
+    if "requires --multirun" in message:
+        return _describe_unreadable([argument for argument in arguments if "," in argument], message)
     if found := re.search(r"Could not override '([^']+)'|[Kk]ey '([^']+)' is not in struct", message):
         key = found[1] or found[2]
         return f"unknown key {key}{_suggest_key(key)}"
@@ -173,6 +199,49 @@ def describe_composition_error(error: Exception, arguments: list[str], configs: 
         names = [name for name in config_names(configs, found[1]) if name.startswith(f"{chosen}_")]
         return f"{found[1]}= is missing; -cn {chosen} goes with: {', '.join(names)}"
     return message
+
+
+def _describe_unreadable(arguments: list[str], message: str) -> str:
+    """Return the first argument whose value Hydra cannot read, in the form that it can read."""
+    for argument in arguments:
+        if "=" in argument and not argument.startswith("-") and _value_of(argument) is None:
+            form = _quoted_form(argument)
+            advice = f"give it in both kinds of quotes: {form}" if form else "the form is key=value"
+            return f"cannot read {argument} (special letters in its value): {advice}"
+    return f"cannot read the command line: {message} (key=value; quote values with spaces, commas or brackets)"
+
+
+def _value_of(argument: str) -> Any:
+    """Return the value of an argument as Hydra reads it; None if it cannot, or reads several values."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    try:
+        override = OverridesParser.create().parse_override(argument)
+        return None if override.is_sweep_override() else override.value()
+    except Exception as error:
+        if _is_raised_in(error, ("hydra", "antlr4", "omegaconf")):
+            return None
+        raise
+
+
+def _quoted_form(argument: str) -> str | None:
+    """Return `'key="value"'` as a user types it in a shell, if Hydra reads the value from it."""
+    key, _, value = argument.partition("=")
+    value = value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
+    # Hydra's escapes: quotes, and backslashes before quotes or at the end.
+    escaped = re.sub(r'(\\*)"', lambda found: found[1] * 2 + '\\"', value)
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    form = f'{key}="{escaped}{chr(92) * trailing}"'
+    return shlex.quote(form) if _value_of(form) == value else None
+
+
+def _is_raised_in(error: Exception, packages: tuple[str, ...]) -> bool:
+    """Return whether an error comes from the code of one of these packages."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    module = type(error).__module__ if place is None else str(place.tb_frame.f_globals.get("__name__", ""))
+    return module.split(".")[0] in packages or type(error).__module__.split(".")[0] in packages
 
 
 def _no_protocol(configs: Path) -> str:
@@ -230,10 +299,18 @@ def _exit_with(message: str, full: bool) -> None:
     """Print one line, after the traceback if `full`, and exit. To be called while the error is handled."""
     if full:
         traceback.print_exc()
-    message = hide_secrets(message)
+    message = _printable(hide_secrets(message))
     rank = int(os.environ.get("RANK", 0))
     # Before the processes are connected, all of them have the same error: the first one prints it.
     if rank == 0 or _is_connected():
         sys.stderr.write(f"error: {message}\n" if rank == 0 else f"error (process {rank}): {message}\n")
         sys.stderr.flush()
     sys.exit(USER_ERROR)
+
+
+def _printable(message: str) -> str:
+    """Return a message without control characters, which could act on the terminal, and of a readable length."""
+    text = "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in message
+    )
+    return text if len(text) <= MAX_ERROR else f"{text[: MAX_ERROR * 2 // 3]} ... {text[-MAX_ERROR // 4 :]}"

@@ -7,6 +7,7 @@ update's micro-batches, even none, which DDP's bucket hooks do not allow.
 import contextlib
 import os
 import re
+import signal
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from trainers.distributed.interrupts import Interrupts
 from trainers.distributed.monitor import Monitor
 from trainers.distributed.rendezvous import fresh_store
 from trainers.errors import ConfigError, ErrorOnAnotherRank, LostProcessError, RunInterrupted
+from video_datasets.child_processes import die_with_parent
 
 Value = TypeVar("Value")
 
@@ -184,6 +186,8 @@ def start_distributed(device: str = "auto", timeout_minutes: float = 30, interru
         return Ranks(device=chosen)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent(signal.SIGTERM)  # if torchrun is killed, the run saves and stops: nobody would restart it
     timeout = timedelta(minutes=timeout_minutes)
     try:
         store, rank, world_size = next(dist.rendezvous("env://", rank, world_size, timeout=timeout))

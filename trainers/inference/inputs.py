@@ -1,6 +1,7 @@
 """Videos and class names as a user gives them on a command line."""
 
 import glob
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,17 +9,20 @@ from pathlib import Path
 from trainers.config.keys import did_you_mean
 from trainers.errors import ConfigError
 from trainers.paths import LABELS
-from video_datasets.annotations import read_class_names
-from video_datasets.video_files import has_video_suffix
+from video_datasets.annotations import read_annotations, read_class_names
+from video_datasets.text_files import read_text_file, split_lines
+from video_datasets.video_files import FolderFiles
+
+_LOG = logging.getLogger(__name__)
 
 
 def find_videos(arguments: Sequence[str | Path]) -> list[str]:
     """Return the videos that the arguments name, each once, in order.
 
     Args:
-        arguments: files, folders (with their subfolders), globs (`'clips/**/*.mp4'`), and lists: `.txt` files with one
-            path per line, which a label can follow as in annotation lists. Listed paths are relative to the working
-            folder or to the list's folder.
+        arguments: files, folders (with their subfolders), globs (`'clips/**/*.mp4'`), and lists: annotation lists as
+            training reads them (`.txt`, `.json`), and `.txt` files of paths without labels. Listed paths are relative
+            to the working folder or to the list's folder.
 
     Raises:
         ConfigError: if a folder, a glob or a list names no video. A missing file stays in: it is a bad video.
@@ -26,13 +30,16 @@ def find_videos(arguments: Sequence[str | Path]) -> list[str]:
     found: dict[str, None] = {}
     for argument in map(str, arguments):
         if os.path.isdir(argument):
-            inside = [
-                str(path) for path in sorted(Path(argument).rglob("*")) if has_video_suffix(path) and path.is_file()
-            ]
-            if not inside:
-                raise ConfigError(f"{argument}: there is no video in this folder")
-            found |= dict.fromkeys(inside)
-        elif argument.lower().endswith(".txt"):
+            inside = FolderFiles(argument).find_all()
+            left_out = inside.left_out()
+            if not inside.videos:
+                raise ConfigError(
+                    f"{argument}: there is no video in this folder" + (f"; {left_out}" if left_out else "")
+                )
+            if left_out:
+                _LOG.warning("%s: %s", argument, left_out)
+            found |= dict.fromkeys(os.path.join(argument, path) for path in inside.videos)
+        elif argument.lower().endswith((".txt", ".json")):
             found |= dict.fromkeys(_listed(Path(argument)))
         elif glob.has_magic(argument) and not os.path.exists(argument):
             matching = [path for path in sorted(glob.glob(argument, recursive=True)) if os.path.isfile(path)]
@@ -93,22 +100,28 @@ def stems_of(videos: Sequence[str]) -> list[str]:
 
 
 def _listed(path: Path) -> list[str]:
+    if path.suffix.lower() == ".json":
+        return [_existing([record.path], path.parent) for record in read_annotations(path)]
     videos = []
     for line in _lines(path):
-        # A label can follow, as in annotation lists; the name itself can also end in a number.
-        front, _, label = line.rpartition(" ")
-        names = [line, front.strip()] if front and label.lstrip("-").isdigit() else [line]
-        candidates = [candidate for name in names for candidate in (Path(name), path.parent / name)]
-        missing = candidates[-1 if len(names) > 1 else 0]
-        videos.append(str(next((candidate for candidate in candidates if candidate.is_file()), missing)))
+        # A label can follow after any space, as in annotation lists; the name itself can also end in a number.
+        front, *label = line.rsplit(maxsplit=1)
+        has_label = bool(label) and label[0].lstrip("+-").isdecimal()
+        videos.append(_existing([line, front] if has_label else [line], path.parent))
     return videos
+
+
+def _existing(names: Sequence[str], folder: Path) -> str:
+    """Return the first of the names that is a file, in the working folder or in `folder`, else the last in `folder`."""
+    candidates = [candidate for name in names for candidate in (name, str(folder / name))]
+    return next((candidate for candidate in candidates if os.path.isfile(candidate)), candidates[-1])
 
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = split_lines(read_text_file(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
     return [line.strip() for line in lines if line.strip()]

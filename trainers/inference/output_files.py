@@ -70,7 +70,7 @@ def _opened(target: str) -> Iterator[TextIO]:
         yield sys.stdout
         return
     try:
-        with open(target, "w", newline="", encoding="utf-8") as file:
+        with open(target, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             yield file
     except OSError as error:
         raise ConfigError(f"{target}: cannot be written: {error.strerror or error}") from error

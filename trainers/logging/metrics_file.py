@@ -48,8 +48,9 @@ def _drop_beyond(path: Path, step: int, repeats_validation: bool) -> None:
         try:
             values = json.loads(line)
             repeated = values["step"] == step and repeats_validation and values["kind"] == "val"
-            if 0 < step and values["step"] <= step and not repeated:
+            # The test after training is repeated too.
+            if 0 < step and values["step"] <= step and not repeated and values["kind"] != "test":
                 kept.append(line + "\n")
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             continue  # the process was killed while it wrote this line
     write_text(path, "".join(kept))

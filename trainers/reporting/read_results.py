@@ -1,6 +1,5 @@
 """Read what a run or an evaluation wrote to its folder; fields that other versions added are ignored or passed on."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 from trainers.csv_files import read_csv
 from trainers.errors import ConfigError
 from trainers.reporting.confusion import Confusion, count_confusion
+from video_datasets.text_files import parse_json
 
 Document = dict[str, Any]  # the content of a results file
 
@@ -147,7 +147,7 @@ def read_metrics(path: Path) -> dict[str, list[dict[str, Any]]]:
     kinds: dict[str, list[dict[str, Any]]] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
-            values = json.loads(line)
+            values = parse_json(line)
             kinds.setdefault(values["kind"], []).append(values)
         except (ValueError, KeyError, TypeError):
             continue  # the process was killed while it wrote this line
@@ -161,7 +161,7 @@ def read_json(path: Path) -> Any:
         ConfigError: if it cannot be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
 

@@ -85,9 +85,9 @@ def list_facts(videos: VideoList) -> dict[str, Any]:
         "stored_frames": videos.stored,
         "num_classes": len(videos.class_names),
         "list": str(videos.list_path),
-        "list_sha256": sha256_of(videos.list_path),
+        "list_sha256": sha256_if_there(videos.list_path),
         "class_names": str(videos.class_names_path),
-        "class_names_sha256": sha256_of(videos.class_names_path),
+        "class_names_sha256": sha256_if_there(videos.class_names_path),
     }
 
 
@@ -119,6 +119,14 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_if_there(path: Path) -> str | None:
+    """Return the SHA-256 of a file, None if it cannot be read."""
+    try:
+        return sha256_of(path)
+    except OSError:  # it was read when the run started, and is gone
+        return None
 
 
 def _training_facts(config: dict[str, Any] | None) -> dict[str, Any] | None:

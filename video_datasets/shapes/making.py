@@ -29,6 +29,7 @@ from video_datasets.shapes.classes import (
     file_name,
 )
 from video_datasets.shapes.drawing import render, write_video
+from video_datasets.text_files import parse_json
 
 MANIFEST = "manifest.json"
 Job = tuple[Path, ShapeClass, int, Settings]  # file, class, number of the clip
@@ -41,7 +42,7 @@ def is_complete(folder: Path, settings: Settings) -> bool:
         ShapesError: if the manifest is damaged or is the file of another program.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = parse_json((folder / MANIFEST).read_text())
         if manifest["digest"] != settings.digest():
             return False
         return all((folder / name).stat().st_size == size for name, size in manifest["files"].items())

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -13,12 +14,21 @@ from pathlib import Path
 import numpy as np
 
 from video_datasets.annotations import VideoRecord, read_class_names
+from video_datasets.video_files import FoundVideos
 
+_LOG = logging.getLogger(__name__)
 MANIFEST_VERSION = 1
 
 
 class DataError(ValueError):
     """Data that cannot be prepared as requested; the message is one line that says what to change."""
+
+
+def report_left_out(root: str | Path, found: FoundVideos) -> None:
+    """Log which files below a root are not read as videos, if there are any."""
+    left_out = found.left_out()
+    if left_out is not None:
+        _LOG.warning("%s: %s", root, left_out)
 
 
 def draw(

@@ -1,18 +1,21 @@
 """Make lists, class names and configurations from your own videos, for all four protocols.
 
     python scripts/data/new_dataset.py birds --videos ~/birds              # one sub-folder per class
+    python scripts/data/new_dataset.py birds --videos ~/birds --folders splits   # train/<class>, val/<class>
     python scripts/data/new_dataset.py birds --videos ~/birds --csv all.csv   # path,class
     python main.py -cn few_shot data=few_shot_birds shot=4 output=runs/birds
 
-Every class is split into training and validation at random (--seed), by the same share. The more frequent half of the
-classes is the base half, as in the published halves; zero_shot and base2novel train on it and test on the other half.
+Every class is split into training and validation at random (--seed), by the same share, or as the folders are. The more
+frequent half of the classes is the base half, as in the published halves; zero_shot and base2novel train on it and test
+on the other half.
 """
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from trainers.commands.data.listing import size_table
-from trainers.commands.data.own_dataset import Options, new_dataset
+from trainers.commands.data.own_dataset import Folders, Options, new_dataset
 from trainers.commands.data.tool import data_tool
 from trainers.paths import PROGRAM, user_folder
 
@@ -25,6 +28,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("name", help="name of the data set, as in data=few_shot_NAME")
     parser.add_argument("--videos", type=Path, required=True, help="folder or .tar of the videos")
     parser.add_argument("--csv", type=Path, help="CSV `path,class` instead of class folders; paths below --videos")
+    parser.add_argument(
+        "--folders",
+        choices=get_args(Folders),
+        default=default.folders,
+        help="the folders below --videos are classes, or splits (train, val or test) with class folders in them "
+        "(default: classes, unless they have the names of splits)",
+    )
     parser.add_argument("--output", type=Path, help="folder of lists and class names (data/lists/NAME)")
     parser.add_argument("--seed", type=int, default=default.seed, help="of every draw (default: %(default)s)")
     parser.add_argument(
@@ -47,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         base2novel_shots=args.base2novel_shots,
         flip=not args.no_flip,
         split_camel_case=args.split_camel_case,
+        folders=args.folders,
     )
     output = args.output or Path("data/lists") / args.name
     made, paths = new_dataset(

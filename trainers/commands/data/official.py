@@ -5,12 +5,12 @@ mistake in a file is a DataError that names file and line.
 """
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from trainers.commands.data.listing import DataError, normalized_name
 from video_datasets.annotations import VideoRecord
+from video_datasets.text_files import parse_json
 
 
 def read_ucf101(folder: Path, class_names: Sequence[str]) -> dict[str, list[VideoRecord]]:
@@ -61,8 +61,8 @@ def read_ssv2(folder: Path, class_names: Sequence[str]) -> dict[str, list[VideoR
     for part in ("train", "validation"):
         path = _one_file(folder, f"{part}.json", f"*-{part}.json")
         try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            entries = parse_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
             raise DataError(f"{path}:{getattr(error, 'lineno', 1)}: is not JSON: {error}") from error
         if not isinstance(entries, list):
             raise DataError(f'{path}: expected a list of {{"id", "template"}}')

@@ -3,8 +3,10 @@
 import csv
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -14,10 +16,17 @@ from trainers.commands.data.listing import DataError
 from trainers.commands.data.published import BASE2NOVEL_SEEDS, BASE2NOVEL_SHOTS, SHOTS
 from video_datasets.annotations import VideoRecord
 from video_datasets.decoding import VideoReadError
-from video_datasets.video_files import VIDEO_SUFFIXES, VideoFilesError, open_video_files
+from video_datasets.video_files import VideoFilesError, open_video_files
 
+Folders = Literal["auto", "classes", "splits"]
 PROTOCOLS = ("zero_shot", "few_shot", "base2novel", "fully_supervised")
 RESERVED = {"k400", "k400_tiny", "hmdb51", "ucf101", "ssv2", "shapes", "custom"}
+# Names of folders that are splits rather than classes.
+SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "eval"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 # The purpose of a draw is part of its seed.
 _SPLIT, _FEW_SHOT, _BASE2NOVEL = range(3)
 CONFIG = """\
@@ -48,6 +57,22 @@ class Options:
     base2novel_shots: int | None = None  # None: 16, or the number of videos of the smallest base class
     flip: bool = True
     split_camel_case: bool = False
+    folders: Folders = "auto"  # what the folders below the root are
+
+
+@dataclass(frozen=True)
+class FoundClasses:
+    """Videos with their classes.
+
+    Attributes:
+        videos: (path below the root, class).
+        held: paths of the videos that the folders keep for validation; None: the split is drawn.
+        notes: for the user.
+    """
+
+    videos: list[tuple[str, str]]
+    held: frozenset[str] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -59,29 +84,103 @@ class NewDataset:
     notes: list[str]
 
 
-def videos_of_folders(root: Path) -> list[tuple[str, str]]:
-    """Return (path below the root, class) of every video in the root's class folders.
+def videos_of_folders(root: Path, folders: Folders = "auto") -> FoundClasses:
+    """Return every video in the root's class folders.
+
+    Args:
+        folders: the folders below the root are `classes`, or `splits` with class folders in them; `auto`: classes,
+            unless they have the names of splits.
 
     Raises:
-        DataError: there are no class folders with videos, or there are videos outside of them.
+        DataError: there are no class folders with videos, there are videos outside of them, or it is not clear what the
+            folders are.
     """
     try:
-        videos = open_video_files(root).videos()
+        found = open_video_files(root).find_all()
     except (OSError, VideoFilesError) as error:
         raise DataError(f"{root}: cannot be read: {error}") from error
-    found = []
-    for path in videos:
+    left_out = found.left_out()
+    notes = () if left_out is None else (left_out,)
+    parts: dict[str, list[str]] = {}
+    for path in found.videos:
         folder, separator, _ = path.partition("/")
         if not separator:
             raise DataError(f"{root}: {path!r} is not in a class folder; move it into one, or use --csv")
-        found.append((path, folder.replace("_", " ").strip()))
-    if not found:
-        raise DataError(f"{root}: no sub-folder has videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
-    return found
+        parts.setdefault(folder, []).append(path)
+    if not parts:
+        raise DataError(f"{root}: no sub-folder has videos" + "".join(f"; {note}" for note in notes))
+    named_as_splits = all(name.lower() in SPLIT_FOLDERS for name in parts)
+    if folders == "auto" and named_as_splits:
+        raise DataError(
+            f"{root}: are {', '.join(parts)} splits or classes? Give --folders splits (with class folders in "
+            "each) or --folders classes"
+        )
+    if folders == "splits":
+        return _videos_of_splits(root, parts, notes)
+    if len(parts) == 1:
+        (only,) = parts
+        raise DataError(
+            f"{root}: at least two classes are needed, all videos are in {only!r}; is --videos {root / only} meant?"
+        )
+    return FoundClasses(
+        [(path, _class_name(path.split("/")[0])) for path in found.videos], notes=_checked(parts, notes)
+    )
 
 
-def videos_of_csv(path: Path, root: Path) -> list[tuple[str, str]]:
-    """Return (path below the root, class) of every line of a CSV with the header `path,class`.
+def _videos_of_splits(root: Path, parts: dict[str, list[str]], notes: tuple[str, ...]) -> FoundClasses:
+    """Return the videos of `train/<class>` and of one folder for validation."""
+    by_split: dict[str, list[str]] = {}
+    for folder, paths in parts.items():
+        split = SPLIT_FOLDERS.get(folder.lower())
+        if split is None:
+            raise DataError(f"{root}: {folder!r} is not the name of a split ({', '.join(sorted(SPLIT_FOLDERS))})")
+        by_split.setdefault(split, []).extend(paths)
+    held = "val" if "val" in by_split else "test"
+    if "train" not in by_split or held not in by_split:
+        raise DataError(
+            f"{root}: needs a folder of the training split and one of validation or test, has {', '.join(parts)}"
+        )
+    if held == "val" and "test" in by_split:
+        notes = (
+            *notes,
+            f"{len(by_split['test'])} videos of the test split are in no list: val is validated and tested",
+        )
+    chosen = by_split["train"] + by_split[held]
+    classes = {path.split("/")[1] if path.count("/") > 1 else "" for path in chosen}
+    if "" in classes:
+        path = next(path for path in chosen if path.count("/") < 2)
+        raise DataError(f"{root}: {path!r} is not in a class folder of its split; move it into one, or use --csv")
+    videos = [(path, _class_name(path.split("/")[1])) for path in chosen]
+    return FoundClasses(videos, frozenset(by_split[held]), _checked(classes, notes))
+
+
+def _class_name(folder: str) -> str:
+    return folder.replace("_", " ").strip()
+
+
+def _checked(folders: Iterable[str], notes: tuple[str, ...]) -> tuple[str, ...]:
+    """Check that no two class folders become one class; return the notes, with one for names that are nearly equal.
+
+    Raises:
+        DataError: two become one.
+    """
+    by_name: dict[str, str] = {}
+    for folder in sorted(folders):
+        name = _class_name(folder)
+        if name in by_name:
+            raise DataError(
+                f"the folders {by_name[name]!r} and {folder!r} become the same class {name!r}: rename one or move its "
+                "videos, or use --csv"
+            )
+        near = next((other for other in by_name if other.casefold() == name.casefold()), None)
+        if near is not None:
+            notes = (*notes, f"two classes differ in capitals only: {near!r} and {name!r}")
+        by_name[name] = folder
+    return notes
+
+
+def videos_of_csv(path: Path, root: Path) -> FoundClasses:
+    """Return the videos and classes of every line of a CSV with the header `path,class`.
 
     Raises:
         DataError: a line is wrong, or its video is missing below the root.
@@ -110,23 +209,24 @@ def videos_of_csv(path: Path, root: Path) -> list[tuple[str, str]]:
         raise DataError(f"{path}: cannot be read: {error}") from error
     if not found:
         raise DataError(f"{path}: no videos are listed")
-    return list(found.items())
+    return FoundClasses(list(found.items()))
 
 
-def make_dataset(videos: list[tuple[str, str]], options: Options) -> NewDataset:
+def make_dataset(found: FoundClasses, options: Options) -> NewDataset:
     """Split videos into the lists of all protocols.
 
     Raises:
         DataError: a class has too few videos.
     """
+    videos = found.videos
     classes = sorted({name for _, name in videos})
     if len(classes) < 2:
         raise DataError(f"at least two classes are needed, found only {classes[0]!r}")
     label_of = {name: label for label, name in enumerate(classes)}
     records = [VideoRecord(path, label_of[name]) for path, name in sorted(videos)]
-    train, val = _split(records, classes, options)
+    train, val = _split(records, classes, options, found.held)
     lists = {"train.txt": train, "val.txt": val}
-    notes = []
+    notes = list(found.notes)
     smallest = min(Counter(record.label for record in train).values())
     shots = options.shots or tuple(count for count in SHOTS if count <= smallest)
     if options.shots is None and len(shots) < len(SHOTS):
@@ -166,22 +266,31 @@ def make_dataset(videos: list[tuple[str, str]], options: Options) -> NewDataset:
 
 
 def _split(
-    records: list[VideoRecord], classes: list[str], options: Options
+    records: list[VideoRecord], classes: list[str], options: Options, held: frozenset[str] | None
 ) -> tuple[list[VideoRecord], list[VideoRecord]]:
-    """Split every class into training and validation by the same share, at least one video each."""
+    """Split every class into training and validation, at least one video each.
+
+    Args:
+        held: paths for validation; None: the same share of every class is drawn.
+    """
     train: list[VideoRecord] = []
     val: list[VideoRecord] = []
     for label, name in enumerate(classes):
         videos = [record for record in records if record.label == label]
-        if len(videos) < 2:
+        if held is None:
+            num_val = min(max(1, round(options.val_share * len(videos))), len(videos) - 1)
+            order = np.random.default_rng([options.seed, _SPLIT, label]).permutation(len(videos))
+            kept = {videos[index].path for index in order[:num_val]}
+        else:
+            kept = set(held)
+        of_val = [video for video in videos if video.path in kept]
+        if not 0 < len(of_val) < len(videos):
             raise DataError(
-                f"the class {name!r} has {len(videos)} video; it needs one for training and one for validation"
+                f"the class {name!r} has {len(videos) - len(of_val)} videos for training and {len(of_val)} for "
+                "validation; it needs one of each"
             )
-        num_val = min(max(1, round(options.val_share * len(videos))), len(videos) - 1)
-        order = np.random.default_rng([options.seed, _SPLIT, label]).permutation(len(videos))
-        held = set(order[:num_val].tolist())
-        train += [video for index, video in enumerate(videos) if index not in held]
-        val += [video for index, video in enumerate(videos) if index in held]
+        train += [video for video in videos if video.path not in kept]
+        val += of_val
     return train, val
 
 
@@ -225,7 +334,7 @@ def new_dataset(
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in RESERVED or name.endswith("_llm"):
         raise DataError(f"{name!r} cannot be the name: use a-z, 0-9 and _, and none of {', '.join(sorted(RESERVED))}")
-    found = videos_of_folders(videos) if csv_file is None else videos_of_csv(csv_file, videos)
+    found = videos_of_folders(videos, options.folders) if csv_file is None else videos_of_csv(csv_file, videos)
     made = make_dataset(found, options)
     written = config_files(name, made, videos.resolve(), output.resolve(), options)
     paths = [configs / "data" / file for file in written]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from trainers.commands.data.listing import DataError
+from trainers.commands.data.listing import DataError, report_left_out
 from trainers.files import atomic_path
 from video_datasets.video_files import FolderFiles, index_path, open_video_files, write_tar_index
 
@@ -47,7 +47,9 @@ def plan(videos: Path, output: Path, shard_bytes: int | None, overwrite: bool) -
     files = open_video_files(videos)
     if not isinstance(files, FolderFiles):
         raise DataError(f"{videos}: is already packed; give a folder of videos")
-    names = files.videos()
+    found = files.find_all()
+    names = found.videos
+    report_left_out(videos, found)
     if not names:
         raise DataError(f"{videos}: no videos")
     if shard_bytes is None:

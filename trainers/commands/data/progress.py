@@ -26,7 +26,7 @@ class Progress:
         # Rewritten, since a killed process may have left half a line at the end.
         with atomic_path(path) as temporary:
             temporary.write_text("".join(_line(key, facts) for key, facts in self.known.items()), encoding="utf-8")
-        self._file: TextIO = path.open("a", encoding="utf-8")
+        self._file: TextIO = path.open("a", encoding="utf-8", errors="backslashreplace")
 
     def __enter__(self) -> "Progress":
         return self
@@ -62,6 +62,6 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
             try:
                 entry = json.loads(line)
                 known[entry["key"]] = entry["facts"]
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, TypeError):
                 continue  # the process was killed while it wrote this line
     return known

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 
 from trainers.commands.data.listing import DataError
+from trainers.config.command_line import prepare_process
 from video_datasets.annotations import AnnotationError
 from video_datasets.video_files import VideoFilesError
 
@@ -17,6 +18,7 @@ def data_tool(name: str) -> Callable[[Main], Main]:
     def decorate(main: Main) -> Main:
         @functools.wraps(main)
         def wrapped(argv: list[str] | None = None) -> int:
+            prepare_process()
             try:
                 return main(argv)
             except (DataError, AnnotationError, VideoFilesError, OSError) as error:

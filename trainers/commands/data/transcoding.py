@@ -14,7 +14,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from tqdm import tqdm
 
-from trainers.commands.data.listing import DataError
+from trainers.commands.data.listing import DataError, report_left_out
 from trainers.commands.data.progress import Progress, key_of
 from trainers.commands.data.watched_pool import Failure, watched_map
 from trainers.csv_files import write_csv
@@ -126,7 +126,9 @@ def plan(videos: str | Path, output: Path, options: Options, lists: list[Path] |
         listed = list(dict.fromkeys(record.path for path in lists for record in read_annotations(path)))
         files.prepare(listed)
     else:
-        listed = files.videos()
+        found = files.find_all()
+        listed = found.videos
+        report_left_out(videos, found)
     jobs, missing = [], []
     for path in tqdm(listed, desc="find", unit="video", disable=None, leave=False):
         try:

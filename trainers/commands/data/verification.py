@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from trainers.commands.data.inspect_video import Job, VideoFacts, content_hash, inspect_video
 from trainers.commands.data.labels_in_paths import class_in_path
-from trainers.commands.data.listing import DataError
+from trainers.commands.data.listing import DataError, report_left_out
 from trainers.commands.data.progress import Progress, key_of
 from trainers.commands.data.verify_report import Verified, write_report
 from trainers.commands.data.watched_pool import Failure, watched_map
@@ -81,7 +81,9 @@ def read_entries(lists: list[ListToVerify]) -> list[Entry]:
         files = roots[item.root]
         listed: list[tuple[str, str | None]]
         if item.list_path is None:
-            listed = [(path, None) for path in files.videos()]
+            found = files.find_all()
+            listed = [(path, None) for path in found.videos]
+            report_left_out(item.root, found)
         else:
             listed = [(record.path, names[record.label] if names else str(record.label)) for record in records]
             files.prepare(path for path, _ in listed)

@@ -69,7 +69,7 @@ def write_report(
     _write_table(output / "videos.csv", verified)
     _write_table(output / "problems.csv", problems)
     bad = "".join(f"{item.path}\n" for item in verified if item.is_bad)
-    (output / "bad_videos.txt").write_text(bad, encoding="utf-8")
+    (output / "bad_videos.txt").write_text(bad, encoding="utf-8", errors="backslashreplace")
     pictures = {
         "samples": [verified[index] for index in samples if verified[index].facts.thumbnail],
         "problems": [item for item in problems if item.facts.thumbnail][:_MAX_PICTURES],
@@ -78,8 +78,12 @@ def write_report(
     for name, content in sheets.items():
         (output / f"{name}.jpg").write_bytes(content)
     facts = _facts(verified, full, max_bad_share)
-    (output / "summary.md").write_text(_markdown(title, facts, problems, list(sheets)), encoding="utf-8")
-    (output / "summary.html").write_text(_html(title, facts, problems, sheets), encoding="utf-8")
+    (output / "summary.md").write_text(
+        _markdown(title, facts, problems, list(sheets)), encoding="utf-8", errors="backslashreplace"
+    )
+    (output / "summary.html").write_text(
+        _html(title, facts, problems, sheets), encoding="utf-8", errors="backslashreplace"
+    )
 
 
 def _facts(verified: Sequence[Verified], full: bool, max_bad_share: float) -> list[tuple[str, str]]:
