@@ -1,14 +1,15 @@
 """Video models as compositions of a vision encoder, a text encoder and prompts."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tc_clip.attention import Attention
 from tc_clip.config import RECIPE_PIXELS, PixelStatistics, require_choice, vision_block_of
-from tc_clip.layers import share_weights
+from tc_clip.layers import FeedForward, share_weights
 from tc_clip.prompts import (
     LearnedPrompts,
     SharedText,
@@ -176,6 +177,8 @@ class VideoClip(nn.Module):
 
     def forward(self, video: Tensor) -> Tensor:
         """Score videos (B, T, 3, H, W), normalised, against the class names: logits (B, C)."""
+        if self._is_compiled and len(video) == 1:  # PyTorch would compile this size separately
+            return self.score(self.encode_video(video.expand(2, -1, -1, -1, -1)))[:1]
         return self.score(self.encode_video(video))
 
     def score(self, output: VisionOutput) -> Tensor:
@@ -200,8 +203,6 @@ class VideoClip(nn.Module):
 
     def encode_video(self, video: Tensor, with_traces: bool = False) -> VisionOutput:
         """Encode videos (B, T, 3, H, W), normalised, with the context tokens that the prompts attend to."""
-        if self._is_compiled:
-            _mark_dynamic(video, 0)
         return self.vision(video, self.context_blocks, with_traces)
 
     def encode_classes(self, output: VisionOutput) -> Tensor:
@@ -250,17 +251,31 @@ class VideoClip(nn.Module):
         self.vision.checkpointing = enabled
 
     def compile(self, **options: Any) -> None:
-        """Compile in place the vision encoder and the text that videos share, which need most of the time.
+        """Compile the blocks of both encoders in place, which need most of the time.
 
-        Batches of any size and any class names run through the same compiled code, except the size 1, which PyTorch
-        compiles separately.
+        Blocks of one kind share their program: it is compiled once, for batches of any size and any class names.
 
         Args:
             options: of `torch.compile`.
         """
         self._is_compiled = True
-        self.vision.compile(fullgraph=True, **options)
-        self.text.compile(fullgraph=True, **options)
+        self.vision.compile(**options)
+        self.text.compile(**options)
+
+    def product_weights(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters that nothing but matrix products and convolutions read, with their biases.
+
+        Not those that an eager feed-forward layer scales before its products (`ops.feed_forward`).
+        """
+        scaled: set[nn.Parameter] = set()
+        for module in self.modules():
+            if isinstance(module, FeedForward) and module.activation != "gelu" and not self._is_compiled:
+                scaled.update(module.parameters())
+            elif isinstance(module, Attention):
+                yield from (module.in_proj_weight, module.in_proj_bias)
+            elif isinstance(module, nn.Linear | nn.Conv2d):
+                yield from (x for x in module.parameters(recurse=False) if x not in scaled)
+        yield from (self.vision.projection, self.text.projection)
 
     def prompt_parameter_names(self) -> frozenset[str]:
         """Return the names of prompt vectors and prompt layers."""
@@ -303,9 +318,6 @@ class VideoClip(nn.Module):
     def _cached_text(self) -> Tensor | SharedText:
         """Return `encode_text` of the class names, computed or from the cache."""
         rows = self.text_rows
-        if self._is_compiled:
-            for x in rows.tensors:
-                _mark_dynamic(x, *range(x.dim()))
         return self._shared_text.get(lambda: self.encode_text(rows), self._cache_key())
 
     def _cache_key(self) -> tuple | None:
@@ -319,14 +331,6 @@ class VideoClip(nn.Module):
         device = self.class_tokens.device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         return precision, *((id(tensor), tensor.data_ptr(), tensor._version) for tensor in weights)
-
-
-def _mark_dynamic(x: Tensor, *dimensions: int) -> None:
-    """Let the compiler expect other sizes of a tensor."""
-    import torch._dynamo  # takes a second to import
-
-    for dimension in dimensions:
-        torch._dynamo.maybe_mark_dynamic(x, dimension)
 
 
 T = TypeVar("T")

@@ -5,13 +5,14 @@ block is needed, and only keys and values of the prompt positions depend on the 
 prompt is shared by all videos.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tc_clip.compiling import expect_other_sizes
 from tc_clip.config import TextConfig
 from tc_clip.layers import Modules, ResidualBlock, init_tower
 from tc_clip.text_rows import TextRows
@@ -35,6 +36,18 @@ class SharedLastBlock(NamedTuple):
     value: Tensor
 
 
+class TextBlock(ResidualBlock):
+    """One block: causal attention within each text, feed-forward."""
+
+    def forward(self, x: Tensor, rows: TextRows) -> Tensor:
+        """Run the block on the rows (..., R, D) of texts."""
+        projected = rows.spread(self.attn.project(self.ln_1(x)))  # (..., C, L, 3 * D)
+        queries, keys, values = (self.attn.split_heads(part) for part in projected.chunk(3, dim=-1))
+        attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)  # (..., C, A, L, h)
+        attended = rows.gather(self.attn.join_heads(attended))  # (..., R, D)
+        return self.feed_forward(x + self.attn.out_proj(attended))
+
+
 class TextEncoder(nn.Module):
     """A causal text transformer whose token embeddings are frozen and not in checkpoints.
 
@@ -49,8 +62,9 @@ class TextEncoder(nn.Module):
         D = config.width
         self.register_buffer("token_embedding", torch.zeros(config.vocab_size, D), persistent=False)
         self.positional_embedding = nn.Parameter(torch.randn(config.max_length, D) * 0.01)
-        self.blocks: Modules[ResidualBlock] = Modules(
-            ResidualBlock(D, config.num_heads, config.activation) for _ in range(config.depth)
+        self.is_compiled = False
+        self.blocks: Modules[TextBlock] = Modules(
+            TextBlock(D, config.num_heads, config.activation) for _ in range(config.depth)
         )
         self.ln_final = nn.LayerNorm(D)
         self.projection = nn.Parameter(torch.randn(D, config.embed_dim) * D**-0.5)
@@ -59,6 +73,12 @@ class TextEncoder(nn.Module):
     def forward(self, rows: TextRows, prompt_vectors: Tensor | None, stop: int) -> Tensor:
         """Embed texts as `embed` does and run the first `stop` blocks on them: (R, D)."""
         return self.run(self.embed(rows, prompt_vectors), rows, 0, stop)
+
+    def compile(self, **options: Any) -> None:
+        """Compile the blocks in place: one program for all. The options are those of `torch.compile`."""
+        self.is_compiled = True
+        for block in self.blocks:
+            block.compile(**options)
 
     def embed(self, rows: TextRows, prompt_vectors: Tensor | None = None) -> Tensor:
         """Embed texts, with prompt vectors (M, D) at their positions 1..M: (R, D)."""
@@ -70,11 +90,10 @@ class TextEncoder(nn.Module):
     def run(self, x: Tensor, rows: TextRows, first: int, stop: int) -> Tensor:
         """Run blocks `first .. stop - 1` (from 0) on the rows (..., R, D) of texts."""
         for block in self.blocks[first:stop]:
-            projected = rows.spread(block.attn.project(block.ln_1(x)))  # (..., C, L, 3 * D)
-            queries, keys, values = (block.attn.split_heads(part) for part in projected.chunk(3, dim=-1))
-            attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)  # (..., C, A, L, h)
-            attended = rows.gather(block.attn.join_heads(attended))  # (..., R, D)
-            x = block.feed_forward(x + block.attn.out_proj(attended))
+            if self.is_compiled:
+                for tensor in (x, *rows.tensors):
+                    expect_other_sizes(tensor, *range(tensor.dim() - (tensor is x)))
+            x = block(x, rows)
         return x
 
     def finish(self, x: Tensor, rows: TextRows) -> Tensor:

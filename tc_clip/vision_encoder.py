@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tc_clip.attention import FrameAttention
 from tc_clip.checkpointing import recompute_in_backward
+from tc_clip.compiling import expect_other_sizes
 from tc_clip.config import ContextConfig, VisionConfig, require_choice
 from tc_clip.context_tokens import (
     SEED_SELECTORS,
@@ -67,6 +68,7 @@ class VisionBlock(ResidualBlock):
         summary: ContextConfig | None,
         is_last: bool,
         with_trace: bool,
+        recompute: bool = False,
     ) -> tuple[Tensor, Tensor | None, BlockTrace | None]:
         """Run the block.
 
@@ -77,11 +79,19 @@ class VisionBlock(ResidualBlock):
             is_last: of the last block nothing needs the patches' outputs, so it computes only those of the class tokens
                 and the seeds.
             with_trace: whether to return what was decided.
+            recompute: whether the backward pass computes the block again, all but its decisions.
 
         Returns:
             Frame tokens (B, T, N, D), of the last block class tokens (B, T, 1, D); context tokens (B, K, D) or None;
             the trace or None.
         """
+        if recompute:
+            return recompute_in_backward(self._run, frames, context, summary, is_last, with_trace)
+        return self._run(frames, context, summary, is_last, with_trace)
+
+    def _run(
+        self, frames: Tensor, context: Tensor | None, summary: ContextConfig | None, is_last: bool, with_trace: bool
+    ) -> tuple[Tensor, Tensor | None, BlockTrace | None]:
         normed = self.ln_1(frames)
         context_keys_values = None
         if context is not None and self.attn.uses_context:
@@ -168,6 +178,7 @@ class VisionEncoder(nn.Module):
         self.attention = attention
         self.context = context
         self.checkpointing = False  # compute blocks again in the backward pass: a third more time, little memory
+        self.is_compiled = False
         self.contextual_blocks = frozenset(contextual_blocks)
         D, N = config.width, 1 + config.num_patches
         self.patch_embedding: nn.Module = nn.Conv2d(3, D, config.patch_size, stride=config.patch_size, bias=False)
@@ -208,13 +219,17 @@ class VisionEncoder(nn.Module):
         recompute = self.checkpointing and torch.is_grad_enabled()
         for i, block in enumerate(self.blocks):
             produces = (self.attention.uses_context and i + 1 in self.contextual_blocks) or i + 1 in context_blocks
-            run = partial(recompute_in_backward, block) if recompute else block
-            frames, context, trace = run(
-                self._with_prompt_vectors(frames, i),
+            frames = self._with_prompt_vectors(frames, i)
+            if self.is_compiled:
+                expect_other_sizes(frames, 0)
+                expect_other_sizes(context, 0)
+            frames, context, trace = block(
+                frames,
                 context,
                 self.context if produces else None,
                 is_last=i == len(self.blocks) - 1,
                 with_trace=with_traces,
+                recompute=recompute,
             )
             if i + 1 in context_blocks:
                 requested[i + 1] = self.project(context)  # (B, K, E)
@@ -222,6 +237,12 @@ class VisionEncoder(nn.Module):
                 P = self.config.num_patches
                 traces.append(trace._replace(class_attention=trace.class_attention[..., :P]))
         return VisionOutput(self.project(frames[:, :, 0]), requested, tuple(traces))
+
+    def compile(self, **options: Any) -> None:
+        """Compile the blocks in place: each kind of block once. The options are those of `torch.compile`."""
+        self.is_compiled = True
+        for block in self.blocks:
+            block.compile(**options)
 
     def embed(self, video: Tensor) -> Tensor:
         """Embed videos (B, T, 3, H, W) as the first block's frame tokens (B, T, N, D)."""

@@ -20,6 +20,7 @@ from trainers.logging.logger import LoggerContainer, LogOptions, open_loggers
 from trainers.metrics import create_metrics
 from trainers.optim import build_adamw
 from trainers.video_lists import VideoList, read_video_list
+from trainers.videos_at_once import VideosAtOnce, memory_of
 from video_datasets.frame_cache import FrameCache
 from video_datasets.isolation import Limits
 from video_datasets.loaders import EvalLoader, TrainLoader
@@ -142,6 +143,23 @@ def num_workers_of(settings: Settings, device: torch.device) -> int:
         return settings.num_workers
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return pick_num_workers(available_cores(), total_memory(), processes, on_gpu=device.type != "cpu")
+
+
+def build_training_at_once(settings: Settings, optimizer: torch.optim.Optimizer, device: torch.device) -> VideosAtOnce:
+    """Return how many videos go through the model at once in training."""
+
+    def reserve() -> int:
+        """Return the bytes of AdamW's two moments, which the first update allocates."""
+        if optimizer.state:
+            return 0
+        return sum(2 * parameter.nbytes for group in optimizer.param_groups for parameter in group["params"])
+
+    return VideosAtOnce(settings.videos_at_once, settings.batch_size, memory_of(device), reserve)
+
+
+def build_testing_at_once(settings: Settings, device: torch.device) -> VideosAtOnce:
+    """Return how many views go through the model at once in evaluation."""
+    return VideosAtOnce(settings.videos_at_once, settings.test_batch_size, memory_of(device))
 
 
 def check_best_metric(settings: Settings, num_classes: int) -> None:

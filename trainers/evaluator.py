@@ -1,20 +1,24 @@
 """Evaluation: every video once over all ranks, the views' softmax scores summed, sums and counts returned."""
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from tc_clip.protocol import VideoModel
+from trainers.cuda_graphs import GraphedModel
+from trainers.device_copies import DeviceCopies
 from trainers.distributed.interrupts import Interrupts
 from trainers.distributed.processes import Ranks
 from trainers.errors import RunInterrupted
 from trainers.metrics import Metric, create_metrics
-from trainers.precision import Precision
+from trainers.precision import Precision, weights_in
+from trainers.videos_at_once import VideosAtOnce
 from video_datasets.batches import VideoBatch
-from video_datasets.loaders import BadVideoError, EvalLoader
+from video_datasets.loaders import BadVideoError
 from video_datasets.transforms import normalize
 
 NUM_TOP = 5
@@ -53,45 +57,87 @@ class Evaluation:
         }
 
 
-def score_views(model: VideoModel, videos: Tensor, precision: Precision, views_at_once: int) -> Tensor:
-    """Return the views' softmax scores, summed.
+def score_views(
+    model: VideoModel | GraphedModel,
+    batches: Sequence[Tensor],
+    precision: Precision,
+    at_once: VideosAtOnce,
+    copies: DeviceCopies,
+) -> list[Tensor]:
+    """Return for each batch the views' softmax scores, summed: `(B, C)`, at least float32, on the model's device.
 
     Args:
-        videos: uint8 `(B, V, T, 3, H, W)`.
-        views_at_once: views of one forward pass, which limits the memory for any V.
-
-    Returns:
-        `(B, C)`, at least float32, on the model's device.
+        batches: uint8 `(B, V, T, 3, H, W)` each. Views of several batches go through the model together.
+        at_once: how many views that is; fewer if the memory does not suffice.
     """
-    B, V = videos.shape[:2]
-    scores = []
-    for views in videos.flatten(0, 1).split(views_at_once):  # (b, T, 3, H, W)
-        pixels = normalize(views.to(precision.device, non_blocking=True), precision.dtype, *model.pixels)
-        with precision.autocast():
-            logits = model(pixels)
-        scores.append(logits.to(precision.dtype).softmax(-1))  # (b, C)
-    return torch.cat(scores).unflatten(0, (B, V)).sum(1)  # (B, C)
+    views = [batch.flatten(0, 1) for batch in batches]  # (B * V, T, 3, H, W) each
+    total = sum(map(len, views))
+    scores: list[Tensor] = []  # (b, C) each
+    done, count, full = 0, 0, ""
+    while done < total:
+        if full and not at_once.lower(count):
+            raise torch.OutOfMemoryError(full)
+        full, count = "", at_once.next_of(total - done)
+        try:
+            with at_once.measured(count):
+                pieces = [copies.start(part) for part in _cut(views, done, done + count)]
+                copies.finish(*pieces)
+                pixels = normalize(torch.cat(pieces), precision.dtype, *model.pixels)
+                with precision.autocast():
+                    logits = model(pixels)
+                scores.append(logits.to(precision.dtype).softmax(-1))
+            done += count
+        except torch.OutOfMemoryError as error:
+            full = str(error).partition("\n")[0]
+    by_batch = torch.cat(scores).split([len(part) for part in views])
+    return [part.unflatten(0, batch.shape[:2]).sum(1) for part, batch in zip(by_batch, batches, strict=True)]
+
+
+def _cut(parts: Sequence[Tensor], start: int, stop: int) -> Iterator[Tensor]:
+    """Yield the rows `[start, stop)` of tensors that follow each other."""
+    for part in parts:
+        if start < len(part) and stop > 0:
+            yield part[max(start, 0) : stop]
+        start, stop = start - len(part), stop - len(part)
 
 
 @torch.no_grad()
 def score_videos(
-    model: VideoModel, loader: EvalLoader, precision: Precision, views_at_once: int
+    model: VideoModel,
+    loader: Iterable[VideoBatch],
+    precision: Precision,
+    at_once: VideosAtOnce,
+    cuda_graphs: bool = False,
 ) -> Iterator[tuple[VideoBatch, Tensor]]:
-    """Yield this rank's batches with their scores `(B, C)`; scores of invalid videos have no meaning."""
+    """Yield this rank's batches, without their videos, with their mean scores `(B, C)` on the device.
+
+    Nothing waits for the device. Scores of invalid videos have no meaning.
+    """
     model.eval()
-    for batch in loader:
-        yield batch, score_views(model, batch.videos, precision, views_at_once)
+    scorer = GraphedModel(model) if cuda_graphs else model
+    copies = DeviceCopies(precision.device)
+    waiting: list[VideoBatch] = []
+    for batch in chain(loader, [None]):
+        if batch is not None:
+            waiting.append(batch)
+        num_views = sum(batch.videos.shape[0] * batch.videos.shape[1] for batch in waiting)
+        if waiting and (batch is None or num_views >= at_once.number):
+            scored = score_views(scorer, [batch.videos for batch in waiting], precision, at_once, copies)
+            for done, scores in zip(waiting, scored, strict=True):
+                yield replace(done, videos=done.videos.new_empty(0)), scores / done.videos.shape[1]
+            waiting = []
 
 
 def evaluate(
     model: VideoModel,
-    loader: EvalLoader,
+    loader: Iterable[VideoBatch],
     *,
     num_classes: int,
     num_videos: int,
     precision: Precision,
     ranks: Ranks,
-    views_at_once: int,
+    at_once: VideosAtOnce,
+    cuda_graphs: bool = False,
     max_bad_share: float = 1.0,
     interrupts: Interrupts | None = None,
 ) -> Evaluation:
@@ -99,6 +145,7 @@ def evaluate(
 
     Args:
         num_videos: length of the list, compared with the number of videos that all ranks have seen.
+        cuda_graphs: see `GraphedModel`.
         max_bad_share: share of the list that may be unreadable, over all ranks; one video may be in any case.
         interrupts: a stop that it requests on any rank ends the evaluation on all.
 
@@ -111,13 +158,16 @@ def evaluate(
     metrics = create_metrics(num_classes)
     predictions: list[Prediction] = []
     unreadable: list[tuple[int, str, str]] = []
-    with ranks.errors_together():  # a rank with an error waits here until the others are done
-        for batch, scores in score_videos(model, loader, precision, views_at_once):
+    scored: list[tuple[VideoBatch, Tensor]] = []
+    # A rank with an error waits here until the others are done.
+    with ranks.errors_together(), weights_in(model, precision):
+        for batch, scores in score_videos(model, loader, precision, at_once, cuda_graphs):
             if interrupts is not None and interrupts.requested is not None:
                 ranks.announce_stop(interrupts.requested)
                 break
-            predictions += _predictions(batch, scores, metrics)
+            scored.append((batch, scores))
             unreadable += [(video.index, video.path, video.reason) for video in batch.bad_videos]
+        predictions = _predictions(scored, metrics)
     if interrupts is not None:
         reason = next((reason for reason in ranks.all_gather(interrupts.requested) if reason is not None), None)
         if reason is not None:
@@ -141,16 +191,19 @@ def evaluate(
     return Evaluation(values, predictions, [(path, reason) for _, path, reason in unreadable], seconds)
 
 
-def _predictions(batch: VideoBatch, scores: Tensor, metrics: Sequence[Metric]) -> list[Prediction]:
-    """Add a batch's readable videos to the metrics and return the predictions."""
-    scores = scores / batch.videos.shape[1]
-    top = scores.topk(min(NUM_TOP, scores.shape[1]), dim=-1)
-    scores, classes, values = scores.cpu(), top.indices.cpu(), top.values.cpu()
+def _predictions(scored: Sequence[tuple[VideoBatch, Tensor]], metrics: Sequence[Metric]) -> list[Prediction]:
+    """Add the readable videos to the metrics and return the predictions. Waits for the device, once."""
+    if not scored:
+        return []
+    all_scores = torch.cat([scores for _, scores in scored])
+    top = all_scores.topk(min(NUM_TOP, all_scores.shape[1]), dim=-1)
+    scores, classes, values = all_scores.cpu(), top.indices.cpu(), top.values.cpu()
+    valid, labels, indices = (
+        torch.cat([getattr(batch, name) for batch, _ in scored]) for name in ("valid", "labels", "indices")
+    )
     for metric in metrics:
-        metric.add(scores[batch.valid], classes[batch.valid], batch.labels[batch.valid])
+        metric.add(scores[valid], classes[valid], labels[valid])
+    rows = (x[valid].tolist() for x in (indices, labels, classes, values))
     return [
-        Prediction(
-            int(batch.indices[row]), int(batch.labels[row]), tuple(classes[row].tolist()), tuple(values[row].tolist())
-        )
-        for row in batch.valid.nonzero().flatten().tolist()
+        Prediction(index, label, tuple(best), tuple(shares)) for index, label, best, shares in zip(*rows, strict=True)
     ]

@@ -10,6 +10,7 @@ from tc_clip.protocol import VideoModel
 from trainers import build
 from trainers.batches import BatchPlan
 from trainers.checkpoint import LAST
+from trainers.compilation import compile_model
 from trainers.config.secrets import hide_in_config
 from trainers.config.settings import Part, Settings
 from trainers.continuing import fixed_facts, read_last, restore
@@ -38,6 +39,7 @@ class Job:
     lists: dict[Part, list[VideoList]]
     model: VideoModel
     loaded: WeightsFile | None  # the checkpoint of `resume`
+    compiled: str  # whether the model is compiled, in words
 
 
 def prepare(settings: Settings, ranks: Ranks, interrupts: Interrupts) -> Job:
@@ -67,9 +69,8 @@ def prepare(settings: Settings, ranks: Ranks, interrupts: Interrupts) -> Job:
     model.to(ranks.device, precision.dtype)
     ranks.broadcast_model(model)
     model.set_checkpointing(settings.trainer.checkpointing)
-    if settings.trainer.compile:
-        model.compile()
-    return Job(settings, ranks, interrupts, precision, lists, model, loaded)
+    compiled = compile_model(model, settings.trainer.compile, ranks.device)
+    return Job(settings, ranks, interrupts, precision, lists, model, loaded, compiled)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ class UpdateSums:
     num_finite: int = 0  # videos of the updates that were not skipped
     seconds: float = 0.0
     wait_seconds: float = 0.0
+    host_seconds: float | None = None  # None on a CPU
     num_skipped: int = 0
     num_updates: int = 0
 
@@ -40,6 +41,8 @@ class UpdateSums:
         self.num_videos += report.update.num_videos
         self.seconds += report.seconds
         self.wait_seconds += report.wait_seconds
+        if report.host_seconds is not None:
+            self.host_seconds = (self.host_seconds or 0.0) + report.host_seconds
 
     @property
     def loss(self) -> float:
@@ -55,6 +58,18 @@ class UpdateSums:
     def wait_share(self) -> float:
         """Share of the time that the model waited for videos."""
         return self.wait_seconds / self.seconds
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Shares of the time: waiting for videos; with a GPU also the program's own, waiting for nothing."""
+        host = {} if self.host_seconds is None else {"host_share": self.host_seconds / self.seconds}
+        return {"wait_share": self.wait_share, **host}
+
+    @property
+    def waiting(self) -> str:
+        """These shares in words."""
+        host = self.shares.get("host_share")
+        return f"waiting for data {self.wait_share:.0%}" + ("" if host is None else f", host {host:.0%}")
 
 
 class ProgressReporter:
@@ -127,7 +142,7 @@ class ProgressReporter:
             "epoch": self._epoch + 1,
             "loss": whole.loss,
             "videos_per_second": whole.videos_per_second,
-            "wait_share": whole.wait_share,
+            **whole.shares,
             "bad_videos": num_bad_videos,
             "updates": whole.num_updates,
         }
@@ -139,7 +154,7 @@ class ProgressReporter:
         self.log.info(
             f"epoch {self._epoch + 1}/{self.epochs} done{since}: loss {whole.loss:.4f}, "
             f"{whole.videos_per_second:.1f} videos/s, "
-            f"waiting for data {whole.wait_share:.0%} of the time, {duration(whole.seconds)}"
+            f"{whole.waiting} of the time, {duration(whole.seconds)}"
             + (f", {num_bad_videos} unreadable videos" if num_bad_videos else "")
             + (f", {whole.num_skipped} updates skipped (loss not finite)" if whole.num_skipped else "")
         )
@@ -157,7 +172,7 @@ class ProgressReporter:
             "loss": recent.loss,
             "lr": rate[1],
             "videos_per_second": recent.videos_per_second,
-            "wait_share": recent.wait_share,
+            **recent.shares,
             "updates": recent.num_updates,
             "memory_gib": peak_memory_gib(self.device),
         }
@@ -171,7 +186,7 @@ class ProgressReporter:
             self.log.info(
                 f"epoch {self._epoch + 1}/{self.epochs}, update {update.number + 1}/{self.plan.num_updates}: "
                 f"loss {recent.loss:.4f}, lr {rate[1]:.2e}, {recent.videos_per_second:.1f} videos/s, "
-                f"waiting for data {recent.wait_share:.0%}, {left}"
+                f"{recent.waiting}, {left}"
             )
 
     def _seconds_left(self, done: int) -> float:

@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from tc_clip.ops.memory import keep_freed_memory
 from tc_clip.weights.facts import describe_weights
 from trainers import build
@@ -98,6 +100,8 @@ def _build_training(
         seed=settings.seed,
         clip_grad_norm=settings.optimizer.clip_grad_norm,
         max_skipped=settings.max_skipped,
+        at_once=build.build_training_at_once(settings, parts.state.optimizer, job.ranks.device),
+        gradient_dtype=torch.bfloat16 if settings.bf16_gradients else None,
         sample_frames=settings.logging.sample_frames,
     )
     return TrainingRun(
@@ -196,6 +200,7 @@ def _log_plan(job: Job, log: LoggerContainer, training: list[tuple[str, str]], r
             lines.append(list_line(part, videos, views))
     lines += training
     lines.append(("parameters", f"{millions(total)}, trained {millions(trained if settings.eval is None else 0)}"))
+    lines.append(("compiled", job.compiled))
     start = "random weights" if settings.starts_from_random_weights else str(job.model.info()["clip_weights"])
     if resumed_at is not None:
         start = f"resumes at epoch {resumed_at.epoch + 1}, micro-batch {resumed_at.micro_batch}"

@@ -1,14 +1,15 @@
 """A training from first to last epoch: epochs, validations, checkpoints, stops."""
 
-import copy
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trainers.checkpoint import BEST, LAST, remove_leftovers, save_checkpoint
+from trainers.checkpoint_writer import CheckpointWriter
 from trainers.disk import OutputDisk, tensor_bytes
 from trainers.distributed.interrupts import Interrupts
 from trainers.errors import CheckpointError, RunInterrupted
@@ -113,6 +114,7 @@ class TrainingRun:
             is_validated=self.is_validated,
         )
         self._saved_at = time.monotonic()
+        self._writer = CheckpointWriter()
 
     def fit(self) -> Best:
         """Train until the last epoch is done; return epoch and numbers of the best validation.
@@ -127,9 +129,13 @@ class TrainingRun:
                 path.replace(path.with_suffix(".damaged"))  # kept for inspection, out of the way of the good ones
         self._saved_at = time.monotonic()
         position = self.state.position
-        while position.epoch < self.epochs:
-            self._run_epoch()
-        self._save_the_end()
+        try:
+            while position.epoch < self.epochs:
+                self._run_epoch()
+            self._save_the_end()
+        finally:
+            self._await_writing()
+            self._writer.close()
         if position.best is None or self.unsaved_best is not None:
             raise CheckpointError(
                 f"the training is done, but its best weights could not be written to {self.output / BEST}"
@@ -188,6 +194,8 @@ class TrainingRun:
 
     def _after_update(self, report: UpdateReport) -> None:
         """Save if a checkpoint is due, and stop if a stop is requested."""
+        if self._writer.is_done:
+            self._await_writing()  # to report a failure
         stop, due = report.any_rank
         number = report.update.number + 1
         by_count = self.save_updates and number % self.save_updates == 0
@@ -200,6 +208,7 @@ class TrainingRun:
             raise RunInterrupted(reason)
 
     def _saved_or_not(self) -> str:
+        self._await_writing()
         return "saved" if self.failed_save is None else "not saved, see above"
 
     def _validate(self, epoch: int) -> None:
@@ -233,21 +242,32 @@ class TrainingRun:
                 self.on_best(evaluation)
             else:
                 position.best = saved_before  # the best is what `best.pth` holds
-                self.unsaved_best = _UnsavedBest(values, evaluation, copy.deepcopy(content))
+                self.unsaved_best = _UnsavedBest(values, evaluation, content)
 
     def _save_last(self) -> None:
+        """Copy the state and let it be written to `last.pth` while the run continues."""
         # `last.pth` comes after `best.pth`: a run killed between the two repeats the validation with the same result.
         self._saved_at = time.monotonic()
+        self._await_writing()
         unsaved = self.unsaved_best
         if unsaved is not None and self._save(BEST, unsaved.content) is None:
             self.unsaved_best, self.state.position.best = None, unsaved.values
             self.on_best(unsaved.evaluation)
-        self.failed_save = self._save(LAST, self._content(with_optimizer=True))
+        if self.ranks.is_main:
+            self._writer.start(partial(self._write, LAST, self._content(with_optimizer=True)))
+
+    def _await_writing(self) -> None:
+        """Wait until `last.pth` has been written, on process 0; the others learn of a failure at the end."""
+        if self._writer.is_pending:
+            self.failed_save = self._writer.finish()
+            self._note(LAST, self.failed_save)
 
     def _save_the_end(self) -> None:
         """Write what could not be written; wait for room, since a finished training is not lost to a full disk."""
-        for attempt in range(NUM_LAST_ATTEMPTS):
-            if not self._is_behind:
+        for attempt in range(NUM_LAST_ATTEMPTS + 1):
+            self._await_writing()
+            self.failed_save = self.ranks.broadcast(self.failed_save)
+            if not self._is_behind or attempt == NUM_LAST_ATTEMPTS:
                 return
             if attempt == 1:
                 minutes = NUM_LAST_ATTEMPTS * LAST_ATTEMPT_S / 60
@@ -269,29 +289,43 @@ class TrainingRun:
 
     def _save(self, name: str, content: dict[str, Any]) -> str | None:
         """Write a checkpoint on process 0; return why it could not be written, which does not end the run."""
+        self._await_writing()
         reason = None
         if self.ranks.is_main:
-            keep = self.keep if name == LAST else 1
-            size = tensor_bytes(content)
-            self.disk.make_room(size)
             try:
-                try:
-                    save_checkpoint(self.output / name, content, keep)
-                except CheckpointError:
-                    if not self.disk.make_room(size, missing=size):
-                        raise
-                    save_checkpoint(self.output / name, content, keep)
+                self._write(name, content)
             except CheckpointError as error:
                 reason = str(error)
-                if name not in self._reported:  # once, however often it is tried
-                    self.log.warning(
-                        f"NOT SAVED: {reason}; the run continues, older checkpoints are intact, and the newest is "
-                        "written when there is room: free the disk"
-                    )
-            self._reported = self._reported - {name} if reason is None else self._reported | {name}
+            self._note(name, reason)
         return self.ranks.broadcast(reason)
 
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        """Write a checkpoint, if necessary into room that the frame cache leaves.
+
+        Raises:
+            CheckpointError: if there is no room.
+        """
+        keep = self.keep if name == LAST else 1
+        size = tensor_bytes(content)
+        self.disk.make_room(size)
+        try:
+            save_checkpoint(self.output / name, content, keep)
+        except CheckpointError:
+            if not self.disk.make_room(size, missing=size):
+                raise
+            save_checkpoint(self.output / name, content, keep)
+
+    def _note(self, name: str, reason: str | None) -> None:
+        """Log why a checkpoint could not be written: once, however often it is tried."""
+        if reason is not None and name not in self._reported:
+            self.log.warning(
+                f"NOT SAVED: {reason}; the run continues, older checkpoints are intact, and the newest is "
+                "written when there is room: free the disk"
+            )
+        self._reported = self._reported - {name} if reason is None else self._reported | {name}
+
     def _keep_copy(self, name: str) -> None:
+        self._await_writing()
         if self.failed_save is None:
             try:
                 _copy(self.output / LAST, self.output / name)

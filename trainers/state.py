@@ -37,7 +37,7 @@ class TrainingState:
     skipped: dict[str, int] = field(default_factory=lambda: {"total": 0, "in_a_row": 0})
 
     def content(self, with_optimizer: bool) -> dict[str, Any]:
-        """Return the state as a checkpoint stores it (see `trainers.checkpoint`), tensors on the CPU."""
+        """Return a copy of the state as a checkpoint stores it (see `trainers.checkpoint`), tensors on the CPU."""
         return {
             "model": _on_cpu(dict(self.model.state_dict())),
             "model_info": self.model.info(),
@@ -64,9 +64,9 @@ class TrainingState:
 
 
 def _on_cpu(value: Any) -> Any:
-    """Return nested containers with their tensors on the CPU."""
+    """Return nested containers with copies of their tensors on the CPU."""
     if isinstance(value, torch.Tensor):
-        return value.detach().cpu()
+        return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
         return {key: _on_cpu(item) for key, item in value.items()}
     return type(value)(_on_cpu(item) for item in value) if isinstance(value, list | tuple) else value

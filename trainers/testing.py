@@ -30,6 +30,7 @@ class Tester:
         self.job = job
         self.log = log
         self._reported: set[str] = set()  # paths of unreadable videos
+        self._at_once = build.build_testing_at_once(job.settings, job.ranks.device)
 
     def validate(self, loader: EvalLoader) -> Evaluation:
         """Evaluate on the validation list between epochs; the model has the training classes afterwards."""
@@ -102,7 +103,8 @@ class Tester:
             num_videos=len(videos.records),
             precision=job.precision,
             ranks=job.ranks,
-            views_at_once=job.settings.test_batch_size,
+            at_once=self._at_once,
+            cuda_graphs=job.settings.cuda_graphs,
             max_bad_share=job.settings.data.max_bad_share,
             interrupts=job.interrupts,
         )

@@ -2,7 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainers.batches import BatchPlan, Update
+from trainers.device_copies import DeviceCopies
+from trainers.distributed.gradients import GradientReducer
 from trainers.distributed.processes import Ranks
 from trainers.errors import TrainingError
 from trainers.logging.logger import LoggerContainer
 from trainers.optim import WarmupCosine
 from trainers.precision import Precision
 from trainers.state import TrainingState
+from trainers.videos_at_once import VideosAtOnce, even_share
 from video_datasets.batch_colors import change_batch_colors
 from video_datasets.batches import VideoBatch
 from video_datasets.loaders import TrainLoader
@@ -36,6 +41,7 @@ class UpdateReport:
     rates: dict[str, float]  # learning rate of each parameter group
     seconds: float
     wait_seconds: float  # spent waiting for videos, mean over the ranks
+    host_seconds: float | None  # neither for videos nor for the device, on this process; None on a CPU
     grad_norm: float | None  # before clipping; None if the loss was not finite
     loss_scale: float | None  # after the update; None without a loss scaler
     skipped: bool  # loss or gradient were not finite, and the weights did not change
@@ -44,6 +50,9 @@ class UpdateReport:
 
 class Trainer:
     """Runs updates on a model. Ranks take an epoch's micro-batches in turn and sum their gradients once per update.
+
+    A micro-batch is the group of videos that is mixed and draws its random numbers together. How many videos go through
+    the model at once is another matter: it changes speed and memory, and nothing else.
 
     Args:
         state: model, optimizer and loss scaler, which updates change.
@@ -54,6 +63,8 @@ class Trainer:
         clip_grad_norm: largest norm of an update's gradient, or None.
         max_bad_videos: number of unreadable videos, over all ranks, above which training stops.
         max_skipped: number of consecutive updates without a finite loss and gradient at which training stops.
+        at_once: how many videos go through the model at once; None: one micro-batch.
+        gradient_dtype: in which gradients are summed over the ranks, None for their own.
         sample_frames: whether to log the frames of each epoch's first videos.
     """
 
@@ -73,6 +84,8 @@ class Trainer:
         clip_grad_norm: float | None = None,
         max_bad_videos: float = float("inf"),
         max_skipped: int = 10,
+        at_once: VideosAtOnce | None = None,
+        gradient_dtype: torch.dtype | None = None,
         sample_frames: bool = False,
     ) -> None:
         self.state = state
@@ -88,9 +101,13 @@ class Trainer:
         self.clip_grad_norm = clip_grad_norm
         self.max_bad_videos = max_bad_videos
         self.max_skipped = max_skipped
+        self.at_once = at_once or VideosAtOnce(plan.batch_size, plan.batch_size)
         self.sample_frames = sample_frames
         self.parameters = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
         self.bad_videos: dict[str, str] = {}  # path -> reason, of all ranks since the start
+        self._draws_numbers = False  # whether the model draws random numbers: they belong to one micro-batch
+        self._copies = DeviceCopies(ranks.device)
+        self._reducer = GradientReducer(self.parameters, ranks, gradient_dtype)
 
     def run_epoch(
         self, epoch: int, first_micro_batch: int = 0, stop_flags: Callable[[], Flags] = tuple
@@ -104,89 +121,188 @@ class Trainer:
             TrainingError: if too many consecutive losses are not finite, or too many videos cannot be read.
         """
         self.state.model.train()
-        batches = iter(self.loader.epoch(epoch, first_micro_batch, self.plan.num_micro_batches))
+        arriving = self.loader.epoch(epoch, first_micro_batch, self.plan.num_micro_batches)
+        batches = _Arriving(iter(arriving), self._copies)
         for update in self.plan.updates(first_micro_batch):
             yield self._run_update(epoch, update, batches, stop_flags)
 
     def _run_update(
-        self, epoch: int, update: Update, batches: Iterator[VideoBatch], stop_flags: Callable[[], Flags]
+        self, epoch: int, update: Update, batches: "_Arriving", stop_flags: Callable[[], Flags]
     ) -> UpdateReport:
         start = time.perf_counter()
         state = self.state
+        batches.wait_seconds = self._copies.device_seconds = 0.0
         self.ranks.set_activity(f"epoch {epoch + 1}, update {update.number + 1} of {self.plan.num_updates}")
         rates = self.schedule.set_rates(epoch, update.first)
-        state.optimizer.zero_grad(set_to_none=True)
         # A rank without a micro-batch in this update would not initialise the scaler's tensors.
         state.scaler.scale(torch.zeros((), device=self.ranks.device))
-        wait_seconds = 0.0
-        done: list[tuple[VideoBatch, Tensor]] = []
-        for number in range(update.first, update.last):
-            if number % self.ranks.world_size != self.ranks.rank:
-                continue
-            wait_start = time.perf_counter()
-            batch = next(batches)
-            wait_seconds += time.perf_counter() - wait_start
-            if batch.number != number:
-                raise RuntimeError(f"the loader yielded micro-batch {batch.number} instead of {number}")
-            if self.sample_frames and number == 0:
-                self.log.log_frames(epoch * self.plan.num_micro_batches, batch.videos[:4, 0])
-            # The mean over the update's videos on all ranks: every micro-batch adds its share of the sum.
-            loss = self._loss_sum(batch, epoch) / update.num_videos
-            state.scaler.scale(loss).backward()
-            done.append((batch, loss.detach()))
-        sums = self._reduce_numbers(done, wait_seconds, stop_flags())
+        done: list[_Arrived] = []
+        losses = None
+        self._reducer.start_update()
+        while losses is None:  # again from the start, in smaller pieces, if the memory does not suffice
+            state.optimizer.zero_grad(set_to_none=True)
+            losses = self._try_update(epoch, update, batches, done)
+        self._reducer.send_rest()
+        sums = self._reduce_numbers([item.batch for item in done], losses, batches.wait_seconds, stop_flags())
+        self._reducer.finish(sums.used)
         grad_norm, suspects = None, []
         is_finite = sums.num_not_finite == 0
         if is_finite:
-            grad_norm, is_finite = self._step(sums.used)
-            suspects = [batch for batch, _ in done]
+            grad_norm, is_finite = self._step()
+            suspects = [item.batch for item in done]
         else:
-            suspects = [batch for batch, loss in done if not torch.isfinite(loss)]
+            suspects = [item.batch for item, loss in zip(done, losses, strict=True) if not torch.isfinite(loss)]
         if is_finite:
             state.skipped["in_a_row"] = 0
         else:
             self._skip(epoch, update, "loss" if sums.num_not_finite else "gradient", suspects)
+        seconds = time.perf_counter() - start
+        host_seconds = max(0.0, seconds - batches.wait_seconds - self._copies.device_seconds)
         return UpdateReport(
             update=update,
             loss=sums.loss,
             rates={group["name"]: rate for group, rate in zip(state.optimizer.param_groups, rates, strict=True)},
-            seconds=time.perf_counter() - start,
+            seconds=seconds,
             wait_seconds=sums.wait_seconds / self.ranks.world_size,
+            host_seconds=host_seconds if self._copies.is_asynchronous else None,
             grad_norm=grad_norm,
             loss_scale=state.scaler.get_scale() if state.scaler.is_enabled() else None,
             skipped=not is_finite,
             any_rank=sums.any_rank,
         )
 
-    def _loss_sum(self, batch: VideoBatch, epoch: int) -> Tensor:
-        """Return the cross entropy with soft targets, summed over a micro-batch's videos."""
-        videos = batch.videos[:, 0].to(self.ranks.device, non_blocking=True)  # (B, T, 3, H, W)
-        labels = batch.labels.to(self.ranks.device, non_blocking=True)
+    def _try_update(
+        self, epoch: int, update: Update, batches: "_Arriving", done: list["_Arrived"]
+    ) -> list[Tensor] | None:
+        """Add up this rank's gradients; return the micro-batches' losses, or None if the memory did not suffice.
+
+        Args:
+            done: micro-batches that have arrived before; those that arrive now are added.
+        """
+        size = self.at_once.number
+        try:
+            losses: list[Tensor] = []
+            numbers = self._numbers(update)
+            while len(losses) < len(numbers):
+                count = self._groups_at_once(len(numbers) - len(losses))
+                size = count * self.plan.batch_size
+                while len(done) < len(losses) + count:
+                    done.append(self._next(batches, numbers[len(done)], epoch))
+                items, is_last = done[len(losses) : len(losses) + count], len(losses) + count == len(numbers)
+                losses += self._add_gradients(items, epoch, update.num_videos, is_last)
+            following = self.plan.num_updates > update.number + 1
+            if following:
+                numbers = self._numbers(self.plan.update(update.number + 1))
+                batches.start_copies(self._groups_at_once(len(numbers)) if numbers else 0)
+            return losses
+        except torch.OutOfMemoryError as error:
+            reason = str(error).partition("\n")[0]
+        # Here, and not in the handler, which keeps the tensors of the pass.
+        if self._draws_numbers or not self.at_once.lower(min(size, self.at_once.number)):
+            raise torch.OutOfMemoryError(reason)
+        self.log.info(f"out of memory: {self.at_once.number} videos at once from now on (rank {self.ranks.rank})")
+        return None
+
+    def _numbers(self, update: Update) -> range:
+        """Return this rank's micro-batches of an update."""
+        world_size = self.ranks.world_size
+        return range(update.first + (self.ranks.rank - update.first) % world_size, update.last, world_size)
+
+    def _groups_at_once(self, left: int) -> int:
+        """Return how many micro-batches the next pass has."""
+        return 1 if self._draws_numbers else even_share(left, self.at_once.number // self.plan.batch_size)
+
+    def _next(self, batches: "_Arriving", number: int, epoch: int) -> "_Arrived":
+        item = batches.next()
+        if item.batch.number != number:
+            raise RuntimeError(f"the loader yielded micro-batch {item.batch.number} instead of {number}")
+        if self.sample_frames and number == 0:
+            self.log.log_frames(epoch * self.plan.num_micro_batches, item.batch.videos[:4, 0])
+        return item
+
+    def _add_gradients(self, items: Sequence["_Arrived"], epoch: int, num_videos: int, is_last: bool) -> list[Tensor]:
+        """Run forward and backward pass of micro-batches together; return the share of each in the update's loss.
+
+        A single micro-batch can be more videos than go through the model at once: it is mixed as a whole, and split.
+
+        Args:
+            num_videos: of the update on all ranks; its loss is the mean over them, of which this is a share.
+            is_last: whether these are this rank's last micro-batches of the update.
+        """
+        mixed = [self._mixed(item, epoch) for item in items]
+        videos, targets = (torch.cat(x) if len(x) > 1 else x[0] for x in zip(*mixed, strict=True))
+        sizes = [len(item.batch) for item in items]
+        most = len(videos) if len(items) > 1 or self._draws_numbers else self.at_once.next_of(len(videos))
+        before = self._generator_state() if len(items) > 1 or most < len(videos) else None
+        losses: list[Tensor] = []
+        num_left = len(videos)
+        for piece, target in zip(videos.split(most), targets.split(most), strict=True):
+            num_left -= len(piece)
+            parts = sizes if len(items) > 1 else [len(piece)]
+            with self.at_once.measured(len(piece)):
+                with self.precision.autocast():
+                    logits = self.state.model(piece)  # (b, C)
+                if before is not None and not torch.equal(before, self._generator_state()):
+                    self._draws_numbers = True
+                    del logits
+                    return [
+                        loss
+                        for item in items
+                        for loss in self._add_gradients([item], epoch, num_videos, is_last and item is items[-1])
+                    ]
+                before = None
+                sums = [
+                    self._loss_sum(*pair) / num_videos
+                    for pair in zip(logits.split(parts), target.split(parts), strict=True)
+                ]
+                with self._reducer.last_pass() if is_last and not num_left else nullcontext():
+                    self.state.scaler.scale(sum(sums[1:], start=sums[0])).backward()
+            losses += [loss.detach() for loss in sums]
+        return losses if len(items) > 1 else [sum(losses[1:], start=losses[0])]
+
+    def _mixed(self, item: "_Arrived", epoch: int) -> tuple[Tensor, Tensor]:
+        """Return a micro-batch's mixed videos (B, T, 3, H, W) and their soft targets (B, C)."""
+        batch = item.batch
+        videos, labels = item.take()
         if batch.colors is not None:
-            videos = change_batch_colors(videos, batch.colors)
+            # In place: on a CPU the batch itself has to stay as it is, for a second try.
+            videos = change_batch_colors(videos if self._copies.is_asynchronous else videos.clone(), batch.colors)
         rng = micro_batch_rng(self.seed, epoch, batch.number)
         pixels = normalize(videos, self.precision.dtype, *self.state.model.pixels)
         videos, targets = self.mixing(pixels, labels, rng)
         # Random numbers of the model (random seed tokens, dropout) follow from the micro-batch too, so that a run can
         # resume exactly without the state of a generator.
         torch.manual_seed(int(rng.integers(2**63)))
-        with self.precision.autocast():
-            logits = self.state.model(videos)  # (B, C)
+        return videos, targets
+
+    def _loss_sum(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross entropy with soft targets, summed over videos."""
         return F.cross_entropy(logits.to(self.precision.dtype), targets.to(self.precision.dtype), reduction="sum")
 
-    def _reduce_numbers(self, done: list[tuple[VideoBatch, Tensor]], wait_seconds: float, flags: Flags) -> "_Sums":
+    def _generator_state(self) -> Tensor:
+        """Return the state of the generators that a model on this device draws from."""
+        state = torch.get_rng_state()
+        if self.ranks.device.type == "cpu":
+            return state
+        return torch.cat((state, torch.get_device_module(self.ranks.device).get_rng_state()))
+
+    def _reduce_numbers(
+        self, done: list[VideoBatch], shares: list[Tensor], wait_seconds: float, flags: Flags
+    ) -> "_Sums":
         """Sum an update's loss, waiting time and flags over the ranks, and find out which parameters have gradients.
 
-        One small reduction before that of the gradients, so that all ranks decide alike.
+        So that all ranks decide alike.
         """
-        losses = torch.stack([loss for _, loss in done]).cpu().double() if done else torch.zeros(0, dtype=torch.double)
+        start = time.perf_counter()
+        losses = torch.stack(shares).cpu().double() if shares else torch.zeros(0, dtype=torch.double)
+        self._copies.device_seconds += time.perf_counter() - start
         not_finite = ~torch.isfinite(losses)
-        num_bad = sum(len(batch.bad_videos) for batch, _ in done)
+        num_bad = sum(len(batch.bad_videos) for batch in done)
         numbers = torch.tensor([losses.sum(), not_finite.sum(), num_bad, wait_seconds, *flags], dtype=torch.double)
         has_grad = torch.tensor([parameter.grad is not None for parameter in self.parameters], dtype=torch.double)
         total = self.ranks.sum(torch.cat([numbers, has_grad])).tolist()
         if total[2]:
-            self._report_bad_videos([video for batch, _ in done for video in batch.bad_videos])
+            self._report_bad_videos([video for batch in done for video in batch.bad_videos])
         any_rank, used = total[4 : 4 + len(flags)], total[4 + len(flags) :]
         return _Sums(
             total[0], int(total[1]), total[3], tuple(count > 0 for count in any_rank), [count > 0 for count in used]
@@ -230,19 +346,20 @@ class Trainer:
                 )
             )
 
-    def _step(self, used: list[bool]) -> tuple[float, bool]:
-        """Sum gradients over the ranks and update the weights.
+    def _step(self) -> tuple[float, bool]:
+        """Update the weights.
 
         Return the gradient's norm before clipping, and whether the update was good: one whose gradient is not finite
         changes nothing and counts as skipped, unless the loss scaler of fp16 is still searching for its scale.
         """
-        self.ranks.sum_gradients(self.parameters, used)
         scaler = self.state.scaler
         # After the sum, so that all ranks see the same infinities and skip the same updates.
         scaler.unscale_(self.state.optimizer)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         total_norm = nn.utils.get_total_norm(gradients)
+        start = time.perf_counter()
         grad_norm = float(total_norm)
+        self._copies.device_seconds += time.perf_counter() - start
         if self.clip_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad_norm, total_norm)
         is_finite = math.isfinite(grad_norm)
@@ -265,3 +382,46 @@ class _Sums:
     wait_seconds: float
     any_rank: Flags
     used: list[bool]
+
+
+class _Arrived:
+    """A micro-batch, and the copy of its videos and labels that is on its way to the device."""
+
+    def __init__(self, batch: VideoBatch, copies: DeviceCopies) -> None:
+        self.batch = batch
+        self._copies = copies
+        self._copy: tuple[Tensor, Tensor] | None = self._start()
+
+    def take(self) -> tuple[Tensor, Tensor]:
+        """Return videos (B, T, 3, H, W) and labels (B,) on the device; a second call copies them again."""
+        copy = self._copy or self._start()
+        self._copy = None
+        self._copies.finish(*copy)
+        return copy
+
+    def _start(self) -> tuple[Tensor, Tensor]:
+        return self._copies.start(self.batch.videos[:, 0]), self._copies.start(self.batch.labels)
+
+
+class _Arriving:
+    """A loader's micro-batches; counts the seconds spent waiting for them."""
+
+    def __init__(self, batches: Iterator[VideoBatch], copies: DeviceCopies) -> None:
+        self.wait_seconds = 0.0
+        self._batches = batches
+        self._copies = copies
+        self._ahead: deque[_Arrived] = deque()
+
+    def next(self) -> _Arrived:
+        return self._ahead.popleft() if self._ahead else self._read()
+
+    def start_copies(self, count: int) -> None:
+        """Start the copies of the next micro-batches, while the device still computes."""
+        while self._copies.is_asynchronous and len(self._ahead) < count:
+            self._ahead.append(self._read())
+
+    def _read(self) -> _Arrived:
+        start = time.perf_counter()
+        batch = next(self._batches)
+        self.wait_seconds += time.perf_counter() - start
+        return _Arrived(batch, self._copies)

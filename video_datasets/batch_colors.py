@@ -33,7 +33,8 @@ def change_batch_colors(videos: Tensor, draws: Sequence[ColorDraw]) -> Tensor:
             frames[chosen] = _OPERATIONS[number % 4](frames[chosen], factor.view(-1, 1, 1, 1))
     gray = [b for b, draw in enumerate(draws) if draw.gray]
     if gray:
-        videos[gray] = _gray(videos[gray]).to(torch.uint8)
+        chosen = torch.tensor(gray).to(videos.device, non_blocking=True)
+        videos[chosen] = _gray(videos[chosen]).to(torch.uint8)
     return videos
 
 

@@ -49,7 +49,7 @@ class Mixing:
         cut = self.mixup_alpha == 0 or (self.cutmix_alpha > 0 and rng.random() < self.switch_prob)
         alpha = self.cutmix_alpha if cut else self.mixup_alpha
         share = float(rng.beta(alpha, alpha))  # of the video itself; the rest is its partner's
-        partners = torch.from_numpy(rng.permutation(len(videos))).to(videos.device)
+        partners = torch.from_numpy(rng.permutation(len(videos))).to(videos.device, non_blocking=True)
         if cut:
             top, bottom, left, right = cutmix_box(videos.shape[-2], videos.shape[-1], share, rng)
             mixed = videos.clone()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from benchmarking.cases import PRECISIONS, Case, Model, PlainModel, build, set_mode, step_of, video_of
+from benchmarking.profiling import Profile, profile_step
 from torch.utils.flop_counter import FlopCounterMode
 
 from tc_clip import ops
@@ -39,6 +40,9 @@ class Measurement:
     peak_memory_mib: float
     seconds_of_rounds: list[float]
     num_parameters: int | None = None  # all but the token embedding
+    first_step_seconds: float = float("nan")  # with compilation
+    num_launches: int | None = None  # of a step on a GPU
+    busy_share: float = float("nan")  # of a step, in which a kernel of the GPU ran
 
     @property
     def videos_per_second(self) -> float:
@@ -46,21 +50,45 @@ class Measurement:
         return 1 / self.seconds_per_video
 
 
-def measure(cases: list[Case], rounds: int) -> list[Measurement]:
-    """Time the cases in interleaved rounds, so that a disturbance affects all cases alike."""
+def measure(
+    cases: list[Case], rounds: int, on_round: Callable[[list[Measurement]], None] = lambda measurements: None
+) -> list[Measurement]:
+    """Time the cases in interleaved rounds, so that a disturbance affects all cases alike.
+
+    Args:
+        on_round: called after every round with what is known then.
+    """
     bench = _Bench()
     operations: dict[Case, float] = {}
     sizes: dict[Case, int] = {}
     times: dict[Case, list[float]] = {case: [] for case in cases}
+    profiles: dict[Case, Profile] = {}
+    firsts: dict[Case, float] = {}
     for case in cases:
         log(f"warm-up: {case.title}")
-        start = time.perf_counter()
         model, step = bench.prepare(case)
+        start = time.perf_counter()
+        step()
+        firsts[case] = time.perf_counter() - start
         operations[case] = _counted(case, step)
+        if case.device == "cuda":
+            profiles[case] = profile_step(step, case.device)
         sizes[case] = sum(parameter.numel() for parameter in model.parameters())
         del model, step
         bench.make_room(case)
         log(f"  {time.perf_counter() - start:.1f} s")
+
+    def known() -> list[Measurement]:
+        found = [
+            Measurement(case, statistics.median(times[case]), operations[case], float("nan"), times[case], sizes[case])
+            for case in cases
+        ]
+        for measurement in found:
+            measurement.first_step_seconds = firsts[measurement.case]
+            if (profile := profiles.get(measurement.case)) is not None:
+                measurement.num_launches, measurement.busy_share = profile.num_launches, profile.busy_share
+        return found
+
     for number in range(rounds):
         for case in cases:
             model, step = bench.prepare(case)
@@ -75,17 +103,8 @@ def measure(cases: list[Case], rounds: int) -> list[Measurement]:
             del model, step
             bench.make_room(case)
             log(f"round {number + 1}/{rounds}: {case.title}: {seconds:.4f} s/video")
-    return [
-        Measurement(
-            case,
-            statistics.median(times[case]),
-            operations[case],
-            float("nan"),
-            times[case],
-            sizes[case],
-        )
-        for case in cases
-    ]
+        on_round(known())
+    return known()
 
 
 class _Bench:
@@ -124,7 +143,6 @@ class _Bench:
 def _counted(case: Case, step: Callable[[], torch.Tensor]) -> float:
     """Run a first step and return the multiply-adds per video, in 1e9; NaN for a compiled step."""
     if case.variant in ("compiled", "graph"):
-        step()
         return float("nan")
     if case.mode == "inference" and case.model != "plain":
         step()  # fills the cache of the text features that all videos share

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from benchmarking.loading import LoadingReport
 from benchmarking.measuring import Measurement, machine
+from benchmarking.whole_run import RunReport
 
 MIXED_PRECISION_NOTE = (
     "`/ plain fp32` compares a row with `plain` in fp32: for a row in bf16 it is the gain of the precision times the "
@@ -20,6 +21,7 @@ class Results:
         device: cpu or cuda.
         equality: largest difference from the plain implementation in float64.
         rates: precision -> best rate of a matrix product, 1e9 multiply-adds per second.
+        run: the training loop with batches at hand.
         baseline_ratio: time of `plain`'s vision side relative to a materialised frame-wise one.
     """
 
@@ -29,15 +31,22 @@ class Results:
     measurements: list[Measurement]
     loading: LoadingReport | None = None
     baseline_ratio: float | None = None
+    run: RunReport | None = None
 
     def find(
-        self, model: str, mode: str, precision: str, variant: str = "", classes: int | None = None
+        self,
+        model: str,
+        mode: str,
+        precision: str,
+        variant: str = "",
+        classes: int | None = None,
+        batch: int | None = None,
     ) -> Measurement | None:
-        """Return the first measurement of these values, or None; `classes=None` is any number of classes."""
+        """Return the first measurement of these values, or None; `classes=None` and `batch=None` are any number."""
         for m in self.measurements:
             case = m.case
             if (case.model, case.mode, case.precision, case.variant) == (model, mode, precision, variant):
-                if classes is None or case.num_classes == classes:
+                if classes in (None, case.num_classes) and batch in (None, case.batch):
                     return m
         return None
 
@@ -67,6 +76,14 @@ def report(results: Results, command: str, num_frames: int, minutes: float) -> s
             f"Reading, one core, {results.loading.video}: bare decoder {results.loading.decoder_ms:.0f} ms, training "
             f"item {results.loading.item_ms:.0f} ms, from the cache {results.loading.cached_item_ms:.0f} ms."
         )
+    if results.run is not None:
+        run = results.run
+        host = "" if run.host_share is None else f", {run.host_share:.0%} for the program"
+        lines.append(
+            f"The training loop with batches at hand (tc_clip, micro-batches of 4): {run.videos_per_second:.3g} "
+            f"videos/s with {run.videos_at_once} videos at once, waiting {run.wait_share:.0%} for data{host}; "
+            f"first update {run.first_seconds:.1f} s."
+        )
     blocks = ["\n".join(lines)]
     if results.measurements:
         blocks += [figures_table(results), MIXED_PRECISION_NOTE]
@@ -76,19 +93,21 @@ def report(results: Results, command: str, num_frames: int, minutes: float) -> s
 def figures_table(results: Results) -> str:
     """Return every measured case with its ratios to `plain` and `frames`."""
     rows = [
-        "| model | mode | classes | precision | s/video | videos/s | speed / plain fp32 | / plain same | / frames "
-        "| GMAC/video | MFU | peak MiB | / plain | parameters |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| model | mode | batch | classes | precision | s/video | videos/s | speed / plain fp32 | / plain same "
+        "| / frames | GMAC/video | MFU | peak MiB | / plain | parameters | first step s | launches | GPU busy |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for m in results.measurements:
         case = m.case
-        plain32 = results.find("plain", case.mode, "fp32", classes=case.num_classes)
-        plain = results.find("plain", case.mode, case.precision, classes=case.num_classes)
-        frames = results.find("frames", case.mode, case.precision, classes=case.num_classes)
-        frames = results.find("frames", case.mode, case.precision, case.variant, case.num_classes) or frames
+        sizes = case.num_classes, case.batch
+        plain32 = results.find("plain", case.mode, "fp32", "", *sizes)
+        plain = results.find("plain", case.mode, case.precision, "", *sizes)
+        frames = results.find("frames", case.mode, case.precision, "", *sizes)
+        frames = results.find("frames", case.mode, case.precision, case.variant, *sizes) or frames
         cells = [
             case.model + (f" ({case.variant})" if case.variant else ""),
             case.mode,
+            str(case.batch),
             str(case.num_classes),
             case.precision,
             f"{m.seconds_per_video:.4g}",
@@ -101,6 +120,9 @@ def figures_table(results: Results) -> str:
             _number(m.peak_memory_mib, ".0f"),
             _number(memory_share(m, plain or plain32), ".2f"),
             "" if m.num_parameters is None else f"{m.num_parameters / 1e6:.1f} M",
+            _number(m.first_step_seconds, ".1f"),
+            "" if m.num_launches is None else f"{m.num_launches:,}",
+            _number(m.busy_share, ".0%"),
         ]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)

@@ -11,7 +11,9 @@ from benchmarking import measuring
 from benchmarking.cases import Case, check_equality, class_names, step_of
 from benchmarking.loading import LoadingReport, measure_loading
 from benchmarking.measuring import Measurement, peak_memory
+from benchmarking.profiling import Profile, kernel_table, profile_step
 from benchmarking.report import MIXED_PRECISION_NOTE, Results, replace_section, report
+from benchmarking.whole_run import measure_run
 
 import tc_clip
 from scripts import benchmark
@@ -34,7 +36,8 @@ def test_own_cases_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture) -
     assert all(m.seconds_per_video > 0 and m.giga_multiply_adds > 0 for m in results.measurements)
     by_plain, by_model = (results.find(name, "inference", "fp32").giga_multiply_adds for name in ("plain", "tc_clip"))
     assert by_model < by_plain
-    assert "| tc_clip | training | 5 | fp32 |" in capsys.readouterr().out
+    assert all(m.first_step_seconds > 0 for m in results.measurements)
+    assert "| tc_clip | training | 1 | 5 | fp32 |" in capsys.readouterr().out
     written = json.loads(path.read_text())
     assert len(written["measurements"]) == 4 and written["machine"]["torch"] == torch.__version__
 
@@ -97,6 +100,46 @@ def test_the_baseline_is_measured(capsys: pytest.CaptureFixture) -> None:
     assert f"plain takes {results.baseline_ratio:.2f} times as long" in capsys.readouterr().out
 
 
+def test_each_figure_is_written_as_soon_as_it_is_known(tmp_path: Path, monkeypatch) -> None:
+    """A benchmark that is stopped leaves what it has measured."""
+    path = tmp_path / "figures.json"
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark, "measure_run", stop)
+    monkeypatch.setattr(
+        benchmark, "cases_of", lambda *_: [Case("tc_clip", "inference", "fp32", 1, 2, 5, "cpu", "tiny")]
+    )
+    arguments = ["--size", "tiny", "--frames", "2", "--rounds", "1", "--device", "cpu", "--parts", "inference", "run"]
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.main([*arguments, "--json", str(path)])
+    written = json.loads(path.read_text())
+    assert len(written["measurements"]) == 1 and written["run"] is None
+
+
+def test_the_loop_with_batches_at_hand() -> None:
+    found = measure_run(Case("tc_clip", "training", "fp32", 4, 2, 5, "cpu", "tiny"), 8, 3, compiled=False)
+    assert found.videos_per_second > 0 and found.first_seconds > 0 and found.videos_at_once == 4
+    assert 0 <= found.wait_share < 0.5 and found.host_share is None
+    text = report(Results("cpu", 0.0, {}, [], run=found), "command", 2, 1.0)
+    assert f"{found.videos_per_second:.3g} videos/s with 4 videos at once" in text
+
+
+def test_the_kernels_of_a_step(tmp_path: Path) -> None:
+    path = tmp_path / "profile.md"
+    arguments = ["--size", "tiny", "--frames", "2", "--device", "cpu", "--models", "frames", "--classes", "5"]
+    assert benchmark.main([*arguments, "--profile", str(path)]).measurements == []
+    assert "## frames inference fp32, 5 classes, batch 1" in path.read_text()
+    x = torch.ones(50, 50)
+    found = profile_step(lambda: (x @ x, x @ x, x.exp()), "cpu")
+    counts = {name: count for name, _, count in found.kernels}
+    assert (counts["aten::mm"], counts["aten::exp"]) == (2, 1) and found.num_launches >= 3
+    table = kernel_table("products", Profile(0.02, 0.01, [("mm|a", 0.004, 2), ("tiny", 1e-6, 7)]))
+    assert "20.0 ms a step, kernels 4.0 ms in 9 launches, busy 50%" in table
+    assert "| 4.00 | 2 | `mm/a` |" in table and "tiny" not in table
+
+
 @pytest.mark.slow
 def test_loading_of_a_generated_video() -> None:
     report = measure_loading(None, rounds=2)
@@ -116,9 +159,9 @@ def test_ratios_are_those_of_the_seconds() -> None:
     loading = LoadingReport("x.mp4", 90.0, 100.0, 20.0)
     results = Results("cpu", 0.0, {"fp32": 200.0}, measurements, loading, baseline_ratio=1.19)
     text = report(results, "python scripts/benchmark.py", 16, 2.0)
-    assert "| tc_clip | inference | 400 | fp32 | 2 | 0.5 | 5.00 | 5.00 | 0.85 | 300.0 | 75% |" in text
-    assert "| tc_clip | inference | 400 | bf16 | 1 | 1 | 10.00 |  |  | 300.0 |  |" in text, "another precision"
-    assert "| tc_clip | training | 200 | fp32 | 10 | 0.1 | 3.00 | 3.00 |  | 300.0 | 15% | 700 | 0.70 |" in text
+    assert "| tc_clip | inference | 1 | 400 | fp32 | 2 | 0.5 | 5.00 | 5.00 | 0.85 | 300.0 | 75% |" in text
+    assert "| tc_clip | inference | 1 | 400 | bf16 | 1 | 1 | 10.00 |  |  | 300.0 |  |" in text, "another precision"
+    assert "| tc_clip | training | 1 | 200 | fp32 | 10 | 0.1 | 3.00 | 3.00 |  | 300.0 | 15% | 700 | 0.70 |" in text
     assert "1600 classes takes 1.50 times as long as with 100" in text and "takes 1.19 times as long as" in text
     assert "bare decoder 90 ms, training item 100 ms, from the cache 20 ms" in text and MIXED_PRECISION_NOTE in text
 

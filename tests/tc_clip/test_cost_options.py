@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import tc_clip
+from trainers.precision import pick_precision, weights_in
 
 TINY = {
     "image_size": 32,
@@ -22,10 +23,10 @@ TINY = {
 NAMES = [f"action {number}" for number in range(12)]
 
 
-def build(name: str) -> tc_clip.VideoClip:
+def build(name: str, **options) -> tc_clip.VideoClip:
     torch.manual_seed(0)
-    options = {"num_context_tokens": 6, "merge_rate": 4, "prompt_layers": (2,)} if name == "tc_clip" else {}
-    return tc_clip.create_model(name, class_names=NAMES[:4], **TINY, **options)
+    own = {"num_context_tokens": 6, "merge_rate": 4, "prompt_layers": (2,)} if name == "tc_clip" else {}
+    return tc_clip.create_model(name, class_names=NAMES[:4], **(TINY | own | options))
 
 
 def video(batch: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -68,24 +69,63 @@ def test_checkpointing_keeps_less():
     assert kept[True] < 0.5 * kept[False]
 
 
+# Of a run: full updates, the rest, one video, validation with other classes, training again.
+STEPS = [(True, 4, 4), (True, 3, 4), (True, 1, 4), (False, 4, 9), (False, 1, 9), (True, 4, 4), (False, 5, 12)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["inference", "training"])
-def test_compiled_once_for_all_batches_and_class_names(mode):
-    """No graph break (an error), and no recompilation for other sizes: one graph for the video, one for the text."""
+def test_compiled_once_in_a_whole_run():
+    """Five vision blocks are three programs (first, middle, last), five text blocks one; in evaluation once more."""
     torch._dynamo.reset()
-    model = build("tc_clip").train(mode == "training")
+    model = build("tc_clip", vision_depth=5, text_depth=5, prompt_layers=(5,))
     plain = copy.deepcopy(model)
     counter = CompileCounterWithBackend("aot_eager")
-    model.compile(backend=counter)
-    with torch.set_grad_enabled(mode == "training"):
-        for batch, num_classes in ((2, 4), (3, 4), (5, 9), (2, 12)):
-            names = NAMES[:num_classes]
-            model.set_class_names(names)
-            plain.set_class_names(names)
-            videos = video(batch)
-            torch.testing.assert_close(model(videos), plain(videos), rtol=1e-3, atol=1e-4)
-    assert counter.frame_count == 2
+    model.compile(backend=counter, fullgraph=True)
+    counts = []
+    for is_training, batch, num_classes in STEPS:
+        for form in (model, plain):
+            form.train(is_training)
+            form.set_class_names(NAMES[:num_classes])
+            form.zero_grad()
+        with torch.set_grad_enabled(is_training):
+            logits = [form(video(batch)) for form in (model, plain)]
+        torch.testing.assert_close(*logits, rtol=1e-3, atol=1e-4)
+        if is_training:
+            for each in logits:
+                F.cross_entropy(each, torch.arange(batch)).backward()
+            for one, other in zip(model.parameters(), plain.parameters(), strict=True):
+                torch.testing.assert_close(one.grad, other.grad, rtol=1e-2, atol=1e-4)
+        counts.append(counter.frame_count)
+    assert counts == [4, 4, 4, 8, 8, 8, 8]
     assert model.state_dict().keys() == plain.state_dict().keys()
+
+
+@pytest.mark.slow
+def test_compiled_checkpointing_changes_nothing():
+    torch._dynamo.reset()
+    model = build("tc_clip").double()
+    logits, expected = gradients(model, video(3, torch.float64))
+    model.set_checkpointing(True)
+    model.compile(backend="aot_eager", fullgraph=True)
+    again, found = gradients(model, video(3, torch.float64))
+    torch.testing.assert_close(again, logits, rtol=1e-10, atol=1e-10)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["tc_clip", "vifi_clip"])
+def test_weights_change_their_format_once(name):
+    """Bit for bit what autocast makes of them in every pass; afterwards the tensors are the same as before."""
+    model = build(name).eval()
+    precision = pick_precision("bf16", torch.device("cpu"))
+    pointers = [parameter.data_ptr() for parameter in model.parameters()]
+    with torch.no_grad(), precision.autocast():
+        expected = model(video(3))
+        with weights_in(model, precision):
+            assert {parameter.dtype for parameter in model.product_weights()} == {torch.bfloat16}
+            assert torch.equal(model(video(3)), expected)
+    assert pointers == [parameter.data_ptr() for parameter in model.parameters()]
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -309,9 +309,7 @@ def test_out_of_gpu_memory(error_of, monkeypatch) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has a total capacity")
 
     monkeypatch.setattr(run_module.Trainer, "_loss_sum", no_memory)
-    expected = (
-        r"^out of GPU memory: lower batch_size \(total_batch_size can stay\) or test_batch_size: CUDA out of memory"
-    )
+    expected = r"^out of GPU memory: not even one video fits: set trainer\.checkpointing=true, .*: CUDA out of"
     assert re.search(expected, error_of())
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from trainers.distributed.processes import Ranks, _buckets, pick_device, start_distributed
+from trainers.distributed.processes import Ranks, pick_device, start_distributed
 from trainers.errors import ConfigError, ErrorOnAnotherRank
 
 
@@ -55,13 +55,6 @@ def test_errors_of_a_block_are_raised_together() -> None:
     with FakeRanks(0, 2, messages=[None, None]).errors_together():
         reached = True
     assert reached
-
-
-def test_buckets_hold_one_type_and_a_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainers.distributed.processes.BUCKET_NUMEL", 10)
-    shapes = [(4, torch.float32), (6, torch.float32), (1, torch.float32), (2, torch.float64), (30, torch.float64)]
-    parameters = [torch.nn.Parameter(torch.zeros(size, dtype=dtype)) for size, dtype in shapes]
-    assert [[p.numel() for p in bucket] for bucket in _buckets(parameters)] == [[4, 6], [1], [2], [30]]
 
 
 def test_more_processes_than_gpus_is_an_error_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,11 @@ import torch
 from torch import nn
 
 from tc_clip.config import RECIPE_PIXELS
+from trainers.device_copies import DeviceCopies
 from trainers.distributed.processes import Ranks
 from trainers.evaluator import evaluate, score_views
 from trainers.precision import pick_precision
+from trainers.videos_at_once import VideosAtOnce
 from video_datasets.batches import VideoBatch
 from video_datasets.transforms import normalize
 from video_datasets.video_dataset import BadVideo
@@ -51,20 +53,45 @@ def batches(num_videos: int, num_views: int, bad: set[int] = frozenset()) -> lis
     return made
 
 
-def run(loader: list[VideoBatch], num_videos: int, views_at_once: int = 3):
-    options = {"precision": CPU, "ranks": Ranks(), "views_at_once": views_at_once}
-    return evaluate(BrightnessModel(), loader, num_classes=NUM_CLASSES, num_videos=num_videos, **options)
+def run(loader: list[VideoBatch], num_videos: int, at_once: int = 3, model: BrightnessModel | None = None):
+    options = {"precision": CPU, "ranks": Ranks(), "at_once": VideosAtOnce(at_once, at_once)}
+    return evaluate(model or BrightnessModel(), loader, num_classes=NUM_CLASSES, num_videos=num_videos, **options)
 
 
 def test_scores_are_summed_softmaxes_in_bounded_pieces() -> None:
     (batch,) = batches(2, num_views=4)
     model = BrightnessModel()
-    scores = score_views(model, batch.videos, CPU, views_at_once=3)
+    (scores,) = score_views(model, [batch.videos], CPU, VideosAtOnce(3, 3), DeviceCopies(CPU.device))
     assert model.sizes == [3, 3, 2]
     for video, score in zip(batch.videos, scores, strict=True):
         expected = sum(model(normalize(view)[None]).softmax(-1)[0] for view in video)
         torch.testing.assert_close(score, expected)
     assert scores.sum(-1).tolist() == pytest.approx([4, 4])
+
+
+def test_views_of_several_batches_go_through_together() -> None:
+    one, all_at_once = BrightnessModel(), BrightnessModel()
+    expected, found = (run(batches(7, 2), 7, at_once, model) for at_once, model in ((1, one), (10, all_at_once)))
+    assert one.sizes == [1] * 14 and all_at_once.sizes == [6, 6, 2]
+    for a, b in zip(found.predictions, expected.predictions, strict=True):
+        assert (a.index, a.label, a.classes) == (b.index, b.label, b.classes)
+        assert a.scores == pytest.approx(b.scores, abs=1e-6)
+    assert found.metrics == expected.metrics
+
+
+class SmallMemory(BrightnessModel):
+    """Runs out of memory with more than three views."""
+
+    def forward(self, videos: torch.Tensor) -> torch.Tensor:
+        if len(videos) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried")
+        return super().forward(videos)
+
+
+def test_fewer_views_go_through_if_the_memory_does_not_suffice() -> None:
+    model = SmallMemory()
+    assert run(batches(7, 2), 7, 8, model).predictions == run(batches(7, 2), 7, 2).predictions
+    assert model.sizes == [2] * 7
 
 
 def test_every_video_counts_once_and_predictions_say_so() -> None:

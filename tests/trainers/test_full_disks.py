@@ -126,6 +126,7 @@ def test_the_newest_is_written_as_soon_as_there_is_room(compose_run, tmp_path: P
 
     def note(self: session.TrainingRun) -> None:
         save_last(self)
+        self._await_writing()
         positions.append((self.state.position.epoch, self.state.position.micro_batch, self.failed_save is None))
 
     monkeypatch.setattr(session.TrainingRun, "_save_last", note)

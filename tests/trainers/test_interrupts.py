@@ -113,16 +113,16 @@ def test_the_status_requests_a_restart(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 def signal_in_update(monkeypatch: pytest.MonkeyPatch, wanted: int) -> None:
     """Send SIGTERM to this process while it computes an update, counted from 0 over the whole run."""
-    loss_sum, num_updates = Trainer._loss_sum, [0]
+    mixed, num_updates = Trainer._mixed, [0]
 
-    def interrupted(self, batch, epoch):
-        if batch.number % self.plan.accumulation == 0:
+    def interrupted(self, item, epoch):
+        if item.batch.number % self.plan.accumulation == 0:
             if num_updates[0] == wanted:
                 os.kill(os.getpid(), signal.SIGTERM)
             num_updates[0] += 1
-        return loss_sum(self, batch, epoch)
+        return mixed(self, item, epoch)
 
-    monkeypatch.setattr(Trainer, "_loss_sum", interrupted)
+    monkeypatch.setattr(Trainer, "_mixed", interrupted)
 
 
 @pytest.mark.parametrize(("update", "position"), [(0, (0, 4)), (1, (0, 6)), (2, (1, 4))])
@@ -169,12 +169,12 @@ SIGNAL_ONE_RANK = """
 import os, signal
 if os.environ["RANK"] == "1":
     from trainers import trainer
-    loss_sum = trainer.Trainer._loss_sum
-    def interrupted(self, batch, epoch):
-        if (epoch, batch.number) == (0, 1):
+    mixed = trainer.Trainer._mixed
+    def interrupted(self, item, epoch):
+        if (epoch, item.batch.number) == (0, 1):
             os.kill(os.getpid(), signal.SIGTERM)
-        return loss_sum(self, batch, epoch)
-    trainer.Trainer._loss_sum = interrupted
+        return mixed(self, item, epoch)
+    trainer.Trainer._mixed = interrupted
 from trainers.errors import RunInterrupted
 import trainers.run
 whole_run = trainers.run.run

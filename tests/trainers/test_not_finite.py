@@ -12,15 +12,16 @@ from trainers.run import run
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, updates: set[int], value: float = float("nan")) -> None:
-    """Make the pixels of some updates' first micro-batch not finite, counting updates from 0 over the epochs."""
-    loss_sum = trainer_module.Trainer._loss_sum
+    """Make the targets of some updates' first micro-batch not finite, counting updates from 0 over the epochs."""
+    mixed = trainer_module.Trainer._mixed
 
-    def poisoned(self, batch, epoch):
-        update = epoch * self.plan.num_updates + batch.number // self.plan.accumulation
-        is_first = batch.number % self.plan.accumulation == 0
-        return loss_sum(self, batch, epoch) * (value if update in updates and is_first else 1.0)
+    def poisoned(self, item, epoch):
+        update = epoch * self.plan.num_updates + item.batch.number // self.plan.accumulation
+        is_first = item.batch.number % self.plan.accumulation == 0
+        videos, targets = mixed(self, item, epoch)
+        return videos, targets * (value if update in updates and is_first else 1.0)
 
-    monkeypatch.setattr(trainer_module.Trainer, "_loss_sum", poisoned)
+    monkeypatch.setattr(trainer_module.Trainer, "_mixed", poisoned)
 
 
 def log_of(output: Path) -> str:
@@ -92,13 +93,13 @@ def test_the_count_continues_after_a_restart(compose_run, tmp_path: Path, monkey
 
 
 def test_a_gradient_counts_too(compose_run, tmp_path: Path, monkeypatch) -> None:
-    sum_gradients = trainer_module.Ranks.sum_gradients
+    finish = trainer_module.GradientReducer.finish
 
-    def overflow(self, parameters, used):
-        sum_gradients(self, parameters, used)
-        parameters[0].grad.fill_(float("inf"))
+    def overflow(self, used):
+        finish(self, used)
+        self.parameters[0].grad.fill_(float("inf"))
 
-    monkeypatch.setattr(trainer_module.Ranks, "sum_gradients", overflow)
+    monkeypatch.setattr(trainer_module.GradientReducer, "finish", overflow)
     with pytest.raises(TrainingError, match="the gradient is not finite in 2 updates in a row"):
         run(compose_run(max_skipped=2))
     # All videos of the update contribute to its gradient.
@@ -161,8 +162,9 @@ def test_all_ranks_skip_the_same(run_on_ranks, tmp_path: Path) -> None:
 
 POISON_IN_PROCESS = """
 from trainers import trainer
-loss_sum = trainer.Trainer._loss_sum
-def poisoned(self, batch, epoch):
-    return loss_sum(self, batch, epoch) * (float("nan") if batch.number == 1 else 1)
-trainer.Trainer._loss_sum = poisoned
+mixed = trainer.Trainer._mixed
+def poisoned(self, item, epoch):
+    videos, targets = mixed(self, item, epoch)
+    return videos, targets * (float("nan") if item.batch.number == 1 else 1)
+trainer.Trainer._mixed = poisoned
 """

@@ -1,4 +1,4 @@
-"""The number of processes changes nothing but the order of float sums: weights, losses, accuracies, tables."""
+"""The number of processes, and of videos that go through the model at once, change nothing but the order of sums."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 
 # 11 videos by 2 are 6 micro-batches, by 4 an update: among 3 ranks an update's micro-batches are 2, 1 and 1, and of the
 # rest of 2 micro-batches (3 videos) one rank has none.
+AT_ONCE = {1: "auto", 2: 6, 3: 4}  # of 1, 2 and 3 processes: one group of 2 videos, three, two
 OPTIONS = {"precision": "fp64", "epochs": 2, "logging__predictions": True, "trainer__prompt_lr_factor": 10}
 
 
@@ -17,6 +18,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory, run_on_ranks, run_here) ->
     for num_ranks in (1, 2, 3):
         found[num_ranks] = tmp_path_factory.mktemp(f"ranks{num_ranks}")
         common = {"output": found[num_ranks], "protocol": "zero_shot", "trainer": "tc_clip_tiny", **OPTIONS}
+        common["videos_at_once"] = AT_ONCE[num_ranks]
         if num_ranks == 1:
             run_here(**common)
         else:

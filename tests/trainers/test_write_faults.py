@@ -201,6 +201,7 @@ def test_a_full_disk_costs_that_writing_alone(compose_run, small_disk: Path, tmp
 
     def fill_and_free(self: TrainingRun) -> None:
         num_saves[0] += 1
+        self._await_writing()
         if num_saves[0] == 3:
             with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as file:
                 while True:

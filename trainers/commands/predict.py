@@ -42,6 +42,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=int, help="processes that decode (default: one per core; none for a single video)"
     )
+    parser.add_argument("--graphs", action="store_true", help="on a GPU: replay the model as a CUDA graph")
     parser.add_argument("--decoder", choices=["auto", "decord", "pyav"], default="auto")
     parser.add_argument(
         "--timeout", type=positive(float), default=60.0, help="seconds after which a video is assumed to hang (60)"
@@ -91,6 +92,7 @@ def print_predictions(model: "VideoClip", videos: list[str], args: argparse.Name
         precision=args.precision,
         decoder=args.decoder,
         timeout_s=args.timeout,
+        cuda_graphs=args.graphs,
     ):
         predictions.append(item)
         if STANDARD_OUTPUT not in (args.json, args.csv):

@@ -148,7 +148,7 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
                 "lost the connection to another process of the run, which has failed and reports the cause", full
             )
         if type(error).__name__ == "OutOfMemoryError":
-            advice = "lower batch_size (total_batch_size can stay) or test_batch_size"
+            advice = "not even one video fits: set trainer.checkpointing=true, or lower num_frames"
             _exit_with(f"out of GPU memory: {advice}: {str(error).splitlines()[0]}", full)
         if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
             advice = "lower batch_size, num_frames or num_workers, or the sizes of the model"

@@ -75,9 +75,9 @@ class TrainerSettings:
     checkpointing: bool = key(
         "Compute the vision blocks again in the backward pass: about a third more time, far less memory."
     )
-    compile: bool = key(
-        "`torch.compile` of the vision encoder and of the shared text, once for all batch sizes and class names. "
-        "Takes minutes at the start."
+    compile: bool | Literal["auto"] = key(
+        "`torch.compile` of each kind of block of the encoders, once for all batch sizes and class names. `auto`: on "
+        "a GPU of NVIDIA, if Triton and a C compiler are there; the plan says why not."
     )
     pixels: Literal["recipe", "weights"] = key(
         "Mean and deviation that normalise the pixels. `recipe`: ImageNet's in place of CLIP's, as TC-CLIP and "
@@ -249,7 +249,7 @@ class Settings:
         at_least=3,
     )
     batch_size: int = key(
-        "Videos of one forward pass in one process, a micro-batch. MixUp and CutMix mix within it.", at_least=1
+        "Videos of a micro-batch: MixUp and CutMix mix within it, and the schedule counts it.", at_least=1
     )
     total_batch_size: int = key("Videos of one update, over all processes. A multiple of `batch_size`.", at_least=1)
     partial_update: Literal["drop", "keep"] = key(
@@ -257,7 +257,12 @@ class Settings:
         "smaller update of them. A list smaller than `total_batch_size` makes one update of all its videos."
     )
     test_batch_size: int = key(
-        "Evaluation: videos of a batch, and views of one forward pass. Changes memory and speed, not results.",
+        "Evaluation: videos that a worker reads together. Changes memory and speed, not results.", at_least=1
+    )
+    videos_at_once: int | Literal["auto"] = key(
+        "Videos (in evaluation, views) of one pass through the model, of any number of micro-batches of an update, or "
+        "a part of one. Changes memory and speed, not results. `auto`: on a GPU as many as fit, at most 64; on a CPU "
+        "`batch_size` and `test_batch_size`. Halved if the memory does not suffice.",
         at_least=1,
     )
     num_workers: int | Literal["auto"] = key(
@@ -307,6 +312,12 @@ class Settings:
         "`fp64` is for tests. With bf16 and fp16, weights and the comparison of features stay in float32."
     )
     tf32: bool = key("Let float32 products on GPUs use TF32.")
+    cuda_graphs: bool = key(
+        "Evaluation on a GPU: replay the model as a CUDA graph, one launch for a batch; without effect elsewhere."
+    )
+    bf16_gradients: bool = key(
+        "Several processes: sum gradients in bf16, which halves the traffic and rounds the gradient."
+    )
     distributed_timeout: float = key(
         "Minutes until a process that waits for the others gives up, and names the missing ones with their last step.",
         above=0,

@@ -1,22 +1,18 @@
-"""The processes of a run: start, reductions over ranks, one gradient reduction per update, end.
-
-Gradients are reduced here, once per update, and not by DistributedDataParallel: ranks can have different numbers of an
-update's micro-batches, even none, which DDP's bucket hooks do not allow.
-"""
+"""The processes of a run: start, collective operations over the ranks, end."""
 
 import contextlib
 import os
 import re
 import signal
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from tc_clip.protocol import TorchModule
 from trainers.distributed.interrupts import Interrupts
@@ -29,7 +25,6 @@ Value = TypeVar("Value")
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 MARGIN_S = 120  # how much longer the library waits than the monitor, which can name the missing process
-BUCKET_NUMEL = 8 * 1024 * 1024  # 32 MiB of float32: large enough for the network, small compared to all gradients
 
 
 @dataclass(frozen=True)
@@ -102,25 +97,16 @@ class Ranks:
             for tensor in (*model.parameters(), *model.buffers()):
                 dist.broadcast(tensor.detach(), src=0)
 
-    def sum_gradients(self, parameters: Sequence[nn.Parameter], used: Sequence[bool]) -> None:
-        """Sum gradients over the ranks in flat buckets, each of one dtype.
+    def start_sum(self, values: Tensor) -> Callable[[], None]:
+        """Start to sum a tensor over the ranks, in place; the returned function waits until it is done."""
+        with self._waiting("all_reduce of gradients"):
+            work = dist.all_reduce(values, async_op=True)
 
-        A rank without a gradient contributes zeros. A parameter that no rank uses keeps its gradient None, so that the
-        optimizer skips it as in a single process.
-
-        Args:
-            parameters: the same list on every rank.
-            used: for each parameter, whether any rank has a gradient of it (equal on all ranks).
-        """
-        if self.world_size == 1:
-            return
-        for bucket in _buckets(parameter for parameter, is_used in zip(parameters, used, strict=True) if is_used):
-            grads = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in bucket]
-            flat = torch.cat([grad.reshape(-1) for grad in grads])
+        def wait() -> None:
             with self._waiting("all_reduce of gradients"):
-                dist.all_reduce(flat)
-            for parameter, grad, total in zip(bucket, grads, flat.split([g.numel() for g in grads]), strict=True):
-                parameter.grad = grad.copy_(total.view_as(grad))
+                work.wait()
+
+        return wait
 
     def raise_together(self, error: Exception | None) -> None:
         """Raise on every rank if any rank has an error: its own error, or `ErrorOnAnotherRank`. Collective.
@@ -295,17 +281,3 @@ def _unusable_gpus(num_gpus: int, reason: str) -> str:
         )
     cause = " ".join(reason.split()).removeprefix("CUDA initialization: ") or "no reason is given"
     return f"{num_gpus} GPUs are here, but CUDA cannot use them: {cause} ({build}); set device=cpu to do without"
-
-
-def _buckets(parameters: Iterable[nn.Parameter]) -> Iterable[list[nn.Parameter]]:
-    """Yield consecutive parameters of one dtype, at most `BUCKET_NUMEL` elements (or one larger parameter)."""
-    bucket: list[nn.Parameter] = []
-    numel = 0
-    for parameter in parameters:
-        if bucket and (parameter.dtype != bucket[0].dtype or numel + parameter.numel() > BUCKET_NUMEL):
-            yield bucket
-            bucket, numel = [], 0
-        bucket.append(parameter)
-        numel += parameter.numel()
-    if bucket:
-        yield bucket

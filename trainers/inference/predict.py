@@ -13,11 +13,14 @@ import tc_clip
 from tc_clip.ops.memory import keep_freed_memory
 from tc_clip.protocol import VideoModel
 from tc_clip.weights.files import CheckpointSource, as_checkpoint
+from trainers.cuda_graphs import GraphedModel
+from trainers.device_copies import DeviceCopies
 from trainers.distributed.processes import pick_device
 from trainers.errors import ConfigError
 from trainers.evaluator import score_views
 from trainers.inference.reading import FileReader, in_background
 from trainers.precision import Precision, pick_precision
+from trainers.videos_at_once import VideosAtOnce, memory_of
 from video_datasets.decoding import VideoReadError
 from video_datasets.transforms import TestTransform
 from video_datasets.windows import Window, read_windows
@@ -146,6 +149,7 @@ def iter_predictions(
     precision: str = "auto",
     decoder: str = "auto",
     timeout_s: float = 60.0,
+    cuda_graphs: bool = False,
 ) -> Iterator[VideoPrediction]:
     """Yield a prediction for every video, in order, each as soon as its batch is scored.
 
@@ -154,12 +158,13 @@ def iter_predictions(
         paths: video files.
         top: number of classes to report.
         num_clips: temporal views of a video; num_crops: spatial views, 1 or 3.
-        batch_size: videos that are read together, and views of one forward pass.
+        batch_size: videos that are read together; on a CPU also the views of one pass through the model.
         num_workers: processes that decode; 0: a thread of this process; None: 0 for one video, else one process per
             core, at most 8.
         precision: auto, fp32, bf16, fp16 or fp64.
         decoder: auto, decord or pyav.
         timeout_s: seconds after which a video that is being read is assumed to hang; it gets an error.
+        cuda_graphs: replay the model as a CUDA graph for batches of a size that comes again.
     """
     names = [str(path) for path in paths]
     if not names:
@@ -176,12 +181,15 @@ def iter_predictions(
         timeout_s=timeout_s,
         pin_memory=formats.device.type == "cuda",
     )
+    at_once, copies = VideosAtOnce("auto", batch_size, memory_of(formats.device)), DeviceCopies(formats.device)
     num_shown = min(top, len(model.class_names))
     model.eval()
+    scorer = GraphedModel(model) if cuda_graphs else model
     started = time.perf_counter()
     for batch, reasons in reader.read(names, num_workers):
         with torch.inference_mode():
-            scores = score_views(model, batch.videos, formats, batch_size) / batch.videos.shape[1]  # (B, C)
+            (scores,) = score_views(scorer, [batch.videos], formats, at_once, copies)  # (B, C)
+            scores = scores / batch.videos.shape[1]
         best = scores.topk(num_shown, dim=-1)
         values, classes = best.values.tolist(), best.indices.tolist()
         now = time.perf_counter()
@@ -213,6 +221,7 @@ def predict_timeline(
     """
     formats = inference_precision(model, precision)
     transform = TestTransform(model.input_size, num_crops)
+    at_once, copies = VideosAtOnce("auto", batch_size, memory_of(formats.device)), DeviceCopies(formats.device)
     windows = read_windows(str(path), window_s, stride_s, model.num_frames, transform)
     model.eval()
     spans: list[tuple[float, float]] = []
@@ -223,7 +232,8 @@ def predict_timeline(
     def score() -> None:
         views = torch.stack([window.videos for window in waiting])  # (n, V, T, 3, S, S)
         with torch.inference_mode():
-            scores.append((score_views(model, views, formats, batch_size) / num_crops).float().cpu().numpy())
+            (scored,) = score_views(model, [views], formats, at_once, copies)
+            scores.append((scored / num_crops).float().cpu().numpy())
         spans.extend((window.start, window.end) for window in waiting)
         waiting.clear()
 
