@@ -181,9 +181,9 @@ class VideoClip(nn.Module):
             return self.score(self.encode_video(video.expand(2, -1, -1, -1, -1)))[:1]
         return self.score(self.encode_video(video))
 
-    def score(self, output: VisionOutput) -> Tensor:
-        """Score encoded videos against the class names: logits (B, C)."""
-        return self.compare(output.video_features, self.encode_classes(output))
+    def score(self, output: VisionOutput, texts: Tensor | None = None) -> Tensor:
+        """Score encoded videos against the class names, whose features are computed unless given: logits (B, C)."""
+        return self.compare(output.video_features, self.encode_classes(output) if texts is None else texts)
 
     def compare(self, video_features: Tensor, text_features: Tensor) -> Tensor:
         """Compare features: scaled cosines (B, C), in float32 at least: steps of bf16 would make equal scores.
@@ -205,8 +205,11 @@ class VideoClip(nn.Module):
         """Encode videos (B, T, 3, H, W), normalised, with the context tokens that the prompts attend to."""
         return self.vision(video, self.context_blocks, with_traces)
 
-    def encode_classes(self, output: VisionOutput) -> Tensor:
-        """Return the features of the class names, not normalised: (C, E), or (B, C, E) if they depend on the video."""
+    def encode_classes(self, output: VisionOutput | None) -> Tensor:
+        """Return the features of the class names, not normalised: (C, E), or (B, C, E) if they depend on the video.
+
+        Without prompts that attend to the video, `output` can be None.
+        """
         return self.finish_text(self._cached_text(), self._contexts(output))
 
     def encode_text(self, rows: TextRows) -> Tensor | SharedText:
@@ -311,8 +314,10 @@ class VideoClip(nn.Module):
         """Return what is needed to build this model again, as plain values (name, options, sizes, weights' name)."""
         return dict(self._info)
 
-    def _contexts(self, output: VisionOutput) -> list[Tensor]:
+    def _contexts(self, output: VisionOutput | None) -> list[Tensor]:
         """Return the context tokens that each prompt layer attends to, (B, K, E) each."""
+        if output is None:
+            return []
         return [output.context_tokens[block] for block in self.context_blocks]
 
     def _cached_text(self) -> Tensor | SharedText:

@@ -113,8 +113,8 @@ class VideoTextModel(VideoModel, Protocol):
     def encode_classes(self, output: VisionOutput) -> Tensor:
         """Return the features of the class names, not normalised: (C, E), or (B, C, E) if they depend on the video."""
 
-    def score(self, output: VisionOutput) -> Tensor:
-        """Score encoded videos against the class names: logits (B, C)."""
+    def score(self, output: VisionOutput, texts: Tensor | None = None) -> Tensor:
+        """Score encoded videos against the class names, whose features are computed unless given: logits (B, C)."""
 
     def prompt_attention(self, output: VisionOutput) -> list[Tensor]:
         """Return for each prompt layer the weight of each context token for each class: (B, C, K), sums 1 over K."""

@@ -44,7 +44,8 @@ MODULES_OF_A_RUN = {
 }
 # The folders of trainers/ that each folder imports; "" stands for the modules of a run.
 FOLDER_IMPORTS: dict[str, set[str]] = {
-    "": {"config", "distributed", "logging"},
+    "": {"config", "distributed", "logging", "parts"},
+    "parts": set(),
     "config": set(),
     "distributed": set(),
     "logging": {"config", "distributed"},
@@ -65,6 +66,8 @@ LONG_SCRIPTS = {"scripts/benchmark.py", "scripts/doc_images.py", "scripts/test_m
 PRIVATE_OF_LIBRARIES = {
     "_exit": "os: ends the process from a thread",
     "_replace": "a public method of named tuples",
+    "_foreach_copy_": "torch: one call for many tensors",
+    "_foreach_lerp_": "torch: the same",
     "_dynamo": "torch: the settings of torch.compile",
     "_inductor": "torch: ahead-of-time compilation",
     "_softmax_backward_data": "torch: the operator of softmax's backward pass",

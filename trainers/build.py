@@ -1,5 +1,6 @@
 """From checked settings to built objects: constructors get plain values, never settings."""
 
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 
 import tc_clip
+from tc_clip.frame_wise import frame_wise_clip
 from tc_clip.protocol import VideoModel
 from trainers.config.lists import ListEntry, list_entries
 from trainers.config.secrets import hide_in_config
@@ -19,6 +21,11 @@ from trainers.errors import ConfigError
 from trainers.logging.logger import LoggerContainer, LogOptions, open_loggers
 from trainers.metrics import create_metrics
 from trainers.optim import build_adamw
+from trainers.parts.averaging import EpochAverage, ExponentialAverage
+from trainers.parts.base import TrainingPart
+from trainers.parts.objective import LossWeights, Objective
+from trainers.parts.step import InterpolatedStep
+from trainers.precision import Precision
 from trainers.video_lists import VideoList, read_video_list
 from trainers.videos_at_once import VideosAtOnce, memory_of
 from video_datasets.frame_cache import FrameCache
@@ -184,7 +191,38 @@ def build_mixing(settings: Settings, num_classes: int) -> Mixing:
     )
 
 
-def build_optimizer(settings: Settings, model: VideoModel) -> torch.optim.Optimizer:
+def build_parts(settings: Settings, model: VideoModel, videos: VideoList, precision: Precision) -> list[TrainingPart]:
+    """Return the parts of training that the settings use, for a model on its device and a list's classes."""
+    parts: list[TrainingPart] = []
+    averaging, objective, step = settings.averaging, settings.objective, settings.step
+    if averaging.name == "ema":
+        parts.append(ExponentialAverage(model, averaging.decay))
+    elif averaging.name != "none":
+        mean, deviation = averaging.mean or 0.75 * settings.epochs, averaging.deviation or 0.1 * settings.epochs
+        curve = (mean, deviation) if averaging.name == "gaussian" else None
+        parts.append(EpochAverage(model, averaging.first_epoch, averaging.last_epoch or settings.epochs, curve))
+    if objective.is_on:
+        if not isinstance(model, tc_clip.VideoClip):
+            raise ConfigError(f"objective: {model.name} has no features to compare; leave it out")
+        losses = {field.name: getattr(objective, field.name) for field in dataclasses.fields(LossWeights)}
+        weights = LossWeights(**losses)
+        start = None
+        if weights.need_start:
+            begun = build_model(settings, videos)
+            assert isinstance(begun, tc_clip.VideoClip)  # as the model is
+            start = frame_wise_clip(begun).to(precision.device, precision.dtype)
+        torch.manual_seed(settings.seed)  # of the projectors
+        width = model.vision.config.embed_dim
+        parts.append(Objective(weights, width, precision, start, objective.sides, objective.temperature))
+    if step.name == "interpolated":
+        known = build_model(settings, videos).state_dict()
+        kept = model.new_parameter_names()
+        start_weights = {name: value for name, value in known.items() if name not in kept}
+        parts.append(InterpolatedStep(model, start_weights, step.largest_share, step.weight))
+    return parts
+
+
+def build_optimizer(settings: Settings, model: VideoModel, parts: Sequence[TrainingPart] = ()) -> torch.optim.Optimizer:
     """Return the optimizer, its groups at their peak rates."""
     optimizer, trainer = settings.optimizer, settings.trainer
     groups = model.parameter_groups()
@@ -197,6 +235,11 @@ def build_optimizer(settings: Settings, model: VideoModel) -> torch.optim.Optimi
         factors={
             "prompt": (groups.get("prompt", ()), trainer.prompt_lr_factor),
             "text": (groups.get("text", ()), trainer.text_lr_factor),
+        },
+        others={
+            part.name: (module.parameters(), settings.objective.lr_factor)
+            for part in parts
+            if (module := part.trained()) is not None
         },
     )
 

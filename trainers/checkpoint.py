@@ -7,6 +7,8 @@ A checkpoint is a dict that `torch.load(weights_only=True)` reads:
 - `best`: epoch and metrics (percent) of the best validation, None before the first
 - `skipped`: number of updates skipped because their loss was not finite, in all and in a row up to here
 - `optimizer`, `scaler` (None without fp16)
+- `parts`: what the parts of training (`trainers.parts`) train besides the model and must know to continue, if there are
+  any
 - `run`: facts that must not change when the run resumes; `config`: the resolved configuration
 - `checksum`: SHA-256 over all of the above (`tc_clip.weights.checksum`)
 
@@ -67,9 +69,8 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any], keep: int = 1) -> No
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of processes that were killed while they wrote."""
-    for name in (LAST, BEST):
-        for path in folder.glob(f".{name}.*.tmp"):
-            path.unlink(missing_ok=True)
+    for path in folder.glob(".*.pth.*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def older(path: Path, number: int) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers.checkpoint import LAST, read_newest
+from trainers.config.parts import PARTS, without_unused_parts
 from trainers.distributed.processes import Ranks
 from trainers.errors import CheckpointError
 from trainers.state import TrainingState
@@ -37,6 +38,7 @@ FIXED = (
     "trainer.options",
     "aug",
     "optimizer",
+    *PARTS,
 )
 # What runs of older versions did that had no such key.
 EARLIER = {"partial_update": "keep", "trainer.pixels": "recipe"}
@@ -87,7 +89,8 @@ def compare_runs(
     if stored.get("token_embedding") != run["token_embedding"]:
         refused.append("its start weights (trainer.clip_weights) had another token embedding")
     allowed: list[str] = []
-    before, now = EARLIER | dict(_leaves(checkpoint["config"])), dict(_leaves(config))
+    before, now = (dict(_leaves(without_unused_parts(values))) for values in (checkpoint["config"], config))
+    before = EARLIER | before
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key, "(not set)"), now.get(key, "(not set)")
         is_new = key not in before and not _within(key, FIXED)  # a key of a newer version, at its default

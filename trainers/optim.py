@@ -1,8 +1,9 @@
 """Optimizer and learning-rate schedule of the published recipe (protocols, section 3)."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
+from torch import nn
 
 from tc_clip.protocol import TorchModule
 
@@ -15,6 +16,7 @@ def build_adamw(
     eps: float = 1e-8,
     weight_decay: float = 1e-3,
     factors: Mapping[str, tuple[Collection[str], float]] | None = None,
+    others: Mapping[str, tuple[Iterable[nn.Parameter], float]] | None = None,
 ) -> torch.optim.AdamW:
     """Build AdamW over every trainable parameter, all with the same weight decay.
 
@@ -22,22 +24,25 @@ def build_adamw(
         lr: peak learning rate.
         factors: parameter groups with another learning rate: name -> names of the parameters, and the factor of their
             rate. A group of factor 1 joins the base group.
+        others: groups of parameters that are not the model's: name -> the parameters, and the factor of their rate.
 
     Raises:
         ValueError: if a group names a parameter that is not trained.
     """
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    others = {group: (set(members), factor) for group, (members, factor) in (factors or {}).items() if factor != 1}
-    unknown = sorted(set[str]().union(*(members for members, _ in others.values())) - names)
+    chosen = {group: (set(members), factor) for group, (members, factor) in (factors or {}).items() if factor != 1}
+    unknown = sorted(set[str]().union(*(members for members, _ in chosen.values())) - names)
     if unknown:
         raise ValueError(f"not trainable parameters of the model: {', '.join(unknown)}")
-    base = names.difference(*(members for members, _ in others.values()))
+    base = names.difference(*(members for members, _ in chosen.values()))
     groups = []
-    for group, (members, factor) in {"base": (base, 1.0), **others}.items():
+    for group, (members, factor) in {"base": (base, 1.0), **chosen}.items():
         # The model's order, not the set's: a checkpoint stores the optimizer's state by position.
         parameters = [parameter for name, parameter in model.named_parameters() if name in members]
         if parameters:
             groups.append({"params": parameters, "lr": lr * factor, "name": group})
+    for group, (further, factor) in (others or {}).items():
+        groups.append({"params": list(further), "lr": lr * factor, "name": group})
     # fused: one pass over the parameters instead of a dozen, on CPUs and on GPUs.
     return torch.optim.AdamW(groups, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay, fused=True)
 

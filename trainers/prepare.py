@@ -115,7 +115,9 @@ def prepare_training(job: Job) -> TrainingParts:
     plan = BatchPlan(
         len(train.records), settings.batch_size, settings.total_batch_size, settings.partial_update == "drop"
     )
-    optimizer = build.build_optimizer(settings, job.model)
+    with ranks.errors_together():
+        used = build.build_parts(settings, job.model, train, job.precision)
+    optimizer = build.build_optimizer(settings, job.model, used)
     plan_lines = training_lines(  # before the schedule sets the rates
         plan,
         optimizer,
@@ -134,7 +136,7 @@ def prepare_training(job: Job) -> TrainingParts:
     reserve = (settings.keep + 2) * checkpoint_bytes(job.model)  # those that are kept, the best, the next
     loader = build.build_train_loader(settings, train, ranks, reserve)
     val_loader = build.build_eval_loader(settings, val, "val", ranks, keep_workers=True, reserve=reserve)
-    state = TrainingState(job.model, optimizer, job.precision.scaler())
+    state = TrainingState(job.model, optimizer, job.precision.scaler(), parts=used)
     fixed = fixed_facts(train.records, train.class_names, job.model.info()["token_embedding"])
     config = hide_in_config(settings.to_dict())
     last = read_last(settings.folder, fixed, config, ranks) if settings.auto_resume else None

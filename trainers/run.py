@@ -13,6 +13,7 @@ from tc_clip.ops.memory import keep_freed_memory
 from tc_clip.weights.facts import describe_weights
 from trainers import build
 from trainers.checkpoint import BEST
+from trainers.config.parts import describe_parts
 from trainers.config.resolve import to_yaml
 from trainers.config.secrets import hide_in_config
 from trainers.config.settings import Settings
@@ -73,10 +74,13 @@ def _train_and_test(job: Job) -> list[ResultRow]:
             if job.settings.dry_run:
                 log.info("dry run: everything is there; nothing was trained")
                 return []
-            tester = Tester(job, log)
+            settings, tester = job.settings, Tester(job, log)
             best = _build_training(job, parts, tester, log, disk).fit()
             parts.close_loaders()
             rows, file = _test_best(job, tester, best)
+            for part in parts.state.parts:
+                if part.weights_file and (settings.folder / part.weights_file).exists():
+                    rows += _test_file(job, tester, part.weights_file)
             _report_results(job, log, rows, file)
             return rows
 
@@ -134,11 +138,25 @@ def _test_best(job: Job, tester: Tester, best: Best) -> tuple[list[ResultRow], W
     if not settings.final_test.enabled:
         return rows, WeightsFile(path, sha256_of(path)) if job.ranks.is_main else None
     file = load_on_all(job, path)
-    rows += tester.test("test", weights)
-    if settings.ensemble_weight is not None:
-        mix_with_start(job, settings.ensemble_weight)
-        rows += tester.test("test", weights, settings.ensemble_weight)
-    return rows, file
+    return rows + _final_test(job, tester, weights), file
+
+
+def _test_file(job: Job, tester: Tester, name: str) -> list[ResultRow]:
+    """Return validation and, if the protocol has one, final test of weights in the output folder."""
+    load_on_all(job, job.settings.folder / name)
+    tester.variant = Path(name).stem
+    rows = tester.test("val", name)
+    return rows + _final_test(job, tester, name) if job.settings.final_test.enabled else rows
+
+
+def _final_test(job: Job, tester: Tester, weights: str) -> list[ResultRow]:
+    """Test the model's weights, and their ensemble with the start weights if there is one."""
+    rows = tester.test("test", weights)
+    ensemble = job.settings.ensemble_weight
+    if ensemble is not None:
+        mix_with_start(job, ensemble)
+        rows += tester.test("test", weights, ensemble)
+    return rows
 
 
 def _evaluate_only(job: Job) -> list[ResultRow]:
@@ -201,6 +219,8 @@ def _log_plan(job: Job, log: LoggerContainer, training: list[tuple[str, str]], r
     lines += training
     lines.append(("parameters", f"{millions(total)}, trained {millions(trained if settings.eval is None else 0)}"))
     lines.append(("compiled", job.compiled))
+    if settings.eval is None and (used := describe_parts(settings.to_dict())):
+        lines.append(("parts", used))
     start = "random weights" if settings.starts_from_random_weights else str(job.model.info()["clip_weights"])
     if resumed_at is not None:
         start = f"resumes at epoch {resumed_at.epoch + 1}, micro-batch {resumed_at.micro_batch}"

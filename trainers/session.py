@@ -142,6 +142,12 @@ class TrainingRun:
             )
         if self.failed_save is not None:
             raise CheckpointError(f"the training is done, but its end could not be saved: {self.failed_save}")
+        for part in self.state.parts:
+            if weights := part.final_weights():
+                content = self._content(with_optimizer=False) | {"model": weights, "best": None}
+                reason = self._save(part.weights_file, content)
+                if reason is not None:
+                    raise CheckpointError(f"the training is done, but {reason}")
         return position.best
 
     def is_validated(self, epoch: int) -> bool:

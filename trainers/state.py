@@ -1,11 +1,14 @@
 """The state of a training: everything that training changes and a checkpoint stores."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from tc_clip.protocol import VideoModel
+from trainers.parts.base import TrainingPart
 
 Best = dict[str, float | int | None]  # epoch and numbers of the best validation
 
@@ -28,17 +31,26 @@ class Position:
 
 @dataclass
 class TrainingState:
-    """Model, optimizer, loss scaler, position, and the number of skipped updates, in all and in a row."""
+    """Model, optimizer, loss scaler, position, number of skipped updates (in all, in a row), parts of training."""
 
     model: VideoModel
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     position: Position = field(default_factory=Position)
     skipped: dict[str, int] = field(default_factory=lambda: {"total": 0, "in_a_row": 0})
+    parts: Sequence[TrainingPart] = ()
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the model and of its parts that updates change."""
+        modules = [part.trained() for part in self.parts]
+        of_parts = [parameter for module in modules if module is not None for parameter in module.parameters()]
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad] + of_parts
 
     def content(self, with_optimizer: bool) -> dict[str, Any]:
         """Return a copy of the state as a checkpoint stores it (see `trainers.checkpoint`), tensors on the CPU."""
+        parts = {part.name: _on_cpu(_state_of(part)) for part in self.parts} if with_optimizer else {}
         return {
+            **({"parts": parts} if parts else {}),
             "model": _on_cpu(dict(self.model.state_dict())),
             "model_info": self.model.info(),
             "optimizer": _on_cpu(self.optimizer.state_dict()) if with_optimizer else None,
@@ -59,8 +71,19 @@ class TrainingState:
         self.optimizer.load_state_dict(content["optimizer"])
         if content["scaler"] is not None and self.scaler.is_enabled():
             self.scaler.load_state_dict(content["scaler"])
+        for part in self.parts:
+            stored = content["parts"][part.name]
+            if (module := part.trained()) is not None:
+                module.load_state_dict(stored["trained"])
+            part.restore(stored["state"])
         self.skipped = dict(content["skipped"])
         self.position = Position(content["epoch"], content["micro_batch"], content["best"])
+
+
+def _state_of(part: TrainingPart) -> dict[str, Any]:
+    module = part.trained()
+    trained: dict[str, Tensor] = {} if module is None else dict(module.state_dict())
+    return {"trained": trained, "state": part.state()}
 
 
 def _on_cpu(value: Any) -> Any:

@@ -29,6 +29,7 @@ class Tester:
     def __init__(self, job: Job, log: LoggerContainer) -> None:
         self.job = job
         self.log = log
+        self.variant = ""  # in the names of files: which weights are tested, if not the best
         self._reported: set[str] = set()  # paths of unreadable videos
         self._at_once = build.build_testing_at_once(job.settings, job.ranks.device)
 
@@ -51,7 +52,7 @@ class Tester:
     def row(self, part: Part, videos: VideoList, weights: str, wise_ft: float | None, values: Best) -> ResultRow:
         """Return an evaluation's numbers as a row of the result table."""
         num_clip, num_crop = self.job.settings.views_of(part)
-        has_predictions = self.job.settings.logging.predictions
+        stem = file_stem(part, videos, wise_ft, self.variant)
         return ResultRow(
             part=part,
             name=videos.name,
@@ -65,7 +66,7 @@ class Tester:
             # A checkpoint of an older version can lack metrics that were added later.
             metrics={name: values.get(name) for name in metric_titles()},
             chance=videos.chance,
-            predictions=f"predictions_{file_stem(part, videos, wise_ft)}.csv" if has_predictions else None,
+            predictions=f"predictions_{stem}.csv" if self.job.settings.logging.predictions else None,
             files=list_facts(videos),
         )
 
@@ -73,7 +74,7 @@ class Tester:
         """Write predictions, accuracy by class and the confusion matrix; a failure does not end the run."""
         settings = self.job.settings
         if self.job.ranks.is_main and settings.logging.predictions:
-            stem = file_stem(part, videos, wise_ft)
+            stem = file_stem(part, videos, wise_ft, self.variant)
             with side_product(f"predictions_{stem}.csv, or what follows from it,", self.log.warning):
                 write_evaluation(settings.folder, stem, evaluation, videos, settings.logging.pictures, self.log.warning)
 

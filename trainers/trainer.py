@@ -18,6 +18,7 @@ from trainers.distributed.processes import Ranks
 from trainers.errors import TrainingError
 from trainers.logging.logger import LoggerContainer
 from trainers.optim import WarmupCosine
+from trainers.parts.base import Outputs, Pass, run_model
 from trainers.precision import Precision
 from trainers.state import TrainingState
 from trainers.videos_at_once import VideosAtOnce, even_share
@@ -25,7 +26,7 @@ from video_datasets.batch_colors import change_batch_colors
 from video_datasets.batches import VideoBatch
 from video_datasets.loaders import TrainLoader
 from video_datasets.mixing import Mixing
-from video_datasets.randomness import micro_batch_rng
+from video_datasets.randomness import micro_batch_rng, part_rng
 from video_datasets.transforms import normalize
 from video_datasets.video_dataset import BadVideo
 
@@ -103,9 +104,11 @@ class Trainer:
         self.max_skipped = max_skipped
         self.at_once = at_once or VideosAtOnce(plan.batch_size, plan.batch_size)
         self.sample_frames = sample_frames
-        self.parameters = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
+        self.parameters = state.trained_parameters()
         self.bad_videos: dict[str, str] = {}  # path -> reason, of all ranks since the start
-        self._draws_numbers = False  # whether the model draws random numbers: they belong to one micro-batch
+        # Whether the model draws random numbers, or a part changes it: this belongs to one micro-batch.
+        self._draws_numbers = any(part.is_per_micro_batch for part in state.parts)
+        self._needs_features = any(part.needs_features for part in state.parts)
         self._copies = DeviceCopies(ranks.device)
         self._reducer = GradientReducer(self.parameters, ranks, gradient_dtype)
 
@@ -125,6 +128,8 @@ class Trainer:
         batches = _Arriving(iter(arriving), self._copies)
         for update in self.plan.updates(first_micro_batch):
             yield self._run_update(epoch, update, batches, stop_flags)
+        for part in self.state.parts:
+            part.after_epoch(epoch)
 
     def _run_update(
         self, epoch: int, update: Update, batches: "_Arriving", stop_flags: Callable[[], Flags]
@@ -136,6 +141,8 @@ class Trainer:
         rates = self.schedule.set_rates(epoch, update.first)
         # A rank without a micro-batch in this update would not initialise the scaler's tensors.
         state.scaler.scale(torch.zeros((), device=self.ranks.device))
+        for part in state.parts:
+            part.begin_update(part_rng(self.seed, epoch, update.first, f"{part.name} of an update"))
         done: list[_Arrived] = []
         losses = None
         self._reducer.start_update()
@@ -154,6 +161,8 @@ class Trainer:
             suspects = [item.batch for item, loss in zip(done, losses, strict=True) if not torch.isfinite(loss)]
         if is_finite:
             state.skipped["in_a_row"] = 0
+            for part in state.parts:
+                part.after_update()
         else:
             self._skip(epoch, update, "loss" if sums.num_not_finite else "gradient", suspects)
         seconds = time.perf_counter() - start
@@ -241,24 +250,47 @@ class Trainer:
             parts = sizes if len(items) > 1 else [len(piece)]
             with self.at_once.measured(len(piece)):
                 with self.precision.autocast():
-                    logits = self.state.model(piece)  # (b, C)
+                    outputs = run_model(self.state.model, piece, self._needs_features)
                 if before is not None and not torch.equal(before, self._generator_state()):
                     self._draws_numbers = True
-                    del logits
+                    del outputs
                     return [
                         loss
                         for item in items
                         for loss in self._add_gradients([item], epoch, num_videos, is_last and item is items[-1])
                     ]
                 before = None
-                sums = [
-                    self._loss_sum(*pair) / num_videos
-                    for pair in zip(logits.split(parts), target.split(parts), strict=True)
-                ]
-                with self._reducer.last_pass() if is_last and not num_left else nullcontext():
-                    self.state.scaler.scale(sum(sums[1:], start=sums[0])).backward()
+                sums = self._losses(piece, outputs, target, parts, num_videos)
+                again = [further for part in self.state.parts for further in part.further_passes()]
+                for number in range(len(again) + 1):
+                    is_end = is_last and not num_left and number == len(again)
+                    with self._reducer.last_pass() if is_end else nullcontext():
+                        if number == 0:
+                            self.state.scaler.scale(sum(sums[1:], start=sums[0])).backward()
+                        else:
+                            self._run_again(again[number - 1], piece, target, num_videos)
             losses += [loss.detach() for loss in sums]
         return losses if len(items) > 1 else [sum(losses[1:], start=losses[0])]
+
+    def _losses(
+        self, videos: Tensor, outputs: Outputs, targets: Tensor, sizes: Sequence[int], num_videos: int
+    ) -> list[Tensor]:
+        """Return the shares in the update's loss of consecutive videos, `sizes` of them each."""
+        pairs = zip(outputs.logits.split(sizes), targets.split(sizes), strict=True)
+        losses = [self._loss_sum(*pair) / num_videos for pair in pairs]
+        for part in self.state.parts:
+            added = part.further_loss(videos, outputs)
+            if added is not None:
+                losses = [loss + added * (size / num_videos) for loss, size in zip(losses, sizes, strict=True)]
+        return losses
+
+    def _run_again(self, further: Pass, videos: Tensor, targets: Tensor, num_videos: int) -> None:
+        """Run a further pass of a part, forward and backward; it has only the cross entropy."""
+        with further.context:
+            with self.precision.autocast():
+                logits = self.state.model(videos)
+            loss = self._loss_sum(logits, targets) * (further.weight / num_videos)
+            self.state.scaler.scale(loss).backward()
 
     def _mixed(self, item: "_Arrived", epoch: int) -> tuple[Tensor, Tensor]:
         """Return a micro-batch's mixed videos (B, T, 3, H, W) and their soft targets (B, C)."""
@@ -270,6 +302,8 @@ class Trainer:
         rng = micro_batch_rng(self.seed, epoch, batch.number)
         pixels = normalize(videos, self.precision.dtype, *self.state.model.pixels)
         videos, targets = self.mixing(pixels, labels, rng)
+        for part in self.state.parts:
+            part.begin_micro_batch(part_rng(self.seed, epoch, batch.number, part.name))
         # Random numbers of the model (random seed tokens, dropout) follow from the micro-batch too, so that a run can
         # resume exactly without the state of a generator.
         torch.manual_seed(int(rng.integers(2**63)))

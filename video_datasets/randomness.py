@@ -3,10 +3,12 @@
 Everything random about a micro-batch follows from (seed, epoch, number): no generator passes from one to the next.
 """
 
+import zlib
+
 import numpy as np
 
 # The first word of a stream's key: two purposes never share numbers. Changing a value changes the results of a seed.
-_ORDER, _MIXING, _ITEM, _TEST_VIEWS = range(4)
+_ORDER, _MIXING, _ITEM, _TEST_VIEWS, _PART = range(5)
 
 
 def order_rng(seed: int, epoch: int) -> np.random.Generator:
@@ -22,6 +24,11 @@ def micro_batch_rng(seed: int, epoch: int, number: int) -> np.random.Generator:
 def item_rng(seed: int, epoch: int, number: int, position: int, *purpose: int) -> np.random.Generator:
     """Return a generator for the video at `position` of micro-batch `number`; one for each `purpose`."""
     return _generator(seed, _ITEM, epoch, number, position, *purpose)
+
+
+def part_rng(seed: int, epoch: int, number: int, part: str) -> np.random.Generator:
+    """Return the generator of a part of training for micro-batch `number` of an epoch, one for each part's name."""
+    return _generator(seed, _PART, epoch, number, zlib.crc32(part.encode()))
 
 
 def views_rng(seed: int, index: int) -> np.random.Generator:

@@ -36,6 +36,7 @@ def resolve(cfg: DictConfig) -> Settings:
     _check_protocol(settings)
     check_label_choice(settings)
     _check_schedule(settings)
+    _check_averaging(settings)
     BatchPlan(settings.total_batch_size, settings.batch_size, settings.total_batch_size)
     if settings.starts_from_random_weights and settings.wise_ft not in ("auto", None):
         raise ConfigError(
@@ -77,3 +78,15 @@ def _check_schedule(settings: Settings) -> None:
         )
     if settings.lr_min > settings.lr:
         raise ConfigError(f"lr_min={settings.lr_min} is above lr={settings.lr}")
+
+
+def _check_averaging(settings: Settings) -> None:
+    averaging = settings.averaging
+    if averaging.name not in ("swa", "gaussian") or settings.eval is not None:
+        return
+    last = settings.epochs if averaging.last_epoch is None else averaging.last_epoch
+    if not averaging.first_epoch <= last <= settings.epochs:
+        raise ConfigError(
+            f"averaging.first_epoch={averaging.first_epoch}, averaging.last_epoch={last}: must be ascending epochs "
+            f"from 1 to epochs={settings.epochs}"
+        )

@@ -180,6 +180,59 @@ class OptimizerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AveragingSettings:
+    """An average of the weights over the run."""
+
+    name: Literal["none", "swa", "gaussian", "ema"] = key(
+        "The average: `swa` and `gaussian` of the weights at the ends of epochs, `ema` of those after every update. "
+        "It is in `last.pth`; after training it is tested besides `best.pth`, and written as `averaged.pth`."
+    )
+    first_epoch: int = key("`swa`, `gaussian`: first epoch that counts.", at_least=1)
+    last_epoch: int | None = key("`swa`, `gaussian`: last epoch that counts; `null`: the last of the run.", at_least=1)
+    mean: float | None = key("`gaussian`: the epoch that counts most; `null`: three quarters of `epochs`.", above=0)
+    deviation: float | None = key("`gaussian`: standard deviation in epochs; `null`: a tenth of `epochs`.", above=0)
+    decay: float = key("`ema`: share of the average that an update keeps.", at_least=0, below=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSettings:
+    """Weights of further losses, added to the cross entropy."""
+
+    residual_features: float = key(
+        "Distance of features to those of a frozen, frame-wise CLIP of the start weights, through residual projectors "
+        "that only training has (FROSTER: 2). 0: off.",
+        at_least=0,
+    )
+    features: float = key("The same without projectors.", at_least=0)
+    logits: float = key("Divergence of the scores from those of the frozen CLIP.", at_least=0)
+    diversity: float = key("Loss that is small if the frames of a video have different features (T2L: 1).", at_least=0)
+    sides: Literal["both", "video", "text"] = key(
+        "Whose features the first two losses compare. With `text`, the frozen CLIP encodes no video."
+    )
+    temperature: float = key("Of the scores that `logits` compares.", above=0)
+    lr_factor: float = key("Learning rate of the projectors, times `lr`.", above=0)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is a further loss."""
+        return any((self.residual_features, self.features, self.logits, self.diversity))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSettings:
+    """The passes of an update."""
+
+    name: Literal["plain", "interpolated"] = key(
+        "`interpolated`: a second pass with weights between those of the start and the present ones (Open-VCLIP); "
+        "its gradient is added. Takes twice the time."
+    )
+    largest_share: float = key(
+        "Largest share of the start weights, drawn evenly from 0 for each update.", above=0, at_most=1
+    )
+    weight: float = key("Weight of the second pass.", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoggingSettings:
     """What is logged and written."""
 
@@ -323,6 +376,9 @@ class Settings:
         above=0,
     )
     trainer: TrainerSettings
+    averaging: AveragingSettings
+    objective: ObjectiveSettings
+    step: StepSettings
     data: DataSettings
     debug: bool = key("Full traceback for every error.")
     aug: AugmentationSettings

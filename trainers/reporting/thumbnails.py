@@ -59,11 +59,11 @@ def film_strip(frames: np.ndarray) -> Image.Image:
 
 
 def _root_of(config: Mapping[str, Any], name: str) -> str | None:
-    """Return the folder of the videos of a predictions file `{part}_{list}[_wise_ft_...]`."""
+    """Return the folder of the videos of a predictions file `{part}_{list}[_averaged][_wise_ft_...]`."""
     data, datasets = config.get("data") or {}, config.get("dataset") or {}
     lists = {f"test_{entry.get('name')}": entry for entry in data.get("test") or []}
     lists |= {f"{part}_{data.get('name')}": data[part] for part in ("val", "train") if data.get(part)}
-    fitting = [stem for stem in lists if name == stem or name.startswith(f"{stem}_wise_ft")]
+    fitting = [stem for stem in lists if name == stem or name.startswith((f"{stem}_wise_ft", f"{stem}_averaged"))]
     if not fitting:
         return None
     return (datasets.get(lists[max(fitting, key=len)].get("dataset")) or {}).get("root")

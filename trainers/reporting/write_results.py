@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers.config.lists import label_choice_of
+from trainers.config.parts import used_parts
 from trainers.config.settings import Settings
 from trainers.csv_files import write_csv
 from trainers.environment import package_versions
@@ -30,9 +31,9 @@ class WeightsFile:
     config: dict[str, Any] | None = None
 
 
-def file_stem(part: str, videos: VideoList, wise_ft: float | None) -> str:
-    """Return the common part of the names of an evaluation's files."""
-    return f"{part}_{videos.name}" + ("" if wise_ft is None else f"_wise_ft_{wise_ft:g}")
+def file_stem(part: str, videos: VideoList, wise_ft: float | None, variant: str = "") -> str:
+    """Return the common part of the names of an evaluation's files; `variant`: which weights, if not the best."""
+    return f"{part}_{videos.name}{variant and f'_{variant}'}" + ("" if wise_ft is None else f"_wise_ft_{wise_ft:g}")
 
 
 def write_evaluation(
@@ -134,4 +135,4 @@ def _training_facts(config: dict[str, Any] | None) -> dict[str, Any] | None:
     if config is None:
         return None
     names = ("protocol", "shot", "base", "seed", "resume")
-    return {"data": config["data"]["name"], **{name: config[name] for name in names}}
+    return {"data": config["data"]["name"], **{name: config[name] for name in names}, "parts": used_parts(config)}

@@ -9,6 +9,7 @@ import torch
 import tc_clip
 from tc_clip.weights.convert import write_safetensors
 from tc_clip.weights.facts import describe_weights
+from trainers.config.parts import describe_parts
 from trainers.errors import ConfigError
 from trainers.files import atomic_path
 from trainers.metrics import metric_titles, percent
@@ -72,6 +73,8 @@ def model_card(
     if config:
         lines += [f"Trained on `{config.get('data', {}).get('name', 'unknown')}`: "]
         lines[-1] += ", ".join(f"{key} {config[key]}" for key in RECIPE if config.get(key) is not None)
+        if parts := describe_parts(config):
+            lines[-1] += f"; parts of training: {parts}"
         lines[-1] += f"; best after epoch {checkpoint['best']['epoch']}." if checkpoint.get("best") else "."
     else:
         lines += ["The checkpoint does not contain it."]
