@@ -1,13 +1,10 @@
 """Video files to frames: the right ones, upright, with the decoders of `video_datasets.decoders`.
 
-By default decord decodes, and PyAV what decord cannot open. What each gets wrong on real files decides the rest:
-
-- Decoders that seek read only what begins as MP4, MOV or Matroska. Everything else is decoded in order by PyAV,
-  whichever decoder is asked for: in AVI both seek to wrong frames if B-frames are packed (HMDB-51), in MPEG streams
-  decord does, and a playlist would make decord open other files.
-- Rotation metadata: decord applies it, PyAV reports it.
-- Several video streams: both decode the best one, as players do.
-- Edit lists: decord ignores them and counts frames that are not shown; `decoder="pyav"` does not.
+The right frames are those that FFmpeg gives when it decodes all of the video stream that players choose, in order.
+`auto` and `pyav` give these. `decord` and `torchcodec` seek, and get some files wrong (DATASETS.md, Decoders). They
+read only what begins as MP4, MOV or Matroska. Everything else is decoded in order by PyAV, whichever decoder is asked
+for: in AVI they seek to wrong frames if B-frames are packed (HMDB-51), in MPEG streams decord does, and a playlist
+would make decord open other files.
 """
 
 import os
@@ -18,8 +15,8 @@ from typing import Protocol
 import numpy as np
 
 from video_datasets.decoders import check_decoder, decoders_for
-from video_datasets.decoders.base import DecoderError, VideoReader, check_bytes, decoder_errors
-from video_datasets.stored_frames import opened_frames
+from video_datasets.decoders.base import DecoderError, OrderNeededError, VideoReader, check_bytes, decoder_errors
+from video_datasets.stored_frames import FilePart, opened_frames
 
 
 class VideoReadError(Exception):
@@ -67,30 +64,24 @@ def decode(
     check_decoder(decoder)
     name = os.fspath(source) if isinstance(source, str | Path) else str(source)
     try:
-        with opened_frames(source) as stored:
+        content = _content(source)
+        with opened_frames(content) as stored:
             if stored is not None:
                 indices = _checked(choose(stored.num_frames), stored.num_frames)
                 check_bytes(len(indices), stored.width, stored.height)
                 frames = stored.read(indices)
                 return frames if change is None else change(frames)
+        if isinstance(content, FilePart):
+            content = content.read()
+        head = content[:12] if isinstance(content, bytes) else _first_bytes(content)
     except OSError as error:
         raise VideoReadError(name, error.strerror or str(error)) from error
     except DecoderError as error:
         raise VideoReadError(name, str(error)) from error
-    try:
-        if isinstance(source, str | Path):
-            content: str | bytes = name
-            with open(name, "rb") as file:
-                head = file.read(12)
-        else:
-            content = source.read()
-            head = content[:12]
-    except OSError as error:
-        raise VideoReadError(name, error.strerror or str(error)) from error
     if not head:
         raise VideoReadError(name, "the file is empty")
 
-    reasons = []
+    reason = ""
     for candidate in decoders_for(decoder, may_seek=_may_seek(head)):
         try:
             with decoder_errors(f"{candidate.title} cannot open it", content):
@@ -106,10 +97,24 @@ def decode(
             with decoder_errors(f"{candidate.title} cannot decode it", content):
                 frames = reader.read(wanted) if change is None else _changed(reader, wanted, change)
         except DecoderError as error:
-            reasons.append(str(error))
+            reason = str(error)
+            if not (candidate.is_exact or isinstance(error, OrderNeededError)):
+                break
         else:
             return frames if np.array_equal(wanted, indices) else frames[positions]
-    raise VideoReadError(name, "; ".join(reasons) or "no decoder for it is installed")
+    raise VideoReadError(name, reason)
+
+
+def _content(source: str | Path | VideoBytes) -> str | bytes | FilePart:
+    """Return a path or the bytes of a source; a part of a file, which may be a large store, is not read yet."""
+    if isinstance(source, str | Path):
+        return os.fspath(source)
+    return source if isinstance(source, FilePart) else source.read()
+
+
+def _first_bytes(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(12)
 
 
 def _may_seek(head: bytes) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from video_datasets.child_processes import die_with_parent
-from video_datasets.decoders import DECODERS
+from video_datasets.decoders import decoders_for
 from video_datasets.decoding import VideoReadError, decode
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     results = os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
-    _import_decoders()
+    _import_decoders(sys.argv[3])
     _limit(int(sys.argv[2]))
     _write(results, {"ready": True})
     while (request := _read(requests)) is not None:
@@ -72,11 +72,10 @@ def _serve(request: dict[str, Any], requests: BinaryIO, results: BinaryIO) -> No
         results.flush()
 
 
-def _import_decoders() -> None:
+def _import_decoders(name: str) -> None:
     """Import the decoders now: their memory then does not count, and no file is opened for them later."""
-    for decoder in DECODERS.values():
-        if decoder.is_installed:
-            decoder.load()
+    for decoder in (*decoders_for(name), *decoders_for("auto")):
+        decoder.load()
 
 
 def _limit(memory_mb: int) -> None:

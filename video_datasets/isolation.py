@@ -75,7 +75,7 @@ class IsolatedDecoder:
             raise VideoReadError(name, error.strerror or str(error)) from error
         try:
             if self._child is None:
-                self._child = _Child(self._limits)
+                self._child = _Child(self._decoder, self._limits)
             deadline = time.monotonic() + self._limits.timeout_s
             request = {"decoder": self._decoder, "path": name, "bytes": None if content is None else len(content)}
             self._child.send(framed(request) + (content or b""), deadline)
@@ -118,13 +118,13 @@ class _Child:
         _Lost: the process cannot be started.
     """
 
-    def __init__(self, limits: Limits):
+    def __init__(self, decoder: str, limits: Limits):
         self._limits = limits
         environment = {key: os.environ[key] for key in _PASSED_ON if key in os.environ} | {"MALLOC_ARENA_MAX": "2"}
         root = str(Path(__file__).resolve().parent.parent)
         with stop_signals_blocked():
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _CODE, root, str(limits.memory_mb)],
+                [sys.executable, "-P", "-c", _CODE, root, str(limits.memory_mb), decoder],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -113,6 +113,9 @@ class FilePart(Protocol):
     offset: int
     size: int
 
+    def read(self) -> bytes:
+        """Return the bytes of the part."""
+
 
 class StoredFrames:
     """An opened file of stored frames.

@@ -8,7 +8,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 
 from video_datasets.decoders.base import DecoderError
-from video_datasets.decoders.pyav import decode_in_order, upright_rgb
+from video_datasets.decoders.pyav import Orientation, decode_in_order, upright_rgb
 from video_datasets.decoding import VideoReadError
 
 
@@ -24,31 +24,35 @@ class TimedFrame:
 def frames_in_time(path: str | bytes) -> Iterator[TimedFrame]:
     """Yield all frames of a video file (a path, or its bytes) in order (PyAV), upright, in the size of the first one.
 
+    Where time stamps step back, as in recordings that were joined, a new part follows the one before.
+
     Raises:
         VideoReadError: the file cannot be read, has no frames, or breaks off after those already yielded.
     """
     name = path if isinstance(path, str) else "a video"
     held: VideoFrame | None = None
-    width = height = 0
+    shape = (0, 0, Orientation())
     began = 0.0
     duration = 0.0  # of the frame before
     end = 0.0
     try:
         for frame in decode_in_order(path):
             if held is None:
-                width, height = frame.width, frame.height
+                shape = (frame.width, frame.height, Orientation.of(frame))
                 began = frame.time or 0.0
                 ticks = getattr(frame, "duration", None)  # PyAV has it from 14.3 on
                 duration = float(ticks * frame.time_base) if ticks and frame.time_base else 0.04
             else:
                 moment = end + duration if frame.time is None else frame.time - began
-                # A stream may repeat a time stamp or step back; the time shown never does.
+                if frame.time is not None and moment < end - 1e-6:
+                    moment = end + duration
+                    began = frame.time - moment
                 moment = max(moment, end)
-                yield TimedFrame(end, moment, functools.partial(_pixels, name, held, width, height))
+                yield TimedFrame(end, moment, functools.partial(_pixels, name, held, *shape))
                 duration, end = moment - end, moment
             held = frame
         if held is not None:
-            yield TimedFrame(end, end + duration, functools.partial(_pixels, name, held, width, height))
+            yield TimedFrame(end, end + duration, functools.partial(_pixels, name, held, *shape))
     except DecoderError as error:
         position = f" ({end:.1f} s)" if held is not None else ""
         raise VideoReadError(name, f"{error}{position}") from error
@@ -56,8 +60,8 @@ def frames_in_time(path: str | bytes) -> Iterator[TimedFrame]:
         raise VideoReadError(name, "PyAV finds no frames")
 
 
-def _pixels(name: str, frame: VideoFrame, width: int, height: int) -> np.ndarray:
+def _pixels(name: str, frame: VideoFrame, width: int, height: int, orientation: Orientation) -> np.ndarray:
     try:
-        return upright_rgb(frame, width, height)
+        return upright_rgb(frame, width, height, orientation)
     except DecoderError as error:
         raise VideoReadError(name, str(error)) from error

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from video_datasets.batches import VideoBatch, collate
 from video_datasets.child_processes import settle_worker, start_fork_server
-from video_datasets.decoders import installed_packages
+from video_datasets.decoders import packages_for
 from video_datasets.video_dataset import ItemKey, VideoDataset, VideoItem
 from video_datasets.video_files import VideoFilesError
 
@@ -122,7 +122,7 @@ class BatchReader:
                 self.close()
         context = multiprocessing.get_context(self._start_method)
         if self._start_method == "forkserver":
-            context.set_forkserver_preload([*_PRELOAD, *installed_packages()])
+            context.set_forkserver_preload([*_PRELOAD, *packages_for(self._dataset.decoder)])
             start_fork_server()
         self._slots = torch.full((self._num_workers, 3), -1, dtype=torch.int64).share_memory_()
         self._loader = DataLoader(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -58,10 +59,10 @@ def test_exactly_the_broken_clips_are_reported(shared_videos: Path, tmp_path: Pa
     assert not any(kind == "repeated" for item in verified if item.is_bad for _, kind, _ in item.facts.findings)
     assert "repeated" not in next(item for item in verified if "e4_broken" in item.path).text()
     upright = decode(str(shared_videos / "good" / "g_rot90.mp4"), lambda count: np.array([0])).shape[2:0:-1]
+    by_name = {Path(item.path).name: item for item in verified}
+    assert by_name["w_editlist.mp4"].text() == "edit list: 39 stored frames are not shown"
+    assert by_name["w_editlist.mp4"].facts.frames == 122
     if full:
-        by_name = {Path(item.path).name: item for item in verified}
-        assert by_name["w_editlist.mp4"].text() == "edit list: 39 stored frames are not shown"
-        assert by_name["w_editlist.mp4"].facts.frames == 122
         assert (by_name["g_rot90.mp4"].facts.width, by_name["g_rot90.mp4"].facts.height) == upright
     assert not is_safe(verified, 0.01)
     assert set((tmp_path / "bad_videos.txt").read_text().splitlines()) == {f"broken/{name}" for name in BROKEN["error"]}
@@ -87,7 +88,34 @@ def test_quick_decodes_the_wanted_frames_only(shared_videos: Path, monkeypatch: 
     assert facts["findings"] == [] and np.array_equal(indices, sampling.test_indices(facts["frames"], 16)[0])
 
 
-def test_full_costs_at_most_half_more_than_decoding(shared_videos: Path) -> None:
+DECORD_IS_WRONG = (
+    "open-gop/h264_opengop.mkv open-gop/hevc_opengop.mp4 open-gop/mpeg4.mp4 "
+    "mirrored-matrix/r_hflip.mp4 rotated-mkv/r_rot90.mkv copied-cut/t_cut_copy_g30.mp4"
+).split()
+
+
+@pytest.mark.parametrize("full", [True, False], ids=["full", "quick"])
+@pytest.mark.parametrize("name", DECORD_IS_WRONG)
+def test_what_training_would_read_is_compared_with_decoding_in_order(
+    shared_videos: Path, name: str, full: bool
+) -> None:
+    pytest.importorskip("decord")
+    video = str(shared_videos.parent / "cases" / name)
+    right = inspect_video_module.inspect_video(inspect_video_module.Job(video, video, full, 16, False))
+    assert {level for level, _, _ in right["findings"]} <= {"note"}
+    wrong = inspect_video_module.inspect_video(inspect_video_module.Job(video, video, full, 16, False, "decord"))
+    assert re.search(r"decord gets [1-9]\d? of 16 frames wrong", str(wrong["findings"]))
+
+
+@pytest.mark.parametrize("full", [True, False], ids=["full", "quick"])
+@pytest.mark.parametrize("name", ["t_start7.mkv", "k_mpeg1.mpg"])
+def test_whole_files_raise_no_alarm(shared_videos: Path, name: str, full: bool) -> None:
+    video = str(shared_videos.parent / "cases" / "verify-false-alarms" / name)
+    facts = inspect_video_module.inspect_video(inspect_video_module.Job(video, video, full, 16, False))
+    assert facts["findings"] == [] and facts["frames"] == 60
+
+
+def test_full_costs_little_more_than_decoding_twice(shared_videos: Path) -> None:
     """Compared in this process, in turns, so that a busy machine slows both alike."""
     from trainers.commands.data.inspect_video import Job, inspect_video
 
@@ -111,7 +139,7 @@ def test_full_costs_at_most_half_more_than_decoding(shared_videos: Path) -> None
             start = time.process_time()
             function()
             seconds.append(time.process_time() - start)
-    assert min(spent[inspect_all]) < 1.5 * min(spent[decode_all])
+    assert min(spent[inspect_all]) < 3 * min(spent[decode_all])
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--workers", type=int, help="processes that decode (default: one per core; none for a single video)"
     )
     parser.add_argument("--graphs", action="store_true", help="on a GPU: replay the model as a CUDA graph")
-    parser.add_argument("--decoder", choices=["auto", "decord", "pyav"], default="auto")
+    parser.add_argument("--decoder", choices=["auto", "pyav", "decord", "torchcodec"], default="auto")
     parser.add_argument(
         "--timeout", type=positive(float), default=60.0, help="seconds after which a video is assumed to hang (60)"
     )

@@ -102,8 +102,9 @@ class TrainerSettings:
 class DataSettings:
     """The lists of videos, and how videos are read."""
 
-    decoder: Literal["auto", "decord", "pyav"] = key(
-        "`auto`: decord if it is installed, else PyAV, which is also the fallback."
+    decoder: Literal["auto", "pyav", "decord", "torchcodec"] = key(
+        "`auto`: the frames that decoding in order gives, with only what they need decoded where that is proven to be "
+        "exact. `pyav`: always all frames in order. `decord` (as published) and `torchcodec` get some files wrong."
     )
     max_bad_share: float = key(
         "Share of a list's videos, over all processes, that can be unreadable. Above it, training or evaluation "

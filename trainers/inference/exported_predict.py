@@ -48,24 +48,33 @@ def frames_in_order(path: str) -> Iterator[av.VideoFrame]:
 def read_frames(path: str, num_frames: int) -> np.ndarray:
     """Return the middle frames of equal parts of a video, uint8 (T, H, W, 3), upright."""
     kept: dict[int, av.VideoFrame] = {}
-    count = pixels = width = height = 0
+    first: av.VideoFrame | None = None
+    count = pixels = 0
     for frame in frames_in_order(path):
-        if count == 0:
-            width, height = frame.width, frame.height
+        first = first or frame
         pixels += frame.width * frame.height
         if pixels <= MAX_KEPT_PIXELS:
             kept[count] = frame
         count += 1
-    if count == 0:
+    if first is None:
         raise ValueError("no frames")
     chosen = [(2 * i + 1) * count // (2 * num_frames) for i in range(num_frames)]
     if len(kept) < count:
         kept = {i: frame for i, frame in enumerate(frames_in_order(path)) if i in chosen}
+    stored = [kept[i].to_ndarray(format="rgb24", width=first.width, height=first.height) for i in chosen]
+    return upright(np.stack(stored), first)
 
-    def upright(frame: av.VideoFrame) -> np.ndarray:
-        return np.rot90(frame.to_ndarray(format="rgb24", width=width, height=height), round(frame.rotation / 90))
 
-    return np.stack([upright(kept[i]) for i in chosen])
+def upright(pixels: np.ndarray, first: av.VideoFrame) -> np.ndarray:
+    """Turn and mirror frames (T, H, W, 3) as the display matrix of the first one says; PyAV only reports it."""
+    data: Any = first.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return pixels
+    # A stored point (x, y) is shown at (a x + c y, b x + d y).
+    a, b, _, c, d = (int(number) for number in np.frombuffer(bytes(data), np.int32)[:5])
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        pixels, a, d = pixels.transpose(0, 2, 1, 3), c, b
+    return pixels[:, :: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:

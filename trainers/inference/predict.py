@@ -162,7 +162,7 @@ def iter_predictions(
         num_workers: processes that decode; 0: a thread of this process; None: 0 for one video, else one process per
             core, at most 8.
         precision: auto, fp32, bf16, fp16 or fp64.
-        decoder: auto, decord or pyav.
+        decoder: auto, pyav, decord or torchcodec.
         timeout_s: seconds after which a video that is being read is assumed to hang; it gets an error.
         cuda_graphs: replay the model as a CUDA graph for batches of a size that comes again.
     """

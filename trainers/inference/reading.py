@@ -34,7 +34,7 @@ class FileReader:
         transform: frames to crops.
         num_frames: frames of a view.
         num_clips: temporal views of a video.
-        decoder: auto, decord or pyav.
+        decoder: auto, pyav, decord or torchcodec.
         batch_size: videos of a batch.
         timeout_s: seconds without a batch after which a hang is assumed.
         pin_memory: whether batches are in pinned memory.

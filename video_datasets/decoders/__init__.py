@@ -19,14 +19,14 @@ class Decoder(NamedTuple):
         reader: name of the subclass of `base.VideoReader`.
         package: import name of the library that it needs.
         title: its name in messages.
-        in_order: whether it decodes every frame from the start, which is exact for all containers.
+        is_exact: whether it gives the frames that decoding in order gives, or none.
     """
 
     module: str
     reader: str
     package: str
     title: str
-    in_order: bool
+    is_exact: bool
 
     @property
     def is_installed(self) -> bool:
@@ -39,12 +39,14 @@ class Decoder(NamedTuple):
         return reader
 
 
-# `auto` tries them in this order.
 DECODERS = {
-    "decord": Decoder("decord", "DecordReader", package="decord", title="decord", in_order=False),
-    "pyav": Decoder("pyav", "PyavReader", package="av", title="PyAV", in_order=True),
+    "pyav": Decoder("pyav", "PyavReader", package="av", title="PyAV", is_exact=True),
+    "decord": Decoder("decord", "DecordReader", package="decord", title="decord", is_exact=False),
+    "torchcodec": Decoder("torchcodec", "TorchcodecReader", package="torchcodec", title="torchcodec", is_exact=False),
 }
 DECODER_NAMES = ("auto", *DECODERS)
+# `auto` decodes only what the wanted frames need where that is proven to be exact.
+_INDEXED = Decoder("indexed", "IndexedReader", package="av", title="PyAV", is_exact=True)
 
 
 def check_decoder(name: str) -> None:
@@ -57,29 +59,30 @@ def check_decoder(name: str) -> None:
     if name not in DECODER_NAMES:
         raise ValueError(f"decoder {name!r} is unknown; there are {', '.join(DECODER_NAMES)}")
     if name != "auto" and not DECODERS[name].is_installed:
-        others = [other for other in DECODERS if other != name]
         raise ImportError(
             f"decoder {name} is not installed ({DECODERS[name].package} has no wheel for this platform, or was left "
-            f"out); use auto or {' or '.join(others)}"
+            f"out); use auto"
         )
 
 
-def decoders_for(name: str, may_seek: bool) -> list[Decoder]:
-    """Return the decoders to try for a video, in order.
+def is_exact(name: str) -> bool:
+    """Return whether a value of `data.decoder` always gives the frames that decoding in order gives."""
+    return name == "auto" or DECODERS[name].is_exact
+
+
+def decoders_for(name: str, may_seek: bool = True) -> tuple[Decoder, ...]:
+    """Return the decoders to try for a video, in order; the last one decodes every frame in order.
 
     Args:
         name: a value of `data.decoder`.
-        may_seek: whether the content is of a kind that decoders may seek in. If not, those that decode in order read
-            it, whichever decoder was asked for.
+        may_seek: whether the content is of a kind that decoders may seek in.
     """
-    chosen = [decoder for key, decoder in DECODERS.items() if name in ("auto", key)]
-    if not may_seek:
-        chosen = [decoder for decoder in chosen if decoder.in_order] or [
-            decoder for decoder in DECODERS.values() if decoder.in_order
-        ]
-    return [decoder for decoder in chosen if decoder.is_installed]
+    in_order = DECODERS["pyav"]
+    if not may_seek or name == "pyav":
+        return (in_order,)
+    return (_INDEXED if name == "auto" else DECODERS[name], in_order)
 
 
-def installed_packages() -> list[str]:
-    """Return the import names of the decoders' libraries that are installed."""
-    return [decoder.package for decoder in DECODERS.values() if decoder.is_installed]
+def packages_for(name: str) -> list[str]:
+    """Return the import names of the libraries that a value of `data.decoder` needs."""
+    return list(dict.fromkeys(decoder.package for decoder in decoders_for(name)))

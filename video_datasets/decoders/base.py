@@ -18,6 +18,10 @@ class DecoderError(Exception):
     """One decoder cannot read a video; the message is one line without the path."""
 
 
+class OrderNeededError(DecoderError):
+    """Only decoding every frame in order is known to give the right frames of a video."""
+
+
 @contextlib.contextmanager
 def decoder_errors(what: str, content: str | bytes = b"") -> Iterator[None]:
     """Around calls of a decoding library: whatever it raises becomes a `DecoderError`, `<what> (<reason>)`.

@@ -5,8 +5,8 @@ import io
 import decord
 import numpy as np
 
-from video_datasets.decoders.base import DecoderError, VideoReader
-from video_datasets.decoders.pyav import best_video_stream, open_video
+from video_datasets.decoders.base import DecoderError, OrderNeededError, VideoReader
+from video_datasets.decoders.pyav import best_video_stream, open_video, video_streams
 
 
 class DecordReader(VideoReader):
@@ -17,6 +17,8 @@ class DecordReader(VideoReader):
 
     def __init__(self, content: str | bytes):
         with open_video(content) as container:
+            if len(video_streams(container)) > 1:
+                raise OrderNeededError("decord may take another stream than players do")
             context = best_video_stream(container).codec_context
             self._size = context.width, context.height
         if 0 in self._size:  # FFmpeg could not decode a frame within its limits

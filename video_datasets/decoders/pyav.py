@@ -6,11 +6,12 @@ Everything of this project that reads a video with PyAV opens it here.
 import io
 import os
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import av
 import numpy as np
 from av.container import InputContainer
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -59,17 +60,24 @@ def open_video(source: str | bytes | BinaryIO) -> InputContainer:
 def best_video_stream(container: InputContainer) -> VideoStream:
     """Return the video stream that players show, set to decode in one thread.
 
-    A worker is one thread: parallelism comes from many workers.
+    A cover picture is no video. A worker is one thread: parallelism comes from many workers.
 
     Raises:
         DecoderError: FFmpeg knows none that it can decode.
     """
     stream = container.streams.best("video")
+    if isinstance(stream, VideoStream) and Disposition.attached_pic in stream.disposition:
+        stream = max(video_streams(container), key=lambda video: video.width * video.height, default=None)
     if not isinstance(stream, VideoStream) or stream.codec_context is None:
         raise DecoderError("PyAV finds no video stream that it can decode")
     stream.codec_context.options = _LIMITS  # a stream can change its size later
     stream.codec_context.thread_count = 1
     return stream
+
+
+def video_streams(container: InputContainer) -> list[VideoStream]:
+    """Return the video streams that are no cover pictures."""
+    return [video for video in container.streams.video if Disposition.attached_pic not in video.disposition]
 
 
 def decode_in_order(content: str | bytes) -> Iterator[VideoFrame]:
@@ -93,12 +101,33 @@ def decode_in_order(content: str | bytes) -> Iterator[VideoFrame]:
         raise DecoderError(f"PyAV cannot decode it {position} ({one_line(error, content)}{limit})") from error
 
 
-def quarter_turns(frame: VideoFrame) -> int:
-    """Return how many quarter turns, counter-clockwise, put a frame upright; PyAV only reports rotation."""
-    return round(frame.rotation / 90) % 4
+class Orientation(NamedTuple):
+    """How a stored picture becomes upright: rows and columns swapped, then columns reversed, then rows reversed."""
+
+    swap: bool = False
+    mirror: bool = False
+    flip: bool = False
+
+    @classmethod
+    def of(cls, frame: VideoFrame) -> "Orientation":
+        """Read the display matrix of a frame, to the nearest of the eight; PyAV only reports it."""
+        data: Any = frame.side_data.get("DISPLAYMATRIX")
+        if data is None:
+            return cls()
+        # A stored point (x, y) is shown at (a x + c y, b x + d y).
+        a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].astype(np.int64).tolist()
+        if abs(b) + abs(c) > abs(a) + abs(d):
+            return cls(True, c < 0, b < 0)
+        return cls(False, a < 0, d < 0)
+
+    def apply(self, pixels: np.ndarray) -> np.ndarray:
+        """Return the upright view of a picture (H, W, 3): (H, W, 3) or (W, H, 3)."""
+        if self.swap:
+            pixels = pixels.transpose(1, 0, 2)
+        return pixels[:: -1 if self.flip else 1, :: -1 if self.mirror else 1]
 
 
-def upright_rgb(frame: VideoFrame, width: int, height: int) -> np.ndarray:
+def upright_rgb(frame: VideoFrame, width: int, height: int, orientation: Orientation) -> np.ndarray:
     """Convert a frame to uint8 RGB of a stored size, and turn it upright: (height, width, 3) or (width, height, 3).
 
     Raises:
@@ -111,11 +140,11 @@ def upright_rgb(frame: VideoFrame, width: int, height: int) -> np.ndarray:
         space, color_range = frame.colorspace, frame.color_range
         options = {"src_colorspace": space, "dst_colorspace": "ITU601", "src_color_range": color_range}
     with decoder_errors("PyAV cannot convert its frames"):
-        return np.rot90(frame.reformat(width, height, "rgb24", **options).to_ndarray(), quarter_turns(frame))
+        return orientation.apply(frame.reformat(width, height, "rgb24", **options).to_ndarray())
 
 
 class PyavReader(VideoReader):
-    """A video decoded with PyAV from start to end. All frames have the size of the first one."""
+    """A video decoded with PyAV from start to end. All frames have the size and orientation of the first one."""
 
     def __init__(self, content: str | bytes):
         self._content = content
@@ -125,6 +154,7 @@ class PyavReader(VideoReader):
         for frame in decode_in_order(content):
             if self._num_frames == 0:
                 self._width, self._height = frame.width, frame.height
+                self._orientation = Orientation.of(frame)
             self._num_frames += 1
             if self._kept is not None:
                 self._kept.append(frame)
@@ -151,7 +181,7 @@ class PyavReader(VideoReader):
     def pieces(self, indices: np.ndarray) -> Iterator[np.ndarray]:
         """Decode frames one by one, in one pass."""
         for frame in self._frames(indices):
-            yield upright_rgb(frame, self._width, self._height)[None]
+            yield upright_rgb(frame, self._width, self._height, self._orientation)[None]
 
     def _frames(self, indices: np.ndarray) -> Iterator[VideoFrame]:
         kept = self._kept

@@ -5,7 +5,7 @@ import hashlib
 import io
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from video_datasets.decoders import is_exact
 from video_datasets.decoders.base import DecoderError, decoder_errors
-from video_datasets.decoders.pyav import best_video_stream, open_video, quarter_turns, upright_rgb
+from video_datasets.decoders.pyav import Orientation, best_video_stream, open_video, upright_rgb
 from video_datasets.decoding import VideoReadError, decode
 from video_datasets.sampling import test_indices
 from video_datasets.stored_frames import StoredFrames, opened_frames
@@ -23,6 +24,7 @@ from video_datasets.video_files import TarMember
 LEVELS = ("ok", "note", "warning", "error")
 # A container may claim one frame more than it has, as undamaged AVIs of HMDB-51 do.
 FRAME_TOLERANCE = 1
+DURATION_TOLERANCE = 3
 _DIGEST_BYTES = 1 << 16
 _THUMBNAIL_HEIGHT = 96
 
@@ -87,9 +89,9 @@ def inspect_video(job: Job) -> dict[str, Any]:
             raise OSError(None, "the file is empty")
         with opened_frames(content) as stored:
             if stored is not None:
-                picture: np.ndarray | VideoFrame | None = _read_stored(stored, job, facts)
+                picture: np.ndarray | None = _read_stored(stored, job, facts)
             else:
-                picture = _decode_all(content, facts) if job.full else _decode_wanted(job, content, facts)
+                picture = _decode_all(job, content, facts) if job.full else _decode_wanted(job, content, facts)
     except DecoderError as error:
         facts.add("error", "unreadable", str(error))
         picture = None
@@ -99,10 +101,7 @@ def inspect_video(job: Job) -> dict[str, Any]:
     if facts.frames is not None and 0 < facts.frames < job.num_frames:
         facts.add("note", "short", f"{facts.frames} frames, a view has {job.num_frames}: frames repeat")
     if picture is not None and (job.thumbnail or any(level in LEVELS[2:] for level, _, _ in facts.findings)):
-        try:
-            facts.thumbnail = _thumbnail(picture)
-        except DecoderError as error:  # its pixels are of a kind that cannot be converted
-            facts.add("error", "unreadable", str(error))
+        facts.thumbnail = _thumbnail(picture)
     facts.seconds = round(time.perf_counter() - start, 4)
     return asdict(facts)
 
@@ -148,76 +147,170 @@ def _read_stored(stored: StoredFrames, job: Job, facts: VideoFacts) -> np.ndarra
     return picture
 
 
-def _decode_wanted(job: Job, content: str | bytes, facts: VideoFacts) -> np.ndarray | None:
-    """Decode the frames of one test view, as evaluation does."""
-    _read_header(content, facts)
+@dataclass
+class _View:
+    """One test view as training reads it: number of frames of the video, indices (T,) and frames (T, H, W, 3)."""
+
+    num_video_frames: int
+    indices: np.ndarray
+    frames: np.ndarray
+
+
+def _read_view(job: Job, facts: VideoFacts, decoder: str) -> _View | None:
+    """Decode the frames of one test view; None, with a finding, if they cannot be decoded."""
+    chosen: list[tuple[int, np.ndarray]] = []
 
     def choose(num_video_frames: int) -> np.ndarray:
-        facts.frames = num_video_frames
-        return test_indices(num_video_frames, job.num_frames)[0]
+        chosen.append((num_video_frames, test_indices(num_video_frames, job.num_frames)[0]))
+        return chosen[-1][1]
 
     try:
-        frames = decode(job.source, choose, job.decoder)  # (T, H, W, 3)
+        frames = decode(job.source, choose, decoder)  # (T, H, W, 3)
     except VideoReadError as error:
-        facts.frames = None
         facts.add("error", "unreadable", error.reason)
         return None
-    facts.height, facts.width = frames.shape[1:3]
-    _compare(facts, facts.claimed_frames)
-    return frames[len(frames) // 2]
+    return _View(*chosen[-1], frames)
 
 
-def _read_header(content: str | bytes, facts: VideoFacts) -> None:
+def _decode_wanted(job: Job, content: str | bytes, facts: VideoFacts) -> np.ndarray | None:
+    """Decode the frames of one test view, and compare them with the right ones if the decoder is not exact."""
+    header = _read_header(content, facts)
+    view = _read_view(job, facts, job.decoder)
+    if view is None:
+        return None
+    facts.frames = view.num_video_frames
+    facts.height, facts.width = view.frames.shape[1:3]
+    header.compare(facts)
+    if not is_exact(job.decoder):
+        right: list[int] = []
+
+        def choose(num_video_frames: int) -> np.ndarray:
+            right.append(num_video_frames)
+            return np.minimum(view.indices, num_video_frames - 1)
+
+        try:
+            frames = decode(job.source, choose, "auto")
+        except VideoReadError as error:
+            facts.add("warning", "wrong frames", f"{job.decoder} reads it, but in order it fails: {error.reason}")
+        else:
+            _compare_frames(
+                job.decoder,
+                header.rounding,
+                view,
+                right[-1],
+                dict(zip(view.indices.tolist(), frames, strict=True)),
+                facts,
+            )
+    return view.frames[len(view.frames) // 2]
+
+
+def _compare_frames(
+    decoder: str, rounding: float, view: _View, count: int, right: dict[int, np.ndarray], facts: VideoFacts
+) -> None:
+    """Add a finding if a view is not what decoding in order gives: `count` frames, of which `right` are some."""
+    limit = 0.0 if is_exact(decoder) else rounding
+    wrong = 0
+    for index, frame in zip(view.indices.tolist(), view.frames, strict=True):
+        expected = right.get(index) if index < count else None
+        is_right = expected is not None and expected.shape == frame.shape
+        wrong += not (is_right and np.abs(frame.astype(np.int16) - expected).mean() <= limit)
+    counted = "" if view.num_video_frames == count else f", and counts {view.num_video_frames} instead of {count}"
+    if wrong or counted:
+        text = f"{decoder} gets {wrong} of {len(view.frames)} frames wrong{counted}: use data.decoder=auto"
+        facts.add("warning", "wrong frames", text)
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a file says of itself.
+
+    Attributes:
+        frames: number of frames; None if unknown.
+        discarded: how many of them are not shown.
+        is_counted: whether that is a count, not an estimate from the duration, which may be too small.
+        rounding: mean difference, of 255, up to which decoders differ for equal frames: FFmpeg's versions round
+            differently, and take 10 bits to 8 in different ways.
+    """
+
+    frames: int | None = None
+    discarded: int = 0
+    is_counted: bool = True
+    rounding: float = 0.5
+
+    def compare(self, facts: VideoFacts) -> None:
+        """Add findings if frames are not shown, or if their number is another one."""
+        if self.discarded:
+            facts.add("note", "edit list", f"{self.discarded} stored frames are not shown")
+        if self.frames is None or facts.frames is None:
+            return
+        missing = self.frames - self.discarded - facts.frames
+        if abs(missing) > FRAME_TOLERANCE if self.is_counted else missing > DURATION_TOLERANCE:
+            text = f"{facts.frames} frames decode, the file claims {self.frames - self.discarded}"
+            facts.add("warning", "frame count", text)
+
+
+def _read_header(content: str | bytes, facts: VideoFacts) -> _Header:
     """Record the facts in the container if it can be opened. If not, decoding reports the fault."""
     try:
         with decoder_errors("", content), open_video(content) as container:
-            _record_stream(container, best_video_stream(container), facts)
+            stream = best_video_stream(container)
+            header = _record_stream(container, stream, facts)
+            discarded = sum(packet.is_discard for packet in container.demux(stream))
+            return replace(header, discarded=discarded)
     except DecoderError:
         facts.codec = None
+    return _Header()
 
 
-def _decode_all(content: str | bytes, facts: VideoFacts) -> VideoFrame | None:
-    """Decode every frame in order and compare their number with the container's claim."""
-    first: VideoFrame | None = None
+def _decode_all(job: Job, content: str | bytes, facts: VideoFacts) -> np.ndarray | None:
+    """Decode every frame in order; compare with the container's claim, and with what training reads."""
     decoded = discarded = damaged = 0
+    first: VideoFrame | None = None
+    orientation = Orientation()
+    picture: np.ndarray | None = None
+    header = _Header()
+    unreadable = VideoFacts()
+    view = _read_view(job, unreadable, job.decoder)
+    wanted = set() if view is None else set(view.indices.tolist())
+    right: dict[int, np.ndarray] = {}
     try:
         with decoder_errors("fails", content), open_video(content) as container:
             stream = best_video_stream(container)
-            _record_stream(container, stream, facts)
+            header = _record_stream(container, stream, facts)
             for packet in container.demux(stream):
                 discarded += packet.is_discard
                 for frame in packet.decode():
-                    decoded += 1
                     damaged += bool(frame.is_corrupt)
                     if first is None:
-                        first = frame
+                        first, orientation = frame, Orientation.of(frame)
+                        picture = upright_rgb(frame, frame.width, frame.height, orientation)
+                    if decoded in wanted:
+                        right[decoded] = upright_rgb(frame, first.width, first.height, orientation)
+                    decoded += 1
     except DecoderError as error:
         facts.add("error", "unreadable", f"after {decoded} frames: {error}" if decoded else str(error))
-        return first
-    if first is None:
+        return picture
+    if picture is None:
         facts.add("error", "unreadable", "it has no frames")
         return None
     facts.frames = decoded
-    if quarter_turns(first) % 2:
-        facts.width, facts.height = facts.height, facts.width
-    if discarded:
-        facts.add("note", "edit list", f"{discarded} stored frames are not shown")
+    facts.height, facts.width = picture.shape[:2]
     if damaged:
         facts.add("warning", "damaged", f"{damaged} frames are damaged")
-    _compare(facts, None if facts.claimed_frames is None else facts.claimed_frames - discarded)
-    return first
+    replace(header, discarded=discarded).compare(facts)
+    facts.findings += unreadable.findings
+    if view is not None:
+        _compare_frames(job.decoder, header.rounding, view, decoded, right, facts)
+    return picture
 
 
-def _compare(facts: VideoFacts, expected: int | None) -> None:
-    if expected is not None and facts.frames is not None and abs(expected - facts.frames) > FRAME_TOLERANCE:
-        facts.add("warning", "frame count", f"{facts.frames} frames decode, the file claims {expected}")
-
-
-def _record_stream(container: InputContainer, stream: VideoStream, facts: VideoFacts) -> None:
+def _record_stream(container: InputContainer, stream: VideoStream, facts: VideoFacts) -> _Header:
     facts.codec = stream.codec_context.codec.canonical_name
     facts.width, facts.height = stream.codec_context.width, stream.codec_context.height
     facts.fps = round(float(stream.average_rate), 3) if stream.average_rate else None
     facts.claimed_frames = stream.frames or _frames_by_duration(container, stream)
+    bits = max((component.bits for component in stream.format.components), default=8) if stream.format else 8
+    return _Header(facts.claimed_frames, 0, stream.frames > 0, 0.5 if bits == 8 else 4.0)
 
 
 def _frames_by_duration(container: InputContainer, stream: VideoStream) -> int | None:
@@ -230,17 +323,17 @@ def _frames_by_duration(container: InputContainer, stream: VideoStream) -> int |
         duration = 3600 * int(hours) + 60 * int(minutes) + float(seconds)
     elif container.duration and len(container.streams) == 1:  # otherwise it may be that of the sound
         duration = container.duration / 1e6
+    if duration and "matroska" in container.format.name:  # which counts from zero, not from the first frame
+        duration -= (container.start_time or 0) / 1e6
     if not duration or not stream.average_rate:
         return None
     return round(duration * float(stream.average_rate))
 
 
-def _thumbnail(picture: np.ndarray | VideoFrame) -> str:
-    """Return a small upright JPEG of an RGB array or a PyAV frame, in base64."""
+def _thumbnail(picture: np.ndarray) -> str:
+    """Return a small JPEG of an RGB array, in base64."""
     from PIL import Image
 
-    if isinstance(picture, VideoFrame):
-        picture = upright_rgb(picture, picture.width, picture.height)
     image = Image.fromarray(np.ascontiguousarray(picture))
     width = max(1, round(image.width * _THUMBNAIL_HEIGHT / image.height))
     buffer = io.BytesIO()

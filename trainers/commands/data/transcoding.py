@@ -21,7 +21,7 @@ from trainers.csv_files import write_csv
 from trainers.files import atomic_path
 from video_datasets.annotations import read_annotations
 from video_datasets.decoders.base import DecoderError, decoder_errors
-from video_datasets.decoders.pyav import best_video_stream, open_video, quarter_turns, upright_rgb
+from video_datasets.decoders.pyav import Orientation, best_video_stream, open_video, upright_rgb
 from video_datasets.decoding import VideoReadError
 from video_datasets.machine import available_cores
 from video_datasets.video_files import TarMember, open_video_files
@@ -183,12 +183,13 @@ def _encode(content: str | bytes, target: str, options: Options) -> int:
     with open_video(content) as source, av.open(target, "w", format="mp4") as result:
         video = best_video_stream(source)
         rate = Fraction(video.average_rate or 25).limit_denominator(10_000)
-        stream = None
+        stream, orientation = None, Orientation()
         for frame in source.decode(video):
             if stream is None:
-                stream = _add_stream(result, rate, _target_size(frame, options.short_side), options)
-            if quarter_turns(frame):
-                pixels = upright_rgb(frame, frame.width, frame.height)
+                orientation = Orientation.of(frame)
+                stream = _add_stream(result, rate, _target_size(frame, orientation, options.short_side), options)
+            if any(orientation):
+                pixels = upright_rgb(frame, frame.width, frame.height, orientation)
                 frame = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             picture = frame.reformat(stream.width, stream.height, "yuv420p", interpolation="BICUBIC")
             if num_frames == 0:
@@ -224,10 +225,10 @@ def _add_stream(result: OutputContainer, rate: Fraction, size: tuple[int, int], 
     return stream
 
 
-def _target_size(frame: VideoFrame, short_side: int) -> tuple[int, int]:
+def _target_size(frame: VideoFrame, orientation: Orientation, short_side: int) -> tuple[int, int]:
     """Return width and height, upright, even, with the short side at most `short_side`."""
     width, height = frame.width, frame.height
-    if quarter_turns(frame) % 2:
+    if orientation.swap:
         width, height = height, width
     scale = min(1.0, short_side / min(width, height))
     return max(2, 2 * round(width * scale / 2)), max(2, 2 * round(height * scale / 2))

@@ -36,7 +36,7 @@ class Options:
     """How videos are checked.
 
     Attributes:
-        full: decode every frame in order, else the frames of one test view.
+        full: decode every frame in order, besides the frames of one test view.
         num_frames: frames per view.
         decoder: decoder of the test view; one of `video_datasets.decoders.DECODER_NAMES`.
         workers: number of processes.
@@ -117,7 +117,7 @@ def verify(lists: list[ListToVerify], output: Path, options: Options, again: boo
     if not entries:
         raise DataError(f"{lists[0].root}: no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
     samples = set(np.random.default_rng(0).permutation(len(entries))[:NUM_SAMPLES].tolist())
-    method = "full" if options.full else options.decoder
+    method = f"{options.decoder}, {'all frames' if options.full else 'a view'}, compared"
     with Progress(output, again) as progress:
         jobs: dict[str, Job] = {}
         keys: list[str] = []  # "" for a missing video

@@ -60,9 +60,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--videos", help="folder or .tar of the videos; without --list every video in it")
     parser.add_argument("--class-names", type=Path, help="class names of the lists: labels are compared with paths")
     parser.add_argument("--output", type=Path, help="folder of the report (runs/verify/<name>)")
-    parser.add_argument("--full", action="store_true", help="decode every frame in order, compare with the claim")
+    parser.add_argument(
+        "--full", action="store_true", help="decode every frame in order, and compare what training reads with it"
+    )
     parser.add_argument("--num-frames", type=int, help="frames per view (16, or the configuration's)")
-    parser.add_argument("--decoder", default="auto", choices=DECODER_NAMES, help="decoder without --full (auto)")
+    parser.add_argument("--decoder", default="auto", choices=DECODER_NAMES, help="what training will use (auto)")
     parser.add_argument("--workers", type=int, default=Options().workers, help="processes (default: %(default)s)")
     parser.add_argument("--time-limit", type=float, default=Options.time_limit_s, help="seconds per video (60)")
     parser.add_argument("--max-bad-share", type=float, help="share of unreadable videos that is safe (0.01)")
