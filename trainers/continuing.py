@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any
 
 from trainers.checkpoint import LAST, read_newest
@@ -42,6 +43,12 @@ FIXED = (
 )
 # What runs of older versions did that had no such key.
 EARLIER = {"partial_update": "keep", "trainer.pixels": "recipe"}
+# What a run needs to continue.
+_PARTS: dict[str, type | UnionType] = {
+    **dict.fromkeys(("model", "optimizer", "run", "config", "skipped"), dict),
+    **dict.fromkeys(("epoch", "micro_batch"), int),
+    **dict.fromkeys(("best", "scaler"), dict | NoneType),
+}
 # Keys whose differences are not reported. Paths are: classes and lists are compared by their content.
 SILENT = ("output", "auto_resume", "dry_run", "debug", "resume")
 
@@ -78,6 +85,7 @@ def compare_runs(
     Raises:
         CheckpointError: naming all differences that are not allowed.
     """
+    _check_parts(path, checkpoint)
     stored = checkpoint["run"]
     refused = []
     if stored.get("class_names") != run["class_names"]:
@@ -157,9 +165,22 @@ def restore(state: TrainingState, content: dict[str, Any], path: Path) -> None:
     """
     try:
         state.restore(content)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except Exception as error:  # of values that a program did not write, optimizers raise nearly any type
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: does not fit this model and optimizer: {reason}") from error
+
+
+def _check_parts(path: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if a checkpoint lacks what a run needs to continue."""
+    wrong = [name for name, kind in _PARTS.items() if not isinstance(checkpoint.get(name), kind)]
+    wrong += [name for name in ("epoch", "micro_batch") if name not in wrong and checkpoint[name] < 0]
+    if "run" not in wrong and not isinstance(checkpoint["run"].get("class_names"), list):
+        wrong.append("run.class_names")
+    if wrong:
+        raise CheckpointError(
+            f"{path}: has no usable {', '.join(wrong)} to continue from; load its weights with resume=, into another "
+            "output"
+        )
 
 
 def _classes(before: list[str], now: list[str]) -> str:

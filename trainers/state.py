@@ -65,8 +65,12 @@ class TrainingState:
         """Take over the state in a checkpoint.
 
         Raises:
-            KeyError, ValueError, RuntimeError: if it does not fit the model or the optimizer.
+            KeyError, ValueError, RuntimeError, TypeError: if it does not fit the model or the optimizer.
         """
+        for name, value in self.model.state_dict().items():
+            stored = content["model"].get(name, value)
+            if stored.is_floating_point() != value.is_floating_point():
+                raise ValueError(f"{name} has values of {stored.dtype}, not of {value.dtype}")
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
         if content["scaler"] is not None and self.scaler.is_enabled():

@@ -33,17 +33,20 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import tc_clip
+from trainers.checkpoint import read_newest, save_checkpoint
 from trainers.config.command_line import USER_ERROR, one_line_errors
 from trainers.config.keys import keys_of
 from trainers.config.resolve import resolve
 from trainers.config.settings import Settings
+from trainers.continuing import compare_runs, fixed_facts, restore
 from trainers.distributed.interrupts import Interrupts
 from trainers.distributed.processes import distributed
 from trainers.errors import ConfigError
 from trainers.inference.inputs import find_videos, read_classes
 from trainers.paths import CONFIGS
 from trainers.prepare import prepare
-from video_datasets.annotations import read_annotations, read_class_names
+from trainers.state import TrainingState
+from video_datasets.annotations import VideoRecord, read_annotations, read_class_names
 from video_datasets.video_files import open_video_files, write_tar_index
 
 LIMIT_S = 20
@@ -239,31 +242,24 @@ class CheckpointsKind(Kind):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        from trainers.checkpoint import save_checkpoint
-
         torch.manual_seed(0)
         sizes = {"image_size": 16, "patch_size": 8, "vision_width": 64, "vision_depth": 1, "text_width": 64}
         sizes |= {"text_depth": 1, "embed_dim": 32, "num_frames": 2}
         model = tc_clip.create_model("vifi_clip", class_names=["a", "b"], **sizes)
-        self.weights = model.state_dict()
-        content: dict[str, Any] = {
-            "model": self.weights,
-            "model_info": model.info(),
-            "epoch": 1,
-            "micro_batch": 0,
-            "best": {"epoch": 1, "top1": 50.0},
-            "skipped": {"total": 0, "in_a_row": 0},
-            "optimizer": {"state": {}, "param_groups": []},
-            "scaler": None,
-            "run": {"class_names": ["a", "b"]},
-            "config": {},
-        }
-        save_checkpoint(folder / "last.pth", content)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        sum(parameter.sum() for parameter in model.parameters()).backward()  # type: ignore[union-attr]
+        optimizer.step()
+        self.state = TrainingState(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+        self.state.position.epoch, self.state.position.best = 1, {"epoch": 1, "top1": 50.0}
+        self.weights = copy.deepcopy(model.state_dict())
+        self.run = fixed_facts([VideoRecord("a.mp4", 0)], ["a", "b"])
+        self.config = {"epochs": 3, "lr": 1e-3, "aug": {"gray": 0.2}}
+        save_checkpoint(folder / "last.pth", {**self.state.content(True), "run": self.run, "config": self.config})
         self.original = (folder / "last.pth").read_bytes()
         self.content = torch.load(folder / "last.pth", weights_only=True)
 
     def mutant(self, rng: random.Random) -> tuple[str, Callable[[], str | None]]:
-        path = self.folder / "mutant.pth"
+        path = self.folder / "last.pth"
         if rng.random() < 0.6:
             changed, words = change_bytes(self.original, rng)
 
@@ -297,13 +293,25 @@ class CheckpointsKind(Kind):
 
     def _load(self, path: Path, write: Callable[[], None], edited: tuple[str | int, ...] | None = None) -> str | None:
         write()
+        tried = (outcome_of(lambda: self._resume(path)), outcome_of(lambda: self._build(path, edited)))
+        return next((reason for reason in tried if reason is not None), None)
+
+    def _resume(self, path: Path) -> str | None:
+        newest = read_newest(path)
+        assert newest is not None
+        compare_runs(path, newest[0], self.run, self.config)
+        restore(self.state, newest[0], path)
+        position = self.state.position
+        best = position.best is None or isinstance(position.best, dict)
+        return None if type(position.epoch) is int and position.epoch >= 0 and best else f"resumes at {position}"
+
+    def _build(self, path: Path, edited: tuple[str | int, ...] | None) -> str | None:
         checkpoint = tc_clip.read_checkpoint(path)
         model = tc_clip.load_model(checkpoint, ["a", "b"])
         if edited is not None:  # a whole file that says something else: its values count, if their kinds are right
-            name = edited[-1]
-            stated = checkpoint.content.get("model", {}).get(name) if edited[0] == "model" else None
+            stated = checkpoint.content["model"].get(edited[-1]) if edited[0] == "model" else None
             if isinstance(stated, torch.Tensor) and not stated.is_floating_point():
-                return f"accepted, although {name} has whole numbers"
+                return f"accepted, although {edited[-1]} has whole numbers"
             return None
         found = model.state_dict()
         different = [name for name, value in self.weights.items() if not torch.equal(found[name], value)]

@@ -163,6 +163,34 @@ def test_a_damaged_last_is_skipped_with_a_warning(compose_run, tmp_path: Path) -
     assert [line["step"] for line in lines if line["kind"] == "epoch"] == [6, 12, 18]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"run": None}, "has no usable run to continue from"),
+        ({"run": {"class_names": 3}}, "has no usable run.class_names to continue from"),
+        ({"epoch": "1", "best": [1]}, "has no usable epoch, best to continue from"),
+        ({"micro_batch": -1}, "has no usable micro_batch to continue from"),
+        ({"optimizer": {"state": 3, "param_groups": []}}, "does not fit this model and optimizer"),
+        (
+            {"model": "whole"},
+            "does not fit this model and optimizer: .* has values of torch.int64, not of torch.float32",
+        ),
+    ],
+)
+def test_a_checkpoint_that_no_program_wrote_is_refused_in_words(
+    compose_run, output: Path, change: dict, message: str
+) -> None:
+    for older in output.glob("last_*.pth"):
+        older.unlink()
+    content = load(output / "last.pth")
+    del content["checksum"]
+    if change.get("model") == "whole":
+        change = {"model": {name: value.to(torch.int64) for name, value in content["model"].items()}}
+    torch.save({**content, **change}, output / "last.pth")
+    with pytest.raises(CheckpointError, match=rf"last\.pth: {message}"):
+        run(compose_run(**ONE))
+
+
 def test_without_a_good_checkpoint_the_files_stay(compose_run, output: Path) -> None:
     for path in output.glob("last*.pth"):
         path.write_bytes(b"garbage")

@@ -68,6 +68,7 @@ def test_values_become_a_group() -> None:
         ({"count": 1.0}, "count=1.0: must be a whole number"),
         ({"flag": 1}, "flag=1: must be true or false"),
         ({"inner": 3}, "inner: must be a group of keys"),
+        ({"inner": {1: 2}}, "unknown key inner.1"),
         ({"inner": {"rate": 0, "share": 0}}, "inner.rate=0: must be a number above 0"),
         ({"inner": {"rate": float("nan"), "share": 0}}, "inner.rate=nan: must be a number above 0"),
         ({"inner": {"rate": 1, "share": 1}}, "inner.share=1: must be a number from 0 to below 1, auto or null"),

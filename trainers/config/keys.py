@@ -151,7 +151,7 @@ def _read(group: type[Group], values: Mapping[str, Any], prefix: str, known: Map
     hints = get_type_hints(group)
     for name in values:
         if name not in hints:
-            raise ConfigError(f"unknown key {prefix}{name}{did_you_mean(prefix + name, known)}")
+            raise ConfigError(f"unknown key {prefix}{name}{did_you_mean(prefix + str(name), known)}")
     read: dict[str, Any] = {}
     for name, hint in hints.items():
         if not _is_group(hint):

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import torch
 from tqdm import tqdm
 
-from trainers.commands.data.listing import DataError
+from trainers.commands.data.listing import DataError, report_left_out
 from trainers.commands.data.progress import Progress, key_of
 from trainers.commands.data.watched_pool import Failure, watched_map
 from trainers.csv_files import write_csv
@@ -142,7 +142,9 @@ def _sources(files: VideoFiles, lists: list[Path] | None) -> Iterator[str | TarM
         listed = list(dict.fromkeys(record.path for path in lists for record in read_annotations(path)))
         files.prepare(listed)
     else:
-        listed = files.videos()
+        found = files.find_all()
+        listed = found.videos
+        report_left_out(files.root, found)
     if not listed:
         raise DataError(f"{files.root}: no videos")
     missing = []
