@@ -7,6 +7,7 @@ import pwd
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -187,11 +188,17 @@ def test_a_user_id_without_a_name_gets_one(monkeypatch: pytest.MonkeyPatch) -> N
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("LOGNAME", "")  # restored afterwards
+    home = os.environ["HOME"]
+    monkeypatch.delenv("HOME")
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     with pytest.raises((KeyError, OSError)):
         getpass.getuser()
     prepare_process()
     assert getpass.getuser() == f"uid{os.getuid()}"
+    assert Path.home() == Path(tempfile.gettempdir())
+    monkeypatch.setenv("HOME", home)
+    prepare_process()
+    assert Path.home() == Path(home)
 
 
 def test_a_failed_import_is_not_repeated_while_its_error_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
