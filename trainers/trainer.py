@@ -42,7 +42,7 @@ class UpdateReport:
     rates: dict[str, float]  # learning rate of each parameter group
     seconds: float
     wait_seconds: float  # spent waiting for videos, mean over the ranks
-    host_seconds: float | None  # neither for videos nor for the device, on this process; None on a CPU
+    host_seconds: float | None  # waiting for nothing, on this process; None on a CPU
     grad_norm: float | None  # before clipping; None if the loss was not finite
     loss_scale: float | None  # after the update; None without a loss scaler
     skipped: bool  # loss or gradient were not finite, and the weights did not change
@@ -329,12 +329,12 @@ class Trainer:
         """
         start = time.perf_counter()
         losses = torch.stack(shares).cpu().double() if shares else torch.zeros(0, dtype=torch.double)
-        self._copies.device_seconds += time.perf_counter() - start
         not_finite = ~torch.isfinite(losses)
         num_bad = sum(len(batch.bad_videos) for batch in done)
         numbers = torch.tensor([losses.sum(), not_finite.sum(), num_bad, wait_seconds, *flags], dtype=torch.double)
         has_grad = torch.tensor([parameter.grad is not None for parameter in self.parameters], dtype=torch.double)
         total = self.ranks.sum(torch.cat([numbers, has_grad])).tolist()
+        self._copies.device_seconds += time.perf_counter() - start  # and for the other ranks
         if total[2]:
             self._report_bad_videos([video for batch in done for video in batch.bad_videos])
         any_rank, used = total[4 : 4 + len(flags)], total[4 + len(flags) :]

@@ -77,26 +77,28 @@ def main(argv: list[str] | None = None) -> int:
 def print_predictions(model: "VideoClip", videos: list[str], args: argparse.Namespace) -> int:
     """Predict videos, print the results and write the files; return how many videos could be read."""
     from trainers.inference.output_files import STANDARD_OUTPUT, write_json, write_predictions_csv
-    from trainers.inference.predict import iter_predictions
+    from trainers.inference.predict import inference_precision, iter_predictions
+    from trainers.precision import weights_in
 
     predictions = []
     started = time.perf_counter()
-    for item in iter_predictions(
-        model,
-        videos,
-        top=args.top,
-        num_clips=args.views,
-        num_crops=args.crops,
-        batch_size=args.batch_size,
-        num_workers=args.workers,
-        precision=args.precision,
-        decoder=args.decoder,
-        timeout_s=args.timeout,
-        cuda_graphs=args.graphs,
-    ):
-        predictions.append(item)
-        if STANDARD_OUTPUT not in (args.json, args.csv):
-            print(table(item), flush=True)
+    with weights_in(model, inference_precision(model, args.precision)):
+        for item in iter_predictions(
+            model,
+            videos,
+            top=args.top,
+            num_clips=args.views,
+            num_crops=args.crops,
+            batch_size=args.batch_size,
+            num_workers=args.workers,
+            precision=args.precision,
+            decoder=args.decoder,
+            timeout_s=args.timeout,
+            cuda_graphs=args.graphs,
+        ):
+            predictions.append(item)
+            if STANDARD_OUTPUT not in (args.json, args.csv):
+                print(table(item), flush=True)
     num_read = sum(item.error is None for item in predictions)
     seconds = time.perf_counter() - started
     unread = f", {len(videos) - num_read} could not be read" if num_read < len(videos) else ""
