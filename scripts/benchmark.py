@@ -2,7 +2,7 @@
 
 The references: `plain` is the readable implementation (tc_clip/reference.py), which runs the text encoder over the
 full context length for every video and materialises attention; `frames` is the frame-wise vifi_clip; the machine's
-best matmul rate, and the bare video decoder. Equality with `plain` is checked in float64 before anything is timed.
+best matmul rate, and the bare video decoders. Equality with `plain` is checked in float64 before anything is timed.
 Rounds are interleaved, so a disturbance affects all cases alike.
 
 Without options it measures everything that docs/benchmarks.md shows: on a CPU in about 25 minutes with 21 GB of
@@ -149,7 +149,7 @@ def main(arguments: list[str] | None = None) -> Results:
         on_gpu = device == "cuda"
         results.run = measure_run(case, 256 if on_gpu else 4, 6 if on_gpu else 3, compiled=on_gpu)
         write()
-    results.loading = measure_loading(options.video) if "loading" in parts else None
+    results.loading = measure_loading(options.video, options.rounds or 9) if "loading" in parts else None
     write()
     minutes = (time.perf_counter() - start) / 60
     text = report(results, " ".join(["python scripts/benchmark.py", *words]), options.frames, minutes)

@@ -71,11 +71,6 @@ def report(results: Results, command: str, num_frames: int, minutes: float) -> s
     if few is not None and many is not None:
         ratio = many.seconds_per_video / few.seconds_per_video
         lines.append(f"Inference with 1600 classes takes {ratio:.2f} times as long as with 100 (bf16).")
-    if results.loading is not None:
-        lines.append(
-            f"Reading, one core, {results.loading.video}: bare decoder {results.loading.decoder_ms:.0f} ms, training "
-            f"item {results.loading.item_ms:.0f} ms, from the cache {results.loading.cached_item_ms:.0f} ms."
-        )
     if results.run is not None:
         run = results.run
         host = "" if run.host_share is None else f", {run.host_share:.0%} for the program"
@@ -85,9 +80,31 @@ def report(results: Results, command: str, num_frames: int, minutes: float) -> s
             f"first update {run.first_seconds:.1f} s."
         )
     blocks = ["\n".join(lines)]
+    if results.loading is not None:
+        blocks.append(loading_table(results.loading))
     if results.measurements:
         blocks += [figures_table(results), MIXED_PRECISION_NOTE]
     return "\n\n".join(blocks) + "\n"
+
+
+def loading_table(loading: LoadingReport) -> str:
+    """Return what reading a video costs, as text and a table."""
+    decoders = ", ".join(f"{name} {ms:.0f}" for name, ms in loading.decoders.items())
+    workers = list(loading.rates["video"])
+    lines = [
+        f"Reading `{loading.video}`, 16 frames. Bare decoders, ms of CPU time: {decoders}.",
+        "",
+        "| from | MB/video | training item, ms of CPU time | without colours | "
+        + " | ".join(f"videos/s, {count} worker{'s' * (count > 1)}" for count in workers)
+        + " |",
+        "|---" * (4 + len(workers)) + "|",
+    ]
+    for source, ms in loading.items.items():
+        rates = " | ".join(f"{loading.rates[source][count]:.3g}" for count in workers)
+        cells = f"{loading.megabytes[source]:.2f} | {ms:.1f} | {loading.items_without_colors[source]:.1f} | {rates}"
+        lines.append(f"| {source} | {cells} |")
+    note = "in pinned memory, colours left to the device" if loading.pinned else "with colours"
+    return "\n".join([*lines, "", f"videos/s: through the whole loader, {note}."])
 
 
 def figures_table(results: Results) -> str:

@@ -142,8 +142,12 @@ def test_the_kernels_of_a_step(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_loading_of_a_generated_video() -> None:
-    report = measure_loading(None, rounds=2)
-    assert report.decoder_ms > 0 and report.item_ms > report.cached_item_ms > 0
+    measured = measure_loading(None, rounds=3, loader_s=0.1)
+    assert measured.decoders["pyav"] > 2 * measured.decoders["stored"] > 0
+    without = measured.items_without_colors
+    assert without["video"] > 2 * without["store"] and without["video"] > 2 * without["cache"]
+    assert all(rate > 0 for rates in measured.rates.values() for rate in rates.values())
+    assert 0.5 < measured.megabytes["store"] < 4
 
 
 def test_ratios_are_those_of_the_seconds() -> None:
@@ -156,14 +160,17 @@ def test_ratios_are_those_of_the_seconds() -> None:
     measurements += [measurement("plain", 30.0, 200, memory=1000.0), measurement("tc_clip", 10.0, 200, memory=700.0)]
     measurements += [measurement("tc_clip", 1.0, classes, "bf16") for classes in (400, 100)]
     measurements += [measurement("tc_clip", 1.5, 1600, "bf16")]
-    loading = LoadingReport("x.mp4", 90.0, 100.0, 20.0)
+    costs = {"video": 100.0, "store": 20.0}
+    rates = {"video": {1: 10.0, 2: 19.0}, "store": {1: 90.0, 2: 170.0}}
+    loading = LoadingReport("x.mp4", {"pyav": 90.0}, costs, {"video": 90.0, "store": 9.0}, {**costs}, rates)
     results = Results("cpu", 0.0, {"fp32": 200.0}, measurements, loading, baseline_ratio=1.19)
     text = report(results, "python scripts/benchmark.py", 16, 2.0)
     assert "| tc_clip | inference | 1 | 400 | fp32 | 2 | 0.5 | 5.00 | 5.00 | 0.85 | 300.0 | 75% |" in text
     assert "| tc_clip | inference | 1 | 400 | bf16 | 1 | 1 | 10.00 |  |  | 300.0 |  |" in text, "another precision"
     assert "| tc_clip | training | 1 | 200 | fp32 | 10 | 0.1 | 3.00 | 3.00 |  | 300.0 | 15% | 700 | 0.70 |" in text
     assert "1600 classes takes 1.50 times as long as with 100" in text and "takes 1.19 times as long as" in text
-    assert "bare decoder 90 ms, training item 100 ms, from the cache 20 ms" in text and MIXED_PRECISION_NOTE in text
+    assert "ms of CPU time: pyav 90." in text and MIXED_PRECISION_NOTE in text
+    assert "| store | 20.00 | 20.0 | 9.0 | 90 | 170 |" in text and "videos/s, 1 worker | videos/s, 2 workers |" in text
 
 
 def test_class_names_of_any_number() -> None:
