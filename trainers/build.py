@@ -78,6 +78,11 @@ def build_model(settings: Settings, videos: VideoList) -> VideoModel:
 def build_train_loader(settings: Settings, videos: VideoList, ranks: Ranks, reserve: int = 0) -> TrainLoader:
     """Return this rank's loader of training videos; `reserve`: bytes that the cache leaves to checkpoints."""
     aug, data = settings.aug, settings.data
+    if data.decode_on_device and (videos.stored is None or "JPEG" not in videos.stored or "cache" in videos.stored):
+        raise ConfigError(
+            f"data.decode_on_device=true: {videos.name} has no stored JPEG frames; make them with pack.py --frames and "
+            "set the data set's root to them"
+        )
     transform = TrainTransform(
         settings.input_size,
         flip=videos.flip,
@@ -95,6 +100,7 @@ def build_train_loader(settings: Settings, videos: VideoList, ranks: Ranks, rese
         isolation=_isolation(data),
         cache=_frame_cache(settings, transform, reserve),
         colors_later=aug.colors_on_device,
+        decode_later=data.decode_on_device,
     )
     return TrainLoader(
         dataset,

@@ -226,7 +226,7 @@ class Trainer:
         if item.batch.number != number:
             raise RuntimeError(f"the loader yielded micro-batch {item.batch.number} instead of {number}")
         if self.sample_frames and number == 0:
-            self.log.log_frames(epoch * self.plan.num_micro_batches, item.batch.videos[:4, 0])
+            self.log.log_frames(epoch * self.plan.num_micro_batches, item.batch.training_views("cpu")[:4])
         return item
 
     def _add_gradients(self, items: Sequence["_Arrived"], epoch: int, num_videos: int, is_last: bool) -> list[Tensor]:
@@ -296,6 +296,8 @@ class Trainer:
         """Return a micro-batch's mixed videos (B, T, 3, H, W) and their soft targets (B, C)."""
         batch = item.batch
         videos, labels = item.take()
+        if batch.encoded is not None:
+            videos = batch.training_views(self.ranks.device)
         if batch.colors is not None:
             # In place: on a CPU the batch itself has to stay as it is, for a second try.
             videos = change_batch_colors(videos if self._copies.is_asynchronous else videos.clone(), batch.colors)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from video_datasets.device_decoding import EncodedView, decode_views
 from video_datasets.transforms import ColorDraw
 from video_datasets.video_dataset import BadVideo, VideoItem
 
@@ -22,6 +23,7 @@ class VideoBatch:
         number: index of the micro-batch in its epoch, or of the batch in this rank's evaluation.
         bad_videos: unreadable videos found while this batch was read, whether or not found before.
         colors: the colour changes of each video that are still to be applied (`batch_colors`), or None.
+        encoded: the views before they are decoded (`device_decoding`), or None; `videos` has no pixels then.
     """
 
     videos: Tensor
@@ -31,6 +33,13 @@ class VideoBatch:
     number: int
     bad_videos: list[BadVideo]
     colors: list[ColorDraw] | None = None
+    encoded: list[EncodedView] | None = None
+
+    def training_views(self, device: torch.device | str) -> Tensor:
+        """Return the views of a training batch on a device, before `colors`: uint8 (B, T, 3, S, S)."""
+        if self.encoded is not None:
+            return decode_views(self.encoded, device)
+        return self.videos[:, 0].to(device, non_blocking=True)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,6 +70,7 @@ def collate(items: Sequence[VideoItem | Exception]) -> VideoBatch | Exception:
             return item
         read.append(item)
     colors = [item.colors for item in read if item.colors is not None]
+    encoded = [item.encoded for item in read if item.encoded is not None]
     return VideoBatch(
         videos=torch.stack([item.videos for item in read]),
         labels=torch.tensor([item.label for item in read]),
@@ -69,4 +79,5 @@ def collate(items: Sequence[VideoItem | Exception]) -> VideoBatch | Exception:
         number=read[0].number,
         bad_videos=[bad for item in read for bad in item.bad_videos],
         colors=colors if len(colors) == len(read) else None,
+        encoded=encoded if len(encoded) == len(read) else None,
     )

@@ -41,6 +41,30 @@ class ColorDraw(NamedTuple):
     gray: bool
 
 
+class Geometry(NamedTuple):
+    """How frames become a view.
+
+    Attributes:
+        scaled: height and width to which they are resized first.
+        box: top, left, height, width of the crop.
+        size: side of the view.
+        flip: whether it is mirrored.
+    """
+
+    scaled: tuple[int, int]
+    box: tuple[int, int, int, int]
+    size: int
+    flip: bool
+
+
+def apply_geometry(video: Tensor, geometry: Geometry) -> Tensor:
+    """Resize, crop, resize and flip frames: uint8 (T, 3, H, W) -> (T, 3, S, S), on their device."""
+    video = _resize(video, *geometry.scaled)
+    top, left, height, width = geometry.box
+    video = _resize(video[..., top : top + height, left : left + width], geometry.size, geometry.size)
+    return (video.flip(-1) if geometry.flip else video).contiguous()
+
+
 class TrainTransform:
     """One random training view: multi-scale crop, flip, colour jitter, greyscale.
 
@@ -93,13 +117,14 @@ class TrainTransform:
 
     def split(self, frames: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, ColorDraw]:
         """Make a view without changing its colours, and return the colour changes that `__call__` would apply."""
-        video = _resize_short_side(_to_tensor(frames), self.short_side)  # (T, 3, H, W)
-        top, left, height, width = self.crop_box(video.shape[-2], video.shape[-1], rng)
-        video = _resize(video[..., top : top + height, left : left + width], self.input_size, self.input_size)
-        if self.flip and rng.random() < 0.5:
-            video = video.flip(-1)
-        video = video.contiguous()  # (T, 3, S, S)
-        return video, self._draw_colors(len(video), rng)
+        geometry = self.draw_geometry(frames.shape[1], frames.shape[2], rng)
+        return apply_geometry(_to_tensor(frames), geometry), self.draw_colors(len(frames), rng)
+
+    def draw_geometry(self, height: int, width: int, rng: np.random.Generator) -> "Geometry":
+        """Draw crop and flip of a view of (height, width) frames; `draw_colors` comes after it."""
+        scaled = _scaled_size(height, width, self.short_side)
+        box = self.crop_box(*scaled, rng)
+        return Geometry(scaled, box, self.input_size, bool(self.flip and rng.random() < 0.5))
 
     @property
     def short_side(self) -> int:
@@ -119,7 +144,7 @@ class TrainTransform:
         down, right = ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2))[rng.integers(5)]
         return down * ((height - crop_height) // 4), right * ((width - crop_width) // 4), crop_height, crop_width
 
-    def _draw_colors(self, num_frames: int, rng: np.random.Generator) -> ColorDraw:
+    def draw_colors(self, num_frames: int, rng: np.random.Generator) -> ColorDraw:
         """Draw the colour changes of a view."""
         orders = values = None
         if rng.random() < self.color_jitter:
@@ -225,9 +250,12 @@ def _short_side(input_size: int) -> int:
 
 def _resize_short_side(video: Tensor, short_side: int) -> Tensor:
     """Resize (T, 3, H, W) so that the short side has `short_side` pixels, keeping the aspect ratio."""
-    height, width = video.shape[-2:]
+    return _resize(video, *_scaled_size(video.shape[-2], video.shape[-1], short_side))
+
+
+def _scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     scale = short_side / min(height, width)
-    return _resize(video, int(height * scale + 0.5), int(width * scale + 0.5))
+    return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
 def _resize(video: Tensor, height: int, width: int) -> Tensor:

@@ -12,10 +12,13 @@ from torch import Tensor
 from video_datasets import sampling
 from video_datasets.annotations import VideoRecord
 from video_datasets.decoders import check_decoder
+from video_datasets.decoders.base import DecoderError
 from video_datasets.decoding import Choose, VideoReadError, decode
+from video_datasets.device_decoding import EncodedView, read_view
 from video_datasets.frame_cache import FrameCache
 from video_datasets.isolation import IsolatedDecoder, Limits
 from video_datasets.randomness import item_rng, views_rng
+from video_datasets.stored_frames import opened_frames
 from video_datasets.transforms import ColorDraw, TestTransform, TrainTransform
 from video_datasets.video_files import VideoFiles
 
@@ -57,6 +60,7 @@ class VideoItem:
         number: number of the micro-batch.
         bad_videos: unreadable videos found on the way.
         colors: colour changes that are still to be applied, or None.
+        encoded: the view before it is decoded, or None; `videos` has no pixels then.
     """
 
     videos: Tensor
@@ -66,6 +70,7 @@ class VideoItem:
     number: int
     bad_videos: tuple[BadVideo, ...] = ()
     colors: ColorDraw | None = None
+    encoded: EncodedView | None = None
 
 
 class VideoDataset:
@@ -87,6 +92,8 @@ class VideoDataset:
         isolation: decode in a separate process with these limits.
         cache: stores decoded frames for later epochs, or None.
         colors_later: leave the colours of training views to `batch_colors`, and return the drawn changes.
+        decode_later: leave the decoding of training views to `device_decoding`, and with it their colours. All videos
+            must be stored frames.
 
     Raises:
         VideoFilesError: a listed path leads outside the root or is ambiguous.
@@ -105,6 +112,7 @@ class VideoDataset:
         isolation: Limits | None = None,
         cache: FrameCache | None = None,
         colors_later: bool = False,
+        decode_later: bool = False,
     ):
         check_decoder(decoder)
         if not records:
@@ -126,6 +134,7 @@ class VideoDataset:
         self._read = partial(decode, decoder=decoder) if isolation is None else IsolatedDecoder(decoder, isolation)
         self.cache = cache
         self.colors_later = colors_later
+        self.decode_later = decode_later
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -163,7 +172,11 @@ class VideoDataset:
             note_reading(index)
             try:
                 colors: ColorDraw | None = None
-                if isinstance(transform, TrainTransform):
+                encoded: EncodedView | None = None
+                if isinstance(transform, TrainTransform) and self.decode_later:
+                    encoded, colors = self._encoded_view(transform, index, key, attempt)
+                    videos = torch.empty(1, self.num_frames, 3, 0, 0, dtype=torch.uint8)
+                elif isinstance(transform, TrainTransform):
                     videos, colors = self._train_view(transform, index, key, attempt)
                 else:
                     videos = self._test_views(transform, index, key)
@@ -172,7 +185,9 @@ class VideoDataset:
                 if self.training:
                     index = int(_rng(key, attempt, _REPLACEMENT).integers(len(self)))
                 continue
-            return VideoItem(videos, self.label(index), index, True, key.micro_batch, tuple(bad_videos), colors)
+            return VideoItem(
+                videos, self.label(index), index, True, key.micro_batch, tuple(bad_videos), colors, encoded
+            )
         size = transform.input_size
         nothing = torch.zeros(self.num_views, self.num_frames, 3, size, size, dtype=torch.uint8)
         return VideoItem(nothing, self.label(key.index), key.index, False, key.micro_batch, tuple(bad_videos))
@@ -190,6 +205,24 @@ class VideoDataset:
             view, colors = transform.split(frames, rng)
             return view[None], colors  # (1, T, 3, S, S)
         return transform(frames, rng)[None], None
+
+    def _encoded_view(
+        self, transform: TrainTransform, index: int, key: ItemKey, attempt: int
+    ) -> tuple[EncodedView, ColorDraw]:
+        source = self.files.find(self.path(index))
+        try:
+            with opened_frames(source) as stored:
+                if stored is None:
+                    raise DecoderError("is a video, not stored frames; set data.decode_on_device=false")
+                rng = _rng(key, attempt, _FRAMES)
+                indices = sampling.train_indices(stored.num_frames, self.num_frames, rng)
+                rng = _rng(key, attempt, _PIXELS)
+                view = read_view(stored, indices, transform, rng)
+        except DecoderError as error:
+            raise VideoReadError(str(source), str(error)) from error
+        except OSError as error:
+            raise VideoReadError(str(source), error.strerror or str(error)) from error
+        return view, transform.draw_colors(self.num_frames, rng)
 
     def _test_views(self, transform: TestTransform, index: int, key: ItemKey) -> Tensor:
         is_random = self.random_test_views and self.num_clips > 1

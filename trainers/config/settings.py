@@ -130,6 +130,10 @@ class DataSettings:
         "decoded in every epoch.",
         above=0,
     )
+    decode_on_device: bool = key(
+        "Decode the JPEG frames of a store on the training device (nvJPEG on NVIDIA GPUs), and resize, crop, flip and "
+        "colour them there: training videos, with the same draws, equal up to rounding."
+    )
     timeout_s: float = key("Seconds without a batch until a worker counts as hanging.", above=0)
     allow_outside: bool = key("Paths of a list can lead out of the data set's root (absolute paths, and `..`).")
     isolate: bool = key(
