@@ -8,6 +8,7 @@ import torch
 
 from trainers.commands.data import storing
 from trainers.commands.data.storing import Options, store, store_video
+from trainers.errors import ConfigError
 from trainers.run import run
 from video_datasets.stored_frames import StoreSettings
 
@@ -40,3 +41,14 @@ def test_the_plan_and_the_results_report_stored_frames(compose_run, stored, tmp_
     assert (tmp_path / "run" / "log.txt").read_text().count(f"stored frames: {expected}") >= 2
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert {row["files"]["stored_frames"] for row in results["results"]} == {expected}
+
+
+def test_decoding_on_the_device_changes_nothing_on_a_cpu(compose_run, stored, tmp_path: Path) -> None:
+    root = stored(StoreSettings(8, 36, 90))
+    options = {"epochs": 1, "warmup_epochs": 0, "dataset__shapes__root": root, "aug__colors_on_device": True}
+    for name, on_device in (("workers", False), ("device", True)):
+        run(compose_run(output=tmp_path / name, data__decode_on_device=on_device, **options))
+    models = [torch.load(tmp_path / name / "last.pth", weights_only=True)["model"] for name in ("workers", "device")]
+    assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
+    with pytest.raises(ConfigError, match="has no stored JPEG frames"):
+        run(compose_run(output=tmp_path / "videos", data__decode_on_device=True))
