@@ -43,6 +43,7 @@ class Attention(nn.Module):
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = Linear(width, width)
+        self.inner_norm: nn.LayerNorm | None = None  # of the heads' outputs (EVA02)
         nn.init.normal_(self.in_proj_weight, std=width**-0.5)
 
     def queries(self, x: Tensor) -> Tensor:
@@ -78,7 +79,8 @@ class Attention(nn.Module):
 
     def merge_heads(self, x: Tensor) -> Tensor:
         """Put the heads' outputs (..., A, n, D / A) side by side and project them: (..., n, D)."""
-        return self.out_proj(self.join_heads(x))
+        joined = self.join_heads(x)
+        return self.out_proj(joined if self.inner_norm is None else self.inner_norm(joined))
 
     def _project(self, x: Tensor, first: int, stop: int) -> Tensor:
         rows = slice(first * self.width, stop * self.width)
@@ -96,11 +98,15 @@ class FrameAttention(Attention):
         name: of the kind, in messages.
         has_extra_keys: whether there are keys beyond the frame's own.
         uses_context: whether the extra keys are context tokens, which the block before must produce.
+        uses_class_tokens: whether the extra keys are class tokens, which the encoder must have.
+        first_patch: number of the first patch among a frame's tokens.
     """
 
     name: ClassVar[str] = "frame_wise"
     has_extra_keys: ClassVar[bool] = False
     uses_context: ClassVar[bool] = False
+    uses_class_tokens: ClassVar[bool] = False
+    first_patch: int = 1
 
     def __init__(self, width: int, num_heads: int, local_global_bias: bool = False):
         super().__init__(width, num_heads)
@@ -232,6 +238,7 @@ class CrossFrameAttention(OtherFramesAttention):
     """Attention also to the class tokens of all other frames."""
 
     name = "cross_frame"
+    uses_class_tokens = True
 
     def visible_tokens(self, frame: int, other: int) -> slice | None:
         """See `OtherFramesAttention.visible_tokens`."""
@@ -251,7 +258,7 @@ class WindowAttention(OtherFramesAttention):
 
     def visible_tokens(self, frame: int, other: int) -> slice | None:
         """See `OtherFramesAttention.visible_tokens`."""
-        return slice(1, None) if abs(frame - other) <= self.window else None
+        return slice(self.first_patch, None) if abs(frame - other) <= self.window else None
 
 
 class JointAttention(FrameAttention):

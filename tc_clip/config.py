@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 CLIP_HEAD_WIDTH = 64
 CLIP_VOCAB_SIZE = 49408
-ACTIVATION_NAMES = ("quick_gelu", "gelu")
+ACTIVATION_NAMES = ("quick_gelu", "gelu", "gelu_tanh", "swiglu")
+POOLINGS = ("class", "attention")
+CONTEXT_PLACES = ("none", "mean")
 MAX_SIZE = 1_000_000  # of any size or count: a typing error or a damaged file, above
 
 
@@ -22,6 +24,23 @@ PIXEL_CHOICES = ("recipe", "weights")
 
 
 @dataclass(frozen=True)
+class Rotary:
+    """Rotary positions of patches (Su et al. 2021), along both sides of the grid.
+
+    Args:
+        reference: side of the grid that places are scaled to, that of the training.
+        offset: added to the numbers of rows and columns.
+        order: "yx" if the first half of a head's channels turns by the row, "xy" if by the column.
+        temperature: the largest wave length over 2 pi.
+    """
+
+    reference: int
+    offset: float = 0.0
+    order: str = "yx"
+    temperature: float = 10000.0
+
+
+@dataclass(frozen=True)
 class VisionConfig:
     """Sizes of a vision transformer.
 
@@ -32,7 +51,18 @@ class VisionConfig:
         depth: number of blocks.
         embed_dim: channels of the joint space (`E`).
         head_width: channels of an attention head.
-        activation: of the feed-forward layers, "quick_gelu" (OpenAI's CLIP) or "gelu" (most of open_clip's).
+        activation: of the feed-forward layers, "quick_gelu" (OpenAI's CLIP), "gelu" (most of open_clip's),
+            "gelu_tanh" or "swiglu" (with a gate).
+        mlp_width: channels of their hidden layer; 0: four times the width.
+        norm_eps: of all normalisations.
+        inner_norm: whether attention's output and the hidden layer are normalised (EVA02).
+        class_token: whether a frame has one.
+        pre_norm: whether the first block's input is normalised.
+        patch_bias: whether the patch embedding has a bias.
+        rotary: rotary positions in the attention to patches, besides the learned ones.
+        pooling: a frame's feature is its "class" token, or "attention" of a learned query to all its tokens.
+        pool_heads: heads of this attention.
+        projection: to the joint space, "matrix", "bias" (with one) or "none".
     """
 
     image_size: int
@@ -42,10 +72,25 @@ class VisionConfig:
     embed_dim: int
     head_width: int = CLIP_HEAD_WIDTH
     activation: str = "quick_gelu"
+    mlp_width: int = 0
+    norm_eps: float = 1e-5
+    inner_norm: bool = False
+    class_token: bool = True
+    pre_norm: bool = True
+    patch_bias: bool = False
+    rotary: Rotary | None = None
+    pooling: str = "class"
+    pool_heads: int = 0
+    projection: str = "matrix"
 
     def __post_init__(self) -> None:
         _require_positive(self, "image_size", "patch_size", "width", "depth", "embed_dim", "head_width")
         require_choice("activation", self.activation, ACTIVATION_NAMES)
+        require_choice("pooling", self.pooling, POOLINGS)
+        if self.pooling == "class" and not self.class_token:
+            raise ValueError("pooling=class needs a class token")
+        if self.pooling == "attention" and (self.pool_heads < 1 or self.width % self.pool_heads):
+            raise ValueError(f"the vision width {self.width} is not a multiple of pool_heads {self.pool_heads}")
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         _require_whole_heads("vision", self.width, self.head_width)
@@ -61,6 +106,16 @@ class VisionConfig:
         return self.grid_size**2
 
     @property
+    def num_tokens(self) -> int:
+        """Patches of a frame and its class token, if it has one (`N`)."""
+        return self.num_patches + self.class_token
+
+    @property
+    def hidden_width(self) -> int:
+        """Channels of the hidden layer of the feed-forward layers."""
+        return self.mlp_width or 4 * self.width
+
+    @property
     def num_heads(self) -> int:
         """Attention heads (`A`)."""
         return self.width // self.head_width
@@ -68,7 +123,13 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Sizes of a causal text transformer; `max_length` is the number of its position embeddings."""
+    """Sizes of a text transformer; `max_length` is the number of its position embeddings.
+
+    Args:
+        causal: whether a token attends only to those before it.
+        pooling: a text's feature is its "end" token, or the "last" position of a text that is padded to `max_length`.
+        projection_bias: whether the projection to the joint space has a bias.
+    """
 
     width: int
     depth: int
@@ -77,16 +138,29 @@ class TextConfig:
     max_length: int = 77
     head_width: int = CLIP_HEAD_WIDTH
     activation: str = "quick_gelu"
+    mlp_width: int = 0
+    norm_eps: float = 1e-5
+    causal: bool = True
+    pooling: str = "end"
+    projection_bias: bool = False
 
     def __post_init__(self) -> None:
         _require_positive(self, "width", "depth", "embed_dim", "vocab_size", "max_length", "head_width")
         require_choice("activation", self.activation, ACTIVATION_NAMES)
+        require_choice("the text's pooling", self.pooling, ("end", "last"))
+        if self.causal != (self.pooling == "end"):
+            raise ValueError("texts are causal and pooled at their end, or not causal and pooled at the last position")
         _require_whole_heads("text", self.width, self.head_width)
 
     @property
     def num_heads(self) -> int:
         """Attention heads (`A`)."""
         return self.width // self.head_width
+
+    @property
+    def hidden_width(self) -> int:
+        """Channels of the hidden layer of the feed-forward layers."""
+        return self.mlp_width or 4 * self.width
 
 
 @dataclass(frozen=True)
@@ -99,6 +173,8 @@ class ContextConfig:
         merge_rate: pairs merged in a full round of bipartite matching.
         seed_selection: which patches are seeds, a name of `tc_clip.context_tokens.SEED_SELECTORS`.
         summarisation: how seeds become context tokens, a name of `tc_clip.context_tokens.SUMMARISERS`.
+        context_places: with rotary positions, keys of context tokens are turned by the "mean" place of their seeds, or
+            by "none".
     """
 
     num_context_tokens: int = 96
@@ -106,9 +182,11 @@ class ContextConfig:
     merge_rate: int = 100
     seed_selection: str = "class_attention"
     summarisation: str = "merge"
+    context_places: str = "none"
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_context_tokens", "merge_rate")
+        require_choice("context_places", self.context_places, CONTEXT_PLACES)
         if not 0 < self.seed_ratio <= 1:
             raise ValueError(f"seed_ratio must be in (0, 1], not {self.seed_ratio}")
 

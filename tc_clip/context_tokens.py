@@ -70,10 +70,10 @@ def select_seeds(
     return select(class_attention, patches, config.num_seeds(patches.shape[2]), generator)
 
 
-def gather_patches(tokens: Tensor, patches: Tensor) -> Tensor:
-    """Gather the patches (B, T, S), counted without the class token, of frame tokens (B, T, N, D): (B, T, S, D)."""
+def gather_patches(tokens: Tensor, patches: Tensor, first_patch: int = 1) -> Tensor:
+    """Gather the patches (B, T, S), counted from the first, of frame tokens (B, T, N, D): (B, T, S, D)."""
     B, T = patches.shape[:2]
-    return take_rows(tokens.flatten(0, 1), patches.flatten(0, 1) + 1).unflatten(0, (B, T))
+    return take_rows(tokens.flatten(0, 1), patches.flatten(0, 1) + first_patch).unflatten(0, (B, T))
 
 
 class Summary(NamedTuple):
@@ -135,6 +135,7 @@ def uniform_grid(attention: Tensor, patches: Tensor, num_seeds: int, generator: 
 
 SEED_SELECTORS: dict[str, SeedSelector] = {
     "class_attention": by_class_attention,
+    "pooling_attention": by_class_attention,  # the encoder gives the weights of the pooling's query
     "random": at_random,
     "all": all_patches,
     "top_norm": by_norm,
@@ -225,6 +226,17 @@ SUMMARISERS: dict[str, Summariser] = {
     "average": average,
     "none": keep_all,
 }
+
+
+@torch.no_grad()
+def average_places(places: Tensor, assignment: Tensor, num_tokens: int) -> Tensor:
+    """Return the mean place (B, K, 2) of each context token's seeds.
+
+    Args:
+        places: (B, n, 2), of the seeds.
+        assignment: (B, n), the context token of each seed, -1 for none.
+    """
+    return _means(places, assignment, places.new_zeros(len(places), num_tokens, 2))
 
 
 def _evenly_spaced(count: int, length: int, device: torch.device) -> Tensor:

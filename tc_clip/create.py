@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from tc_clip.compositions import compositions
+from tc_clip.compositions.base import Parts
 from tc_clip.config import CLIP_HEAD_WIDTH, TextConfig, VisionConfig, check_types
 from tc_clip.models import VideoClip
 from tc_clip.text_encoder import random_token_embedding
+from tc_clip.tokenizer import CLIP_TOKENIZER
 from tc_clip.weights.clip import ClipWeights, read_clip_weights, sizes_of
-from tc_clip.weights.facts import CLIP_TOKENIZER, WeightFacts, choose_pixels
+from tc_clip.weights.facts import WeightFacts, choose_pixels, tokenizer_of
 from tc_clip.weights.files import Checkpoint, CheckpointSource, WeightsError, as_checkpoint
 from tc_clip.weights.loading import checkpoint_state, learned_vectors, load_clip_weights, load_weights
 
@@ -103,9 +105,10 @@ def _create(
         "sizes": {"vision": asdict(vision), "text": asdict(text)},
         "clip_weights": str(clip_weights) if isinstance(clip_weights, Path) else label,
         "token_embedding": _fingerprint(embedding),
-        "weights": (facts or WeightFacts(tokenizer=CLIP_TOKENIZER)).to_info(pixels),
+        "weights": (facts or WeightFacts(tokenizer=CLIP_TOKENIZER.name)).to_info(pixels),
     }
-    model = compositions()[name].build(vision, text, values, info, pixels)
+    parts = Parts(pixels, tokenizer_of(facts, text.vocab_size), clip is not None and "logit_bias" in clip.tensors)
+    model = compositions()[name].build(vision, text, values, info, parts)
     if clip is None:
         model.text.token_embedding.copy_(embedding)
         if model.prompts is not None:
@@ -190,7 +193,7 @@ def _choose_sizes(
     activation and the width of heads.
     """
     if clip is not None:
-        found = sizes_of(clip.tensors, _head_widths(clip, sizes), _activation(clip, sizes))
+        found = sizes_of(clip.tensors, _head_widths(clip, sizes), _activation(clip, sizes), clip.facts)
     elif checkpoint is not None:
         info = checkpoint.model_info
         if info is None or info["clip_weights"] is not None:
@@ -244,8 +247,9 @@ def _head_widths(clip: ClipWeights, sizes: Mapping[str, Any]) -> tuple[int, int]
 
 def _activation(clip: ClipWeights, sizes: Mapping[str, Any]) -> str:
     """Return the activation that the weights were trained with, else that of the options, else OpenAI's."""
-    if clip.facts.activation is not None:
-        return clip.facts.activation
+    known = clip.facts.activation or clip.facts.vision.get("activation")
+    if known is not None:
+        return known
     if "activation" not in sizes:
         _LOG.warning(
             "%s: no file defines the activation of these weights; quick_gelu is used, as in OpenAI's. Most of "

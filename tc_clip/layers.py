@@ -1,4 +1,4 @@
-"""What CLIP's two transformers share: feed-forward layers, residual blocks, lists of blocks, their start weights."""
+"""What the two transformers share: feed-forward layers, residual blocks, lists of blocks, their start weights."""
 
 import copy
 from collections.abc import Iterator
@@ -12,30 +12,49 @@ from tc_clip.attention import Attention
 
 
 class FeedForward(nn.Module):
-    """Two linear layers, "quick_gelu" or "gelu" between them; the hidden width is four times the width."""
+    """Two linear layers with an activation between them."""
 
-    def __init__(self, width: int, activation: str):
+    def __init__(self, width: int, activation: str, hidden_width: int = 0):
         super().__init__()
         self.activation = activation
-        self.c_fc = nn.Linear(width, 4 * width)
-        self.c_proj = nn.Linear(4 * width, width)
+        self.c_fc = nn.Linear(width, hidden_width or 4 * width)
+        self.c_proj = nn.Linear(hidden_width or 4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.activation == "gelu":
-            hidden = F.gelu(ops.linear(x, self.c_fc.weight, self.c_fc.bias))
-            return ops.linear(hidden, self.c_proj.weight, self.c_proj.bias)
-        return ops.feed_forward(x, self.c_fc.weight, self.c_fc.bias, self.c_proj.weight, self.c_proj.bias)
+        if self.activation == "quick_gelu":
+            return ops.feed_forward(x, self.c_fc.weight, self.c_fc.bias, self.c_proj.weight, self.c_proj.bias)
+        hidden = F.gelu(
+            ops.linear(x, self.c_fc.weight, self.c_fc.bias),
+            approximate="tanh" if self.activation == "gelu_tanh" else "none",
+        )
+        return ops.linear(hidden, self.c_proj.weight, self.c_proj.bias)
+
+
+class GatedFeedForward(FeedForward):
+    """SwiGLU (Shazeer 2020): a second linear layer gates the hidden one, which can be normalised (EVA02)."""
+
+    def __init__(self, width: int, hidden_width: int, norm_eps: float | None):
+        super().__init__(width, "swiglu", hidden_width)
+        self.c_gate = nn.Linear(width, hidden_width)
+        self.inner_norm = None if norm_eps is None else nn.LayerNorm(hidden_width, norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = F.silu(ops.linear(x, self.c_gate.weight, self.c_gate.bias))
+        hidden = gate * ops.linear(x, self.c_fc.weight, self.c_fc.bias)
+        if self.inner_norm is not None:
+            hidden = self.inner_norm(hidden)
+        return ops.linear(hidden, self.c_proj.weight, self.c_proj.bias)
 
 
 class ResidualBlock(nn.Module):
     """The weights of one pre-norm transformer block."""
 
-    def __init__(self, width: int, num_heads: int, activation: str = "quick_gelu"):
+    def __init__(self, width: int, num_heads: int, activation: str, hidden_width: int = 0, norm_eps: float = 1e-5):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(width)
+        self.ln_1 = nn.LayerNorm(width, norm_eps)
         self.attn = Attention(width, num_heads)
-        self.ln_2 = nn.LayerNorm(width)
-        self.mlp = FeedForward(width, activation)
+        self.ln_2 = nn.LayerNorm(width, norm_eps)
+        self.mlp = FeedForward(width, activation, hidden_width)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Return `x + mlp(ln_2(x))`."""

@@ -46,6 +46,7 @@ class VideoClip(nn.Module):
         templates: texts with `{}` for the class name, instead of `prompt_init`; the features of several are averaged.
         info: what `info` returns.
         pixels: statistics that normalise the input.
+        logit_bias: whether the logits have a bias.
     """
 
     class_tokens: Tensor
@@ -64,6 +65,7 @@ class VideoClip(nn.Module):
         templates: Sequence[str] = (),
         info: Mapping[str, Any] | None = None,
         pixels: PixelStatistics = RECIPE_PIXELS,
+        logit_bias: bool = False,
     ):
         super().__init__()
         if context_length < MIN_CONTEXT_LENGTH:
@@ -77,6 +79,8 @@ class VideoClip(nn.Module):
         self.text = text
         self.prompts = prompts
         self.logit_scale = nn.Parameter(torch.tensor(LOGIT_SCALE_INIT))
+        # Of a sigmoid loss (SigLIP); it changes no softmax over classes.
+        self.logit_bias = nn.Parameter(torch.tensor(0.0)) if logit_bias else None
         self.num_frames = num_frames
         self.context_length = context_length
         self.prompt_init = prompt_init
@@ -105,6 +109,11 @@ class VideoClip(nn.Module):
     def grid_size(self) -> int:
         """Patches along a side of a frame."""
         return self.vision.config.grid_size
+
+    @property
+    def text_length(self) -> int:
+        """Positions of a tokenized class prompt: texts that are pooled at their last position have all of them."""
+        return self.context_length if self.text.config.causal else self.text.config.max_length
 
     @property
     def num_blocks(self) -> int:
@@ -136,12 +145,12 @@ class VideoClip(nn.Module):
         texts_of_names = [self.prompt_texts(name, split_camel_case) for name in names]
         repeated = [name for name, texts in zip(names, texts_of_names, strict=True) for _ in texts]
         prompts = [text for texts in texts_of_names for text in texts]
-        tokens = tokenize_prompts(prompts, repeated, self.context_length)  # (C * templates, context_length)
-        # Causal attention: nothing after the longest prompt's end token can change a feature.
-        tokens = tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
+        tokens = tokenize_prompts(prompts, repeated, self.context_length, self.text.tokenizer, self.text_length)
+        if self.text.config.causal:  # nothing after the longest prompt's end token can change a feature
+            tokens = tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
         self.class_names = tuple(names)
-        self.class_tokens = tokens.to(self.logit_scale.device)
-        self._text_rows = TextRows.of(tokens)
+        self.class_tokens = tokens.to(self.logit_scale.device)  # (C * templates, L)
+        self._text_rows = TextRows.of(tokens) if self.text.config.causal else TextRows.whole(tokens)
         self._shared_text.clear()
 
     def with_class_names(self, names: Sequence[str], split_camel_case: bool | None = None) -> "VideoClip":
@@ -199,7 +208,8 @@ class VideoClip(nn.Module):
                 cosine = video_features @ text_features.T
             else:
                 cosine = (text_features @ video_features.unsqueeze(-1)).squeeze(-1)
-            return self.logit_scale.to(dtype).exp() * cosine  # (B, C)
+            logits = self.logit_scale.to(dtype).exp() * cosine  # (B, C)
+            return logits if self.logit_bias is None else logits + self.logit_bias.to(dtype)
 
     def encode_video(self, video: Tensor, with_traces: bool = False) -> VisionOutput:
         """Encode videos (B, T, 3, H, W), normalised, with the context tokens that the prompts attend to."""

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from tc_clip.config import PromptConfig, TextConfig
 from tc_clip.layers import Modules, ResidualBlock
-from tc_clip.text_encoder import SharedLastBlock, TextEncoder, replace_prompts, scaled_products
+from tc_clip.text_encoder import SharedLastBlock, TextEncoder, scaled_products
 from tc_clip.text_rows import TextRows
-from tc_clip.tokenizer import encode, tokenize
+from tc_clip.tokenizer import CLIP_TOKENIZER, Tokenizer
 
 # Bounds the memory of evaluation for any number of classes; larger chunks were not faster.
 MAX_TOKENS_AT_ONCE = 16384
@@ -33,23 +33,29 @@ def prompt_of(class_name: str, prompt_init: str, split_camel_case: bool, num_pro
     return " ".join((*words, clean_class_name(class_name, split_camel_case))) + "."
 
 
-def tokenize_prompts(prompts: Sequence[str], class_names: Sequence[str], context_length: int) -> Tensor:
-    """Tokenize the prompts of the classes, (C, context_length).
+def tokenize_prompts(
+    prompts: Sequence[str],
+    class_names: Sequence[str],
+    context_length: int,
+    tokenizer: Tokenizer = CLIP_TOKENIZER,
+    padded_length: int | None = None,
+) -> Tensor:
+    """Tokenize the prompts of the classes, (C, context_length), or (C, padded_length).
 
     Raises:
         ValueError: if a prompt does not fit; names the class.
     """
     for prompt, name in zip(prompts, class_names, strict=True):
-        num_tokens = len(encode(prompt)) + 2
+        num_tokens = tokenizer.count(prompt)
         if num_tokens > context_length:
             raise ValueError(
                 f"class name {name!r} needs {num_tokens} tokens as {prompt!r}, context_length is {context_length}: "
                 "shorten the name or raise context_length (77 at most for CLIP)"
             )
-    return tokenize(list(prompts), context_length)
+    return tokenizer(list(prompts), padded_length or context_length)
 
 
-def check_prompt_init(config: PromptConfig) -> None:
+def check_prompt_init(config: PromptConfig, tokenizer: Tokenizer = CLIP_TOKENIZER) -> None:
     """Raise ValueError unless each word of `prompt_init` initialises one prompt vector."""
     words = config.prompt_init.split()
     if len(words) > config.num_prompt_vectors:
@@ -57,17 +63,18 @@ def check_prompt_init(config: PromptConfig) -> None:
             f"prompt_init {config.prompt_init!r} has {len(words)} words for {config.num_prompt_vectors} prompt "
             "vectors: raise num_prompt_vectors or shorten prompt_init"
         )
-    for word in words:
-        if len(encode(word)) != 1:
-            raise ValueError(f"prompt_init: the word {word!r} is {len(encode(word))} tokens, it must be one")
+    for word in (*words, PLACEHOLDER):
+        num_tokens = len(tokenizer.encode(word))
+        if num_tokens != 1:
+            raise ValueError(f"prompt_init: the word {word!r} is {num_tokens} tokens, it must be one")
 
 
 class PromptLayer(ResidualBlock):
     """Cross-attention from prompt vectors to a video's context tokens, then feed-forward layers."""
 
-    def __init__(self, width: int, num_heads: int, activation: str):
-        super().__init__(width, num_heads, activation)
-        self.ln_1_kv = nn.LayerNorm(width)
+    def __init__(self, text: TextConfig):
+        super().__init__(text.width, text.num_heads, text.activation, text.hidden_width, text.norm_eps)
+        self.ln_1_kv = nn.LayerNorm(text.width, text.norm_eps)
 
     def forward(self, prompts: Tensor, context: Tensor) -> Tensor:
         """Update prompts (1 or B, M, D) with context tokens (B, K, D): (B, M, D)."""
@@ -150,7 +157,7 @@ class LearnedPrompts(nn.Module):
         last = text.config.depth - 1
         for i in range(text.config.depth):
             if 0 < i < len(self.vectors):
-                x = replace_prompts(x, self.vectors[i].to(x.dtype))
+                x = rows.with_prompts(x, rows.repeat_prompts(self.vectors[i].to(x.dtype)))
             if i < last:
                 x = text.run(x, rows, i, i + 1)
         return text.finish(x, rows)
@@ -159,10 +166,10 @@ class LearnedPrompts(nn.Module):
 class VideoConditionalPrompts(nn.Module):
     """Learned prompt vectors, and layers that let them attend to the video before chosen text blocks."""
 
-    def __init__(self, config: PromptConfig, text: TextConfig):
+    def __init__(self, config: PromptConfig, text: TextConfig, tokenizer: Tokenizer = CLIP_TOKENIZER):
         super().__init__()
         config.check_depth(text.depth)
-        check_prompt_init(config)
+        check_prompt_init(config, tokenizer)
         if text.embed_dim != text.width:
             raise ValueError(
                 f"video-conditional prompts start from the text blocks, so embed_dim ({text.embed_dim}) must be "
@@ -170,9 +177,7 @@ class VideoConditionalPrompts(nn.Module):
             )
         self.config = config
         self.vectors = nn.Parameter(torch.randn(config.num_prompt_vectors, text.width) * 0.02)
-        self.layers: Modules[PromptLayer] = Modules(
-            PromptLayer(text.width, text.num_heads, text.activation) for _ in config.prompt_layers
-        )
+        self.layers: Modules[PromptLayer] = Modules(PromptLayer(text) for _ in config.prompt_layers)
 
     @property
     def num_vectors(self) -> int:
@@ -182,7 +187,7 @@ class VideoConditionalPrompts(nn.Module):
     @torch.no_grad()
     def init_from(self, text: TextEncoder) -> None:
         """Initialise from a text encoder: vectors from the embeddings of `prompt_init`, layers from its blocks."""
-        words = [encode(word)[0] for word in self.config.prompt_init.split()]
+        words = [text.tokenizer.encode(word)[0] for word in self.config.prompt_init.split()]
         self.vectors[: len(words)] = text.token_embedding[words]
         for layer, number in zip(self.layers, self.config.prompt_layers, strict=True):
             layer.init_from(text.blocks[number - 1])
@@ -191,7 +196,8 @@ class VideoConditionalPrompts(nn.Module):
         """Run the text encoder on class prompts as far as it does not depend on the video."""
         numbers = self.config.prompt_layers
         x = text(rows, self.vectors, numbers[0] - 1)  # (R, D)
-        only_last = numbers == (text.config.depth,)
+        # Only in causal texts are the prompts before the last block the same for all classes.
+        only_last = numbers == (text.config.depth,) and text.config.causal
         last_block = text.share_last_block(x, rows, self.num_vectors) if only_last else None
         return SharedText(x, rows, last_block)
 
@@ -225,16 +231,22 @@ class VideoConditionalPrompts(nn.Module):
         the heads.
         """
         found = []
-        prompt_rows = slice(1, 1 + self.num_vectors)
+        rows, M = shared.text_rows, self.num_vectors
         steps = self._run_layers(text, shared, contexts)
         for (before, after), layer, context, number in zip(
             steps, self.layers, contexts, self.config.prompt_layers, strict=True
         ):
             block = text.blocks[number - 1]
-            queries = block.attn.queries(block.ln_1(after.index_select(1, shared.text_rows.ends)))  # (B, A, C, h)
-            keys, _ = block.attn.keys_values(block.ln_1(after[:, prompt_rows]))  # (B, A, M, h)
+            queries = block.attn.queries(block.ln_1(after.index_select(1, rows.ends)))  # (B, A, C, h)
+            keys, _ = block.attn.keys_values(block.ln_1(rows.prompts_of(after, M)))  # (B, A, M or C * M, h)
+            weights = layer.attention(rows.prompts_of(before, M), context)  # (B or 1, M or C * M, K)
+            if not rows.is_causal:  # each class has prompts of its own
+                queries, keys = queries.unsqueeze(-2), keys.unflatten(-2, (-1, M))  # (B, A, C, 1 or M, h)
+                shares = scaled_products(queries, keys).softmax(dim=-1).mean(dim=1)  # (B, C, 1, M)
+                found.append((shares @ weights.unflatten(1, (-1, M)).to(shares.dtype)).squeeze(-2))
+                continue
             shares = scaled_products(queries, keys).softmax(dim=-1).mean(dim=1)  # (B, C, M)
-            found.append(shares @ layer.attention(before[:, prompt_rows], context).to(shares.dtype))
+            found.append(shares @ weights.to(shares.dtype))
         return found
 
     def _condition(self, text: TextEncoder, shared: SharedText, contexts: Sequence[Tensor]) -> Tensor:
@@ -255,7 +267,7 @@ class VideoConditionalPrompts(nn.Module):
         reached = numbers[0] - 1
         for layer, context, number in zip(self.layers, contexts, numbers, strict=True):
             before = text.run(x, shared.text_rows, reached, number - 1)
-            prompts = layer(before[:, 1 : 1 + self.num_vectors], context)  # (B, M, D)
-            x = replace_prompts(before.expand(prompts.shape[0], -1, -1), prompts)
+            prompts = layer(shared.text_rows.prompts_of(before, self.num_vectors), context)  # (B, M or C * M, D)
+            x = shared.text_rows.with_prompts(before.expand(prompts.shape[0], -1, -1), prompts)
             yield before, x
             reached = number - 1

@@ -1,4 +1,4 @@
-"""CLIP's causal text transformer; what several classes or several videos have in common is computed once.
+"""The text transformer; what several classes or several videos have in common is computed once.
 
 Class prompts are rows (`TextRows`), which hold their common beginning once. Only the end-of-text position of the last
 block is needed, and only keys and values of the prompt positions depend on the video there: everything else of a class
@@ -16,6 +16,7 @@ from tc_clip.compiling import expect_other_sizes
 from tc_clip.config import TextConfig
 from tc_clip.layers import Modules, ResidualBlock, init_tower
 from tc_clip.text_rows import TextRows
+from tc_clip.tokenizer import CLIP_TOKENIZER, Tokenizer
 
 TOKEN_EMBEDDING_SEED = 0
 
@@ -37,37 +38,44 @@ class SharedLastBlock(NamedTuple):
 
 
 class TextBlock(ResidualBlock):
-    """One block: causal attention within each text, feed-forward."""
+    """One block: attention within each text, causal or not, and feed-forward."""
 
     def forward(self, x: Tensor, rows: TextRows) -> Tensor:
         """Run the block on the rows (..., R, D) of texts."""
         projected = rows.spread(self.attn.project(self.ln_1(x)))  # (..., C, L, 3 * D)
         queries, keys, values = (self.attn.split_heads(part) for part in projected.chunk(3, dim=-1))
-        attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)  # (..., C, A, L, h)
+        attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=rows.is_causal)  # (..., C, A, L, h)
         attended = rows.gather(self.attn.join_heads(attended))  # (..., R, D)
         return self.feed_forward(x + self.attn.out_proj(attended))
 
 
 class TextEncoder(nn.Module):
-    """A causal text transformer whose token embeddings are frozen and not in checkpoints.
+    """A text transformer whose token embeddings are frozen and not in checkpoints.
+
+    Args:
+        config: sizes.
+        tokenizer: of its vocabulary.
 
     The token embeddings start at zero; `create_model` fills them, from CLIP or with `random_token_embedding`.
     """
 
     token_embedding: Tensor
 
-    def __init__(self, config: TextConfig):
+    def __init__(self, config: TextConfig, tokenizer: Tokenizer = CLIP_TOKENIZER):
         super().__init__()
         self.config = config
+        self.tokenizer = tokenizer
         D = config.width
         self.register_buffer("token_embedding", torch.zeros(config.vocab_size, D), persistent=False)
         self.positional_embedding = nn.Parameter(torch.randn(config.max_length, D) * 0.01)
         self.is_compiled = False
         self.blocks: Modules[TextBlock] = Modules(
-            TextBlock(D, config.num_heads, config.activation) for _ in range(config.depth)
+            TextBlock(D, config.num_heads, config.activation, config.hidden_width, config.norm_eps)
+            for _ in range(config.depth)
         )
-        self.ln_final = nn.LayerNorm(D)
+        self.ln_final = nn.LayerNorm(D, config.norm_eps)
         self.projection = nn.Parameter(torch.randn(D, config.embed_dim) * D**-0.5)
+        self.projection_bias = nn.Parameter(torch.zeros(config.embed_dim)) if config.projection_bias else None
         init_tower(self.blocks, D)
 
     def forward(self, rows: TextRows, prompt_vectors: Tensor | None, stop: int) -> Tensor:
@@ -84,7 +92,7 @@ class TextEncoder(nn.Module):
         """Embed texts, with prompt vectors (M, D) at their positions 1..M: (R, D)."""
         x = F.embedding(rows.tokens, self.token_embedding)
         if prompt_vectors is not None:
-            x = replace_prompts(x, prompt_vectors.to(x.dtype))
+            x = rows.with_prompts(x, rows.repeat_prompts(prompt_vectors.to(x.dtype)))
         return x + F.embedding(rows.positions, self.positional_embedding)
 
     def run(self, x: Tensor, rows: TextRows, first: int, stop: int) -> Tensor:
@@ -135,7 +143,8 @@ class TextEncoder(nn.Module):
     def _features(self, residual: Tensor, attended: Tensor) -> Tensor:
         """Finish the last block for end-of-text tokens (..., D): the texts' features (..., E), not normalised."""
         x = self.blocks[-1].feed_forward(residual + attended)
-        return self.ln_final(x) @ self.projection
+        features = self.ln_final(x) @ self.projection
+        return features if self.projection_bias is None else features + self.projection_bias
 
 
 def random_token_embedding(vocab_size: int, width: int) -> Tensor:
@@ -145,11 +154,6 @@ def random_token_embedding(vocab_size: int, width: int) -> Tensor:
     """
     numbers = np.random.RandomState(TOKEN_EMBEDDING_SEED).standard_normal((vocab_size, width))
     return torch.from_numpy((numbers * 0.02).astype(np.float32))
-
-
-def replace_prompts(x: Tensor, prompts: Tensor) -> Tensor:
-    """Put prompts (..., M, D) at the positions 1..M of all texts, which are their rows 1..M: (..., R, D)."""
-    return torch.cat((x[..., :1, :], prompts, x[..., 1 + prompts.shape[-2] :, :]), dim=-2)
 
 
 def scaled_products(queries: Tensor, keys: Tensor) -> Tensor:

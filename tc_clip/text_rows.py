@@ -73,10 +73,43 @@ class TextRows(NamedTuple):
             starts=starts,
         )
 
+    @classmethod
+    def whole(cls, tokens: Tensor) -> "TextRows":
+        """Lay out padded texts (C, L) that are not causal and end at their last position; nothing is shared."""
+        rows = cls.padded(tokens, 0)
+        return rows._replace(ends=rows.row_of[:, -1])
+
+    def prompts_of(self, x: Tensor, num_prompts: int) -> Tensor:
+        """Select the rows of the prompt vectors from (..., R, W): (..., M, W), or of whole texts (..., C * M, W).
+
+        Their positions are 1..M, after the start token; whole texts have none, and their positions are 0..M-1.
+        """
+        if self.is_causal:
+            return x[..., 1 : 1 + num_prompts, :]
+        return x.unflatten(-2, self.row_of.shape)[..., :num_prompts, :].flatten(-3, -2)
+
+    def with_prompts(self, x: Tensor, prompts: Tensor) -> Tensor:
+        """Put prompt vectors (..., M, W), or of whole texts (..., C * M, W), at their rows of (..., R, W)."""
+        if self.is_causal:
+            return torch.cat((x[..., :1, :], prompts, x[..., 1 + prompts.shape[-2] :, :]), dim=-2)
+        C = self.row_of.shape[0]
+        texts = x.unflatten(-2, self.row_of.shape)  # (..., C, L, W)
+        prompts = prompts.unflatten(-2, (C, -1))  # (..., C, M, W)
+        return torch.cat((prompts, texts[..., prompts.shape[-2] :, :]), dim=-2).flatten(-3, -2)
+
+    def repeat_prompts(self, prompts: Tensor) -> Tensor:
+        """Return prompt vectors (M, W) as `with_prompts` needs them: (M, W), or of whole texts (C * M, W)."""
+        return prompts if self.is_causal else prompts.repeat(self.row_of.shape[0], 1)
+
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The fields that are tensors, in order; `num_shared` and `starts` are plain numbers."""
         return self.tokens, self.positions, self.row_of, self.kept, self.ends
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a position attends only to those before it; then at least the start token is shared."""
+        return self.num_shared > 0
 
     @property
     def num_texts(self) -> int:

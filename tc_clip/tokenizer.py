@@ -1,4 +1,4 @@
-"""CLIP's byte-pair tokenizer: text to token ids.
+"""Tokenizers: text to token ids. CLIP's byte-pair tokenizer is this module's own.
 
 Method: byte-level byte-pair encoding as in CLIP; the merges table is OpenAI's public vocabulary file (see NOTICE).
 Ids: 0..255 a byte inside a word, 256..511 a byte that ends a word, then one id per merge in the order of the table,
@@ -9,8 +9,11 @@ import functools
 import gzip
 import html
 import itertools
+import json
+import string
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import ftfy
 import regex
@@ -124,3 +127,112 @@ def _load_vocabulary() -> tuple[dict[int, int], dict[tuple[int, int], int]]:
     if len(merges) != START_TOKEN - _FIRST_MERGE:
         raise ValueError(f"{_VOCABULARY_FILE}: {len(merges)} merges instead of {START_TOKEN - _FIRST_MERGE}")
     return byte_ids, merges
+
+
+class Tokenizer(Protocol):
+    """Texts to token ids, for one vocabulary.
+
+    Attributes:
+        name: of the vocabulary.
+        has_start_token: whether a text's first token is a start token, so that its words begin at position 1.
+    """
+
+    name: str
+    has_start_token: bool
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of one text, without start and end token."""
+
+    def __call__(self, texts: Sequence[str], length: int) -> torch.Tensor:
+        """Return the token ids of texts, padded: int64 (len(texts), length). No text is cut.
+
+        Raises:
+            ValueError: for a text that does not fit.
+        """
+
+    def count(self, text: str) -> int:
+        """Return the number of tokens of a text, start and end token included."""
+
+
+class ClipTokenizer:
+    """OpenAI's byte-pair vocabulary."""
+
+    name = "clip"
+    has_start_token = True
+
+    def encode(self, text: str) -> list[int]:
+        """See `Tokenizer.encode`."""
+        return encode(text)
+
+    def __call__(self, texts: Sequence[str], length: int) -> torch.Tensor:
+        """See `Tokenizer.__call__`."""
+        return tokenize(texts, length)
+
+    def count(self, text: str) -> int:
+        """See `Tokenizer.count`."""
+        return count_tokens(text)
+
+
+CLIP_TOKENIZER = ClipTokenizer()
+
+
+class FileTokenizer:
+    """A vocabulary from a `tokenizer.json`, such as SigLIP's; read by the library `tokenizers`.
+
+    Texts are cleaned as in SigLIP's training: no punctuation and lower case ("canonicalize"), or lower case alone
+    ("lower").
+
+    Raises:
+        ImportError: if `tokenizers` is not installed.
+        ValueError: if the file cannot be read, or there is no padding token.
+    """
+
+    has_start_token = False
+
+    def __init__(self, path: Path, clean: str = "canonicalize"):
+        try:
+            from tokenizers import Tokenizer as Vocabulary
+        except ImportError as error:
+            raise ImportError(f"{path}: needs the package tokenizers (pip install tokenizers)") from error
+        try:
+            vocabulary = Vocabulary.from_file(str(path))
+            config = json.loads(path.with_name("tokenizer_config.json").read_text(encoding="utf-8"))
+        except Exception as error:  # the library raises plain exceptions
+            raise ValueError(f"{path}: cannot be read as a tokenizer ({error})") from error
+        pad = config.get("pad_token")
+        pad_id = vocabulary.token_to_id(pad["content"] if isinstance(pad, dict) else str(pad))
+        if pad_id is None:
+            raise ValueError(f"{path}: tokenizer_config.json has no padding token of the vocabulary")
+        vocabulary.no_truncation()
+        vocabulary.no_padding()
+        self.name, self.path, self.clean = path.name, path, clean
+        self.vocab_size = vocabulary.get_vocab_size()
+        self.pad_id = pad_id
+        self._vocabulary = vocabulary
+
+    def encode(self, text: str) -> list[int]:
+        """See `Tokenizer.encode`."""
+        return self._vocabulary.encode(self._clean(text), add_special_tokens=False).ids
+
+    def __call__(self, texts: Sequence[str], length: int) -> torch.Tensor:
+        """See `Tokenizer.__call__`."""
+        tokens = torch.full((len(texts), length), self.pad_id, dtype=torch.long)
+        for row, text in zip(tokens, texts, strict=True):
+            ids = self._vocabulary.encode(self._clean(text)).ids
+            if len(ids) > length:
+                raise ValueError(f"text {text!r} has {len(ids)} tokens with its end, more than {length}")
+            row[: len(ids)] = torch.tensor(ids)
+        return tokens
+
+    def count(self, text: str) -> int:
+        """See `Tokenizer.count`."""
+        return len(self._vocabulary.encode(self._clean(text)).ids)
+
+    def _clean(self, text: str) -> str:
+        text = html.unescape(html.unescape(ftfy.fix_text(text))).replace("_", " ")
+        if self.clean == "canonicalize":
+            text = text.translate(str.maketrans("", "", string.punctuation))
+        return " ".join(text.lower().split())
+
+    def __deepcopy__(self, memo: dict) -> "FileTokenizer":
+        return self

@@ -20,11 +20,14 @@ from tc_clip.context_tokens import (
     SEED_SELECTORS,
     SUMMARISERS,
     BlockTrace,
+    average_places,
     gather_patches,
     select_seeds,
     summarise_seeds,
 )
-from tc_clip.layers import Modules, ResidualBlock, init_tower
+from tc_clip.layers import FeedForward, GatedFeedForward, Modules, ResidualBlock, init_tower
+from tc_clip.pooling import AttentionPooling
+from tc_clip.rotary import Turns, places_of, turn, turns_of, turns_of_tokens
 
 
 class VisionOutput(NamedTuple):
@@ -56,19 +59,29 @@ class VisionBlock(ResidualBlock):
     """
 
     attn: FrameAttention
+    mlp: FeedForward
 
     def __init__(self, config: VisionConfig, attention: Callable[[int, int], FrameAttention]):
-        super().__init__(config.width, config.num_heads, config.activation)
-        self.attn = attention(config.width, config.num_heads)
+        width, eps = config.width, config.norm_eps
+        super().__init__(width, config.num_heads, config.activation, config.hidden_width, eps)
+        self.attn = attention(width, config.num_heads)
+        self.attn.first_patch = int(config.class_token)
+        if config.inner_norm:
+            self.attn.inner_norm = nn.LayerNorm(width, eps)
+        if config.activation == "swiglu":
+            self.mlp = GatedFeedForward(width, config.hidden_width, eps if config.inner_norm else None)
 
     def forward(
         self,
         frames: Tensor,
         context: Tensor | None,
         summary: ContextConfig | None,
-        is_last: bool,
+        only_class: bool,
         with_trace: bool,
         recompute: bool = False,
+        turns: Turns | None = None,
+        context_turns: Turns | None = None,
+        pooling_weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, BlockTrace | None]:
         """Run the block.
 
@@ -76,54 +89,74 @@ class VisionBlock(ResidualBlock):
             frames: (B, T, N, D).
             context: (B, K, D) of the block before, for a block that uses it.
             summary: how to make this block's context tokens, or None for none.
-            is_last: of the last block nothing needs the patches' outputs, so it computes only those of the class tokens
-                and the seeds.
+            only_class: the last block of an encoder that pools by class tokens: nothing needs the patches' outputs, so
+                it computes only those of the class tokens and the seeds.
             with_trace: whether to return what was decided.
             recompute: whether the backward pass computes the block again, all but its decisions.
+            turns: of the frame tokens (N, h), with rotary positions.
+            context_turns: of the context tokens (B, 1, K, h), if their keys turn.
+            pooling_weights: (B, T, N), the pooling query's weights of the tokens, for seeds and trace; None: those of
+                the class token.
 
         Returns:
-            Frame tokens (B, T, N, D), of the last block class tokens (B, T, 1, D); context tokens (B, K, D) or None;
-            the trace or None.
+            Frame tokens (B, T, N, D), or class tokens (B, T, 1, D); context tokens (B, K, D) or None; the trace or
+            None.
         """
-        if recompute:
-            return recompute_in_backward(self._run, frames, context, summary, is_last, with_trace)
-        return self._run(frames, context, summary, is_last, with_trace)
+        inputs = frames, context, summary, only_class, with_trace, turns, context_turns, pooling_weights
+        return recompute_in_backward(self._run, *inputs) if recompute else self._run(*inputs)
 
     def _run(
-        self, frames: Tensor, context: Tensor | None, summary: ContextConfig | None, is_last: bool, with_trace: bool
+        self,
+        frames: Tensor,
+        context: Tensor | None,
+        summary: ContextConfig | None,
+        only_class: bool,
+        with_trace: bool,
+        turns: Turns | None,
+        context_turns: Turns | None,
+        pooling_weights: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, BlockTrace | None]:
+        first = self.attn.first_patch
         normed = self.ln_1(frames)
         context_keys_values = None
         if context is not None and self.attn.uses_context:
-            context_keys_values = self.attn.keys_values(self.ln_1(context))  # (B, A, K, h) each
-        if is_last:
-            queries = self.attn.queries(normed[:, :, :1])  # (B, T, A, 1, h)
+            context_keys, context_values = self.attn.keys_values(self.ln_1(context))  # (B, A, K, h) each
+            context_keys_values = turn(context_keys, context_turns), context_values
+        if only_class:
+            queries = self.attn.queries(normed[:, :, :1])  # (B, T, A, 1, h); a class token never turns
             keys, values = self.attn.keys_values(normed)  # (B, T, A, N, h) each
         else:
             queries, keys, values = self.attn.queries_keys_values(normed)
+            queries = turn(queries, turns)
+        keys = turn(keys, turns)
+        needs_weights = summary is not None or with_trace
         attended, class_weights = self.attn.attend(
-            queries, keys, values, context_keys_values, with_class_weights=summary is not None or with_trace
+            queries, keys, values, context_keys_values, with_class_weights=needs_weights and pooling_weights is None
         )
-        residual = frames[:, :, :1] if is_last else frames
-        if class_weights is None:  # neither seeds nor a trace
+        weights = class_weights if pooling_weights is None else pooling_weights
+        residual = frames[:, :, :1] if only_class else frames
+        if weights is None or not needs_weights:
             return self.feed_forward(residual + self.attn.merge_heads(attended)), None, None
 
         seeds = generator = assignment = new_context = None
         if summary is not None:
             generator = self._generator(summary, frames.device)
-            seeds = select_seeds(class_weights[..., 1:], frames[:, :, 1:], summary, generator)  # (B, T, S)
-            if is_last:
-                queries = self.attn.queries(gather_patches(normed, seeds))  # (B, T, A, S, h)
+            seeds = select_seeds(weights[..., first:], frames[:, :, first:], summary, generator)  # (B, T, S)
+            if only_class:
+                queries = self.attn.queries(gather_patches(normed, seeds, first))  # (B, T, A, S, h)
+                queries = turn(queries, None if turns is None else turns.at(seeds.unsqueeze(2) + first))
                 attended_seeds, _ = self.attn.attend(queries, keys, values, context_keys_values)
                 attended = torch.cat((attended, attended_seeds), dim=3)
-                residual = torch.cat((residual, gather_patches(frames, seeds)), dim=2)
+                residual = torch.cat((residual, gather_patches(frames, seeds, first)), dim=2)
         frames = residual + self.attn.merge_heads(attended)  # (B, T, N or 1 or 1 + S, D)
         if summary is not None and seeds is not None:
-            seed_tokens = frames[:, :, 1:] if is_last else gather_patches(frames, seeds)  # (B, T, S, D)
+            seed_tokens = frames[:, :, 1:] if only_class else gather_patches(frames, seeds, first)  # (B, T, S, D)
             new_context, assignment = summarise_seeds(seed_tokens, summary, generator)
-        if is_last:
+        if only_class:
             frames = frames[:, :, :1]
-        trace = BlockTrace(class_weights[..., 1:], seeds, assignment, new_context) if with_trace else None
+        trace = None
+        if with_trace or (turns is not None and summary is not None and summary.context_places == "mean"):
+            trace = BlockTrace(weights[..., first:], seeds, assignment, new_context)
         frames, new_context = self._feed_forward_together(frames, new_context)
         return frames, new_context, trace
 
@@ -160,6 +193,9 @@ class VisionEncoder(nn.Module):
         ValueError: if the contextual blocks do not fit the attention or the depth, or a choice of `context` is unknown.
     """
 
+    rotary_cos: Tensor | None
+    rotary_sin: Tensor | None
+
     def __init__(
         self,
         config: VisionConfig,
@@ -173,33 +209,55 @@ class VisionEncoder(nn.Module):
         prompt_depth: int = 1,
     ):
         super().__init__()
-        _check_context(attention, contextual_blocks, context, config.depth)
+        _check_context(attention, contextual_blocks, context, config)
         self.config = config
         self.attention = attention
         self.context = context
         self.checkpointing = False  # compute blocks again in the backward pass: a third more time, little memory
         self.is_compiled = False
         self.contextual_blocks = frozenset(contextual_blocks)
-        D, N = config.width, 1 + config.num_patches
-        self.patch_embedding: nn.Module = nn.Conv2d(3, D, config.patch_size, stride=config.patch_size, bias=False)
-        self.class_embedding = nn.Parameter(torch.randn(D) * D**-0.5)
+        D, N = config.width, config.num_tokens
+        self.patch_embedding: nn.Module = nn.Conv2d(
+            3, D, config.patch_size, stride=config.patch_size, bias=config.patch_bias
+        )
+        self.class_embedding = nn.Parameter(torch.randn(D) * D**-0.5) if config.class_token else None
         # Five times CLIP's own scale, so that a model from random weights separates positions as well as colours.
         positions = torch.randn(N, D) * 5 * D**-0.5
         if positional_frames is not None:
             positions = positions.repeat(positional_frames, 1, 1)
         self.positional_embedding = nn.Parameter(positions)
-        self.ln_pre = nn.LayerNorm(D)
+        self.ln_pre = nn.LayerNorm(D, config.norm_eps) if config.pre_norm else None
         contextual = partial(attention, local_global_bias=local_global_bias, **(attention_options or {}))
         self.blocks: Modules[VisionBlock] = Modules(
             VisionBlock(config, contextual if i in self.contextual_blocks else FrameAttention)
             for i in range(config.depth)
         )
-        self.ln_post = nn.LayerNorm(D)
-        self.projection = nn.Parameter(torch.randn(D, config.embed_dim) * D**-0.5)
+        self.ln_post = nn.LayerNorm(D, config.norm_eps)
+        self.projection: nn.Parameter | None = None
+        if config.projection != "none":
+            self.projection = nn.Parameter(torch.randn(D, config.embed_dim) * D**-0.5)
+        self.projection_bias: nn.Parameter | None = None
+        if config.projection == "bias":
+            self.projection_bias = nn.Parameter(torch.zeros(config.embed_dim))
+        self.pooling: AttentionPooling | None = None
+        if config.pooling == "attention":
+            activation = "gelu" if config.activation == "swiglu" else config.activation
+            self.pooling = AttentionPooling(D, config.pool_heads, activation, config.hidden_width, config.norm_eps)
         self.prompt_vectors: nn.Parameter | None = None
         if num_prompt_vectors:
             self.prompt_vectors = nn.Parameter(torch.randn(prompt_depth, num_prompt_vectors, D) * 0.02)
         init_tower(self.blocks, D)
+        self._add_turns(num_prompt_vectors)
+
+    def _add_turns(self, num_prompt_vectors: int) -> None:
+        """Compute the turns of the frame tokens, which are no weights."""
+        config = self.config
+        tables: tuple[Tensor | None, Tensor | None] = (None, None)
+        if config.rotary is not None:
+            sizes = config.grid_size, int(config.class_token), num_prompt_vectors, config.head_width
+            tables = turns_of_tokens(*sizes, config.rotary)
+        self.register_buffer("rotary_cos", tables[0], persistent=False)
+        self.register_buffer("rotary_sin", tables[1], persistent=False)
 
     def forward(self, video: Tensor, context_blocks: Collection[int] = (), with_traces: bool = False) -> VisionOutput:
         """Encode videos.
@@ -213,10 +271,13 @@ class VisionEncoder(nn.Module):
             ValueError: if the video does not fit the encoder.
         """
         frames = self.embed(video)  # (B, T, N, D)
-        context = None
+        context = context_turns = None
         requested: dict[int, Tensor] = {}
         traces: list[BlockTrace] = []
         recompute = self.checkpointing and torch.is_grad_enabled()
+        turns = (
+            None if self.rotary_cos is None or self.rotary_sin is None else Turns(self.rotary_cos, self.rotary_sin)
+        )  # (N, h) each
         for i, block in enumerate(self.blocks):
             produces = (self.attention.uses_context and i + 1 in self.contextual_blocks) or i + 1 in context_blocks
             frames = self._with_prompt_vectors(frames, i)
@@ -227,16 +288,50 @@ class VisionEncoder(nn.Module):
                 frames,
                 context,
                 self.context if produces else None,
-                is_last=i == len(self.blocks) - 1,
+                only_class=self.pooling is None and i == len(self.blocks) - 1,
                 with_trace=with_traces,
                 recompute=recompute,
+                turns=turns,
+                context_turns=context_turns,
+                pooling_weights=self._pooling_weights(frames) if produces or with_traces else None,
             )
             if i + 1 in context_blocks:
                 requested[i + 1] = self.project(context)  # (B, K, E)
-            if trace is not None:
+            context_turns = self._turns_of_context(trace)
+            if trace is not None and with_traces:
                 P = self.config.num_patches
                 traces.append(trace._replace(class_attention=trace.class_attention[..., :P]))
-        return VisionOutput(self.project(frames[:, :, 0]), requested, tuple(traces))
+        return VisionOutput(self._pool(frames), requested, tuple(traces))
+
+    def _pool(self, frames: Tensor) -> Tensor:
+        """Return the frames' features (B, T, E) of their tokens (B, T, N, D) after the last block."""
+        if self.pooling is None:
+            return self.project(frames[:, :, 0])
+        return self._to_joint(self.pooling(self.ln_post(frames)))
+
+    def _pooling_weights(self, frames: Tensor) -> Tensor | None:
+        """Return the pooling query's weights of frame tokens (B, T, N), if they choose seeds; else None.
+
+        They do in an encoder without class tokens, and with seed_selection=pooling_attention.
+        """
+        chosen = self.context is not None and self.context.seed_selection == "pooling_attention"
+        if self.pooling is None or (self.config.class_token and not chosen):
+            return None
+        with torch.no_grad():
+            return self.pooling.weights(self.ln_post(frames))
+
+    def _turns_of_context(self, trace: BlockTrace | None) -> Turns | None:
+        """Return the turns of a block's context tokens (B, 1, K, h) by the mean place of their seeds, if they turn."""
+        rotary, context = self.config.rotary, self.context
+        if trace is None or rotary is None or context is None or context.context_places == "none":
+            return None
+        if trace.seed_indices is None or trace.assignment is None or trace.context_tokens is None:
+            return None
+        places = places_of(self.config.grid_size, rotary).to(trace.seed_indices.device)[trace.seed_indices.flatten(1)]
+        means = average_places(places, trace.assignment, trace.context_tokens.shape[1])  # (B, K, 2)
+        cos, sin = turns_of(means, self.config.head_width, rotary)
+        dtype = self.positional_embedding.dtype
+        return Turns(cos.to(dtype).unsqueeze(1), sin.to(dtype).unsqueeze(1))
 
     def compile(self, **options: Any) -> None:
         """Compile the blocks in place: each kind of block once. The options are those of `torch.compile`."""
@@ -250,11 +345,13 @@ class VisionEncoder(nn.Module):
         B, T, _, H, W = video.shape
         patches = self.patch_embedding(video.flatten(0, 1))  # (B * T, D, H / p, W / p)
         patches = patches.flatten(2).transpose(1, 2).unflatten(0, (B, T))  # (B, T, P, D)
-        class_tokens = self.class_embedding.to(patches.dtype).expand(B, T, 1, -1)
-        tokens = torch.cat((class_tokens, patches), dim=2) + self.positional_embedding  # (B, T, N, D)
+        if self.class_embedding is not None:
+            class_tokens = self.class_embedding.to(patches.dtype).expand(B, T, 1, -1)
+            patches = torch.cat((class_tokens, patches), dim=2)
+        tokens = patches + self.positional_embedding  # (B, T, N, D)
         if self.prompt_vectors is not None:
             tokens = torch.cat((tokens, self.prompt_vectors[0].to(tokens.dtype).expand(B, T, -1, -1)), dim=2)
-        return self.ln_pre(tokens)
+        return tokens if self.ln_pre is None else self.ln_pre(tokens)
 
     def _with_prompt_vectors(self, frames: Tensor, block: int) -> Tensor:
         """Replace the last tokens by the block's own prompt vectors, if it has any."""
@@ -264,8 +361,15 @@ class VisionEncoder(nn.Module):
         return torch.cat((frames[:, :, : -len(vectors)], vectors.expand(*frames.shape[:2], -1, -1)), dim=2)
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Project tokens (..., D) to the joint space (..., E)."""
-        return self.ln_post(tokens) @ self.projection
+        """Project tokens (..., D) to the joint space (..., E); attention pools each of them alone."""
+        tokens = self.ln_post(tokens)
+        return self._to_joint(tokens if self.pooling is None else self.pooling.alone(tokens))
+
+    def _to_joint(self, x: Tensor) -> Tensor:
+        if self.projection is None:
+            return x
+        x = x @ self.projection
+        return x if self.projection_bias is None else x + self.projection_bias
 
     def _check(self, video: Tensor) -> None:
         side = self.config.image_size
@@ -280,9 +384,12 @@ class VisionEncoder(nn.Module):
 
 
 def _check_context(
-    attention: type[FrameAttention], blocks: Collection[int], context: ContextConfig | None, depth: int
+    attention: type[FrameAttention], blocks: Collection[int], context: ContextConfig | None, config: VisionConfig
 ) -> None:
-    """Raise ValueError if the contextual blocks do not fit the attention or the depth."""
+    """Raise ValueError if the contextual blocks do not fit the attention or the depth, or the encoder lacks a part."""
+    depth = config.depth
+    if attention.uses_class_tokens and not config.class_token:
+        raise ValueError(f"{attention.name} attention needs class tokens, which these weights do not have")
     first = 1 if attention.uses_context else 0
     if attention.has_extra_keys and not blocks:
         raise ValueError(f"{attention.name} attention needs contextual blocks, there are none among {depth}")
@@ -297,3 +404,7 @@ def _check_context(
     if context is not None:
         require_choice("seed_selection", context.seed_selection, SEED_SELECTORS)
         require_choice("summarisation", context.summarisation, SUMMARISERS)
+        if context.seed_selection == "pooling_attention" and config.pooling != "attention":
+            raise ValueError(
+                "seed_selection=pooling_attention needs attention pooling, which these weights do not have"
+            )

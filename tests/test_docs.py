@@ -26,6 +26,7 @@ from hydra.errors import HydraException
 
 import tc_clip
 from tc_clip.weights.__main__ import parse as parse_weights
+from tc_clip.weights.hub import KNOWN_HUB_WEIGHTS
 from tests.documents import (
     BLOCKS,
     CONFIGS,
@@ -145,7 +146,8 @@ def check_main(arguments: list[str], configs: Path) -> None:
     known = tc_clip.model_options(model).keys() | sizes | {"head_width"}
     assert options.keys() <= known, f"unknown options {sorted(options.keys() - known)}"
     weights = settings.trainer.clip_weights
-    assert weights is None or weights in tc_clip.KNOWN_CLIP_WEIGHTS or weights.startswith(USERS_FILES)
+    named = tc_clip.KNOWN_CLIP_WEIGHTS.keys() | KNOWN_HUB_WEIGHTS.keys()
+    assert weights is None or weights in named or weights.startswith(USERS_FILES)
     assert settings.eval is not None or model != "vanilla_clip", "vanilla_clip is not trained"
     for entry in (settings.data.train, settings.data.val, *settings.data.test):
         assert entry["dataset"] in settings.dataset

@@ -18,6 +18,7 @@ from tc_clip.models import VideoClip
 from tc_clip.prompts import LearnedPrompts, VideoConditionalPrompts
 from tc_clip.templates import templates_of
 from tc_clip.text_encoder import TextEncoder
+from tc_clip.tokenizer import CLIP_TOKENIZER, Tokenizer
 from tc_clip.vision_encoder import VisionEncoder
 
 # Options by what they belong to. Options of what is switched off have no effect.
@@ -33,6 +34,21 @@ LEARNED_VECTORS = {
 }
 # Of models whose attention has extra keys; their prompts can attend to the video.
 EXTRA_KEYS = TRAINED | {"contextual_blocks": None, "local_global_bias": False, "video_prompts": False} | VIDEO_PROMPTS
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What belongs to a set of start weights and is no size; the defaults are CLIP's.
+
+    Attributes:
+        pixels: statistics that normalise the input.
+        tokenizer: of the vocabulary.
+        logit_bias: whether the logits have a bias.
+    """
+
+    pixels: PixelStatistics = RECIPE_PIXELS
+    tokenizer: Tokenizer = CLIP_TOKENIZER
+    logit_bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +77,7 @@ class Composition:
         text: TextConfig,
         options: Mapping[str, Any],
         info: Mapping[str, Any] | None = None,
-        pixels: PixelStatistics = RECIPE_PIXELS,
+        parts: "Parts | None" = None,
     ) -> VideoClip:
         """Build the model with random weights.
 
@@ -69,7 +85,7 @@ class Composition:
             vision, text: sizes.
             options: a value for every option.
             info: what the model's `info` returns.
-            pixels: statistics that normalise the input.
+            parts: what belongs to the start weights and is no size; None: that of CLIP.
 
         Raises:
             ValueError: if a value is invalid, or values do not fit each other.
@@ -77,7 +93,8 @@ class Composition:
         templates = templates_of(options.get("templates"))
         if templates and options["prompt_init"]:
             raise ValueError(f"{self.name}: templates and prompt_init both set the text around a class name: give one")
-        prompts = self._prompts(text, options)
+        parts = parts or Parts()
+        prompts = self._prompts(text, options, parts.tokenizer)
         with_context = self.attention.uses_context or isinstance(prompts, VideoConditionalPrompts)
         position = options.get("positional_embedding", "space")
         if position not in ("space", "joint"):
@@ -96,7 +113,7 @@ class Composition:
         model = VideoClip(
             name=self.name,
             vision=encoder,
-            text=TextEncoder(text),
+            text=TextEncoder(text, parts.tokenizer),
             prompts=prompts,
             num_frames=options["num_frames"],
             context_length=options["context_length"],
@@ -105,13 +122,16 @@ class Composition:
             trainable=self.trainable,
             templates=templates,
             info=info,
-            pixels=pixels,
+            pixels=parts.pixels,
+            logit_bias=parts.logit_bias,
         )
         if options.get("freeze") is not None:
             model.freeze(options["freeze"])
         return model
 
-    def _prompts(self, text: TextConfig, options: Mapping[str, Any]) -> VideoConditionalPrompts | LearnedPrompts | None:
+    def _prompts(
+        self, text: TextConfig, options: Mapping[str, Any], tokenizer: Tokenizer
+    ) -> VideoConditionalPrompts | LearnedPrompts | None:
         depth = _vector_depth(options, "text", text.depth)
         num_vectors = options.get("num_text_vectors", 0)
         if not options.get("video_prompts", False):
@@ -123,7 +143,7 @@ class Composition:
         values = {key: options[key] for key in asdict(PromptConfig())}
         config = PromptConfig(**values | {"prompt_layers": as_block_numbers(options["prompt_layers"])})
         config.check_depth(text.depth)
-        return VideoConditionalPrompts(config, text)
+        return VideoConditionalPrompts(config, text, tokenizer)
 
 
 def _blocks(attention: type[FrameAttention], numbers: Any, depth: int) -> tuple[int, ...]:

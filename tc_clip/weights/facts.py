@@ -7,7 +7,7 @@ needs it raises an error that names it.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,15 @@ from tc_clip.config import (
     PixelStatistics,
     require_choice,
 )
+from tc_clip.tokenizer import CLIP_TOKENIZER, FileTokenizer, Tokenizer
 from tc_clip.weights.files import WeightsError
+from tc_clip.weights.timm_facts import timm_facts
 
-CLIP_TOKENIZER = "clip"  # OpenAI's byte-pair vocabulary, `tc_clip.tokenizer`
 CLIP_PIXELS = PixelStatistics(
     (0.48145466 * 255, 0.4578275 * 255, 0.40821073 * 255), (0.26862954 * 255, 0.26130258 * 255, 0.27577711 * 255)
 )
-OPEN_CLIP_CONFIG, HUGGING_FACE_CONFIG, PREPROCESSOR = (
-    "open_clip_config.json",
-    "config.json",
-    "preprocessor_config.json",
-)
+OPEN_CLIP_CONFIG, HUGGING_FACE_CONFIG = "open_clip_config.json", "config.json"
+PREPROCESSOR, TOKENIZER = "preprocessor_config.json", "tokenizer.json"
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
@@ -39,9 +37,12 @@ class WeightFacts:
     """What belongs to a set of weights and is not in its tensors; None: not known.
 
     Attributes:
-        activation: of the feed-forward layers.
+        activation: of the feed-forward layers of a CLIP.
         head_widths: channels of an attention head in vision and text.
-        tokenizer: "clip", or the name of a tokenizer that this package does not have.
+        vision, text: further values of `VisionConfig` and `TextConfig`.
+        tokenizer: "clip", or the name of another tokenizer, of which `tokenizer_file` is needed.
+        tokenizer_file: a `tokenizer.json`.
+        cleaning: of texts before the tokenizer of the file.
         vocab_size: of the tokenizer.
         pixels: statistics of the training's pictures.
         resize: how training's pictures got their size: "crop" (short side, then centre) or "squash".
@@ -54,7 +55,11 @@ class WeightFacts:
 
     activation: str | None = None
     head_widths: tuple[int, int] | None = None
+    vision: Mapping[str, Any] = field(default_factory=dict)
+    text: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
+    tokenizer_file: Path | None = None
+    cleaning: str = "canonicalize"
     vocab_size: int | None = None
     pixels: PixelStatistics | None = None
     resize: str | None = None
@@ -87,7 +92,7 @@ class WeightFacts:
 OPENAI_FACTS = WeightFacts(
     activation="quick_gelu",
     head_widths=(CLIP_HEAD_WIDTH, CLIP_HEAD_WIDTH),
-    tokenizer=CLIP_TOKENIZER,
+    tokenizer=CLIP_TOKENIZER.name,
     vocab_size=CLIP_VOCAB_SIZE,
     pixels=CLIP_PIXELS,
     resize="crop",
@@ -155,14 +160,41 @@ def check_vocabulary(facts: WeightFacts, num_embeddings: int) -> WeightFacts:
             f"has {num_embeddings:,}: they are not of the same model"
         )
     if facts.tokenizer is None and num_embeddings == CLIP_VOCAB_SIZE:
-        return replace(facts, tokenizer=CLIP_TOKENIZER, vocab_size=num_embeddings)
-    if facts.tokenizer != CLIP_TOKENIZER or num_embeddings != CLIP_VOCAB_SIZE:
-        name = "is not known" if facts.tokenizer in (None, CLIP_TOKENIZER) else f"({facts.tokenizer}) is not supported"
+        return replace(facts, tokenizer=CLIP_TOKENIZER.name, vocab_size=num_embeddings)
+    if facts.tokenizer == CLIP_TOKENIZER.name and num_embeddings == CLIP_VOCAB_SIZE:
+        return facts
+    which = "" if facts.tokenizer in (None, CLIP_TOKENIZER.name) else f" ({facts.tokenizer})"
+    if facts.text.get("causal", True):
         raise WeightsError(
-            f"{facts.source}: the tokenizer of its vocabulary of {num_embeddings:,} tokens {name}; CLIP's has "
-            f"{CLIP_VOCAB_SIZE:,}"
+            f"{facts.source}: the tokenizer of its vocabulary of {num_embeddings:,} tokens{which} is not supported; "
+            f"CLIP's has {CLIP_VOCAB_SIZE:,}"
+        )
+    if facts.tokenizer_file is None:
+        raise WeightsError(
+            f"{facts.source}: the tokenizer of its vocabulary of {num_embeddings:,} tokens{which} is not there: put "
+            "its tokenizer.json and tokenizer_config.json in the same folder"
         )
     return facts
+
+
+def tokenizer_of(facts: WeightFacts | None, num_embeddings: int) -> Tokenizer:
+    """Return the tokenizer of weights; CLIP's for a model from random weights.
+
+    Raises:
+        WeightsError: if its file cannot be read, or has more tokens than the token embedding.
+    """
+    if facts is None or facts.tokenizer_file is None:
+        return CLIP_TOKENIZER
+    try:
+        tokenizer = FileTokenizer(facts.tokenizer_file, facts.cleaning)
+    except (ImportError, ValueError) as error:
+        raise WeightsError(str(error)) from error
+    if tokenizer.vocab_size > num_embeddings:
+        raise WeightsError(
+            f"{facts.tokenizer_file}: a vocabulary of {tokenizer.vocab_size:,} tokens, the token embedding of "
+            f"{facts.source} has {num_embeddings:,}: they are not of the same model"
+        )
+    return tokenizer
 
 
 def facts_next_to(path: Path) -> WeightFacts:
@@ -180,6 +212,9 @@ def facts_next_to(path: Path) -> WeightFacts:
     preprocessor = path.with_name(PREPROCESSOR)
     if facts.pixels is None and preprocessor.is_file():
         facts = replace(facts, **_read(preprocessor, _preprocessor_facts))
+    tokenizer = path.with_name(TOKENIZER)
+    if facts.tokenizer not in (None, CLIP_TOKENIZER.name) and tokenizer.is_file():
+        facts = replace(facts, tokenizer_file=tokenizer)
     return facts
 
 
@@ -194,11 +229,31 @@ def _read(file: Path, read: Callable[[dict[str, Any]], Any]) -> Any:
 
 def _open_clip_facts(config: Mapping[str, Any]) -> WeightFacts:
     model = config["model_cfg"]
-    text = model["text_cfg"]
+    text, vision = model["text_cfg"], model["vision_cfg"]
+    if "hf_model_name" in text:
+        raise WeightsError(f"the text encoder is {text['hf_model_name']}, which this package does not read")
+    activation = "quick_gelu" if model.get("quick_gelu", False) else "gelu"
+    is_causal = not text.get("no_causal_mask", False)
+    of_text: dict[str, Any] = {
+        "activation": "gelu_tanh" if (text.get("act_kwargs") or {}).get("approximate") == "tanh" else activation,
+        "norm_eps": (text.get("norm_kwargs") or {}).get("eps", 1e-5),
+        "causal": is_causal,
+        "pooling": "end" if text.get("pool_type", "argmax") == "argmax" else text["pool_type"],
+        "projection_bias": text.get("proj_bias", False),
+    }
+    if of_text["pooling"] != ("end" if is_causal else "last"):
+        raise WeightsError(
+            f"the text encoder pools by {text['pool_type']!r}"
+            + (f", its vocabulary has {text['vocab_size']:,} tokens" if "vocab_size" in text else "")
+            + ": it is not one that this package reads"
+        )
     facts = WeightFacts(
-        activation="quick_gelu" if model.get("quick_gelu", False) else "gelu",
-        head_widths=(model["vision_cfg"].get("head_width", CLIP_HEAD_WIDTH), text["width"] // text["heads"]),
-        tokenizer=text.get("hf_tokenizer_name", CLIP_TOKENIZER),
+        activation=activation,
+        head_widths=(vision.get("head_width", CLIP_HEAD_WIDTH), text["width"] // text["heads"]),
+        vision=timm_facts(vision) if "timm_model_name" in vision else {},
+        text=of_text,
+        tokenizer=text.get("hf_tokenizer_name", CLIP_TOKENIZER.name),
+        cleaning=text.get("tokenizer_kwargs", {}).get("clean", "lower"),
         vocab_size=text.get("vocab_size", CLIP_VOCAB_SIZE),
     )
     pixels = config.get("preprocess_cfg", {})
@@ -214,6 +269,8 @@ def _open_clip_facts(config: Mapping[str, Any]) -> WeightFacts:
 
 def _hugging_face_facts(config: Mapping[str, Any]) -> WeightFacts:
     kind = config.get("model_type", "clip")
+    if kind in _SIGLIP_CLEANING:
+        return _siglip_facts(config, kind)
     # Missing keys have the defaults of transformers, which are CLIP ViT-B/32's.
     defaults = {"vision_config": (768, 12), "text_config": (512, 8)}
     activations, widths = set(), []
@@ -235,9 +292,43 @@ def _hugging_face_facts(config: Mapping[str, Any]) -> WeightFacts:
     return WeightFacts(
         activation=activation,
         head_widths=(widths[0], widths[1]),
-        tokenizer=CLIP_TOKENIZER,
+        tokenizer=CLIP_TOKENIZER.name,
         vocab_size=(config["text_config"] or {}).get("vocab_size", CLIP_VOCAB_SIZE),
     )
+
+
+# How the tokenizers of transformers' SigLIP models clean texts.
+_SIGLIP_CLEANING = {"siglip": "canonicalize", "siglip2": "lower"}
+
+
+def _siglip_facts(config: Mapping[str, Any], kind: str) -> WeightFacts:
+    # Missing keys have the defaults of transformers, which are those of SigLIP B/16.
+    towers: list[dict[str, Any]] = []
+    for tower in ("vision_config", "text_config"):
+        values = config[tower] or {}
+        activation = values.get("hidden_act", "gelu_pytorch_tanh")
+        if activation not in _SIGLIP_ACTIVATIONS:
+            raise WeightsError(f"the activation {activation} is not one that this package has")
+        heads = values.get("num_attention_heads", 12)
+        head_width = values.get("hidden_size", 768) // heads
+        towers.append(
+            {
+                "activation": _SIGLIP_ACTIVATIONS[activation],
+                "norm_eps": values.get("layer_norm_eps", 1e-6),
+                "head_width": head_width,
+                **({"pool_heads": heads} if tower == "vision_config" else {"causal": False, "pooling": "last"}),
+            }
+        )
+    return WeightFacts(
+        vision=towers[0],
+        text=towers[1] | {"projection_bias": True},
+        tokenizer=kind,
+        cleaning=_SIGLIP_CLEANING[kind],
+        vocab_size=(config["text_config"] or {}).get("vocab_size", 32000),
+    )
+
+
+_SIGLIP_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 
 
 def _preprocessor_facts(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def load_clip_weights(model: VideoClip, weights: ClipWeights) -> LoadReport:
     report = LoadReport("clip", initialised=sorted(model.new_parameter_names()))
     model.text.token_embedding.copy_(tensors.pop(TOKEN_EMBEDDING))
     own = model.vision.positional_embedding
-    _fit_positions_in_space(tensors, own, report)
+    _fit_positions_in_space(tensors, own, report, int(model.vision.config.class_token))
     if own.dim() == 3:
         tensors[POSITIONS] = tensors[POSITIONS].expand(own.shape[0], -1, -1)
     _load_strictly(model, tensors, "the CLIP weights", absent=model.new_parameter_names())
@@ -104,7 +104,7 @@ def load_weights(model: VideoModel, checkpoint: CheckpointSource) -> LoadReport:
         )
     own = model.vision.positional_embedding
     tensors = dict(tensors)
-    _fit_positions_in_space(tensors, own, report)
+    _fit_positions_in_space(tensors, own, report, int(model.vision.config.class_token))
     positions = tensors.get(POSITIONS)
     if positions is not None and positions.dim() == own.dim() == 3 and positions.shape[0] != own.shape[0]:
         tensors[POSITIONS] = interpolate_in_time(positions, own.shape[0])
@@ -221,15 +221,19 @@ def _warn_of_changes(report: LoadReport, source: str) -> None:
         _LOG.warning("%s: %s", source, change)
 
 
-def _fit_positions_in_space(tensors: dict[str, Tensor], own: Tensor, report: LoadReport) -> None:
-    """Resample positions (N, D) or (T, N, D) for another input size, if both grids are square."""
+def _fit_positions_in_space(tensors: dict[str, Tensor], own: Tensor, report: LoadReport, num_class: int) -> None:
+    """Resample positions (N, D) or (T, N, D) for another input size, if both grids are square.
+
+    Args:
+        num_class: class tokens of a frame, before its patches.
+    """
     positions = tensors.get(POSITIONS)
     if positions is None or positions.shape[-1] != own.shape[-1] or positions.shape[-2] == own.shape[-2]:
         return
-    grids = [round((x.shape[-2] - 1) ** 0.5) for x in (positions, own)]
-    if [grid**2 + 1 for grid in grids] != [positions.shape[-2], own.shape[-2]]:
+    grids = [round((x.shape[-2] - num_class) ** 0.5) for x in (positions, own)]
+    if [grid**2 + num_class for grid in grids] != [positions.shape[-2], own.shape[-2]]:
         return  # the strict load reports the difference
-    tensors[POSITIONS] = interpolate_in_space(positions, grids[1])
+    tensors[POSITIONS] = interpolate_in_space(positions, grids[1], num_class)
     report.changed.append(
         f"positions of {grids[0]} x {grids[0]} patches interpolated to {grids[1]} x {grids[1]} for the input size"
     )

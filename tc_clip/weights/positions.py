@@ -5,12 +5,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def interpolate_in_space(positions: Tensor, grid: int) -> Tensor:
-    """Resample positions (..., 1 + P, D) of a square grid of patches to `grid` x `grid`; the class token keeps its own.
+def interpolate_in_space(positions: Tensor, grid: int, num_class: int = 1) -> Tensor:
+    """Resample positions (..., 1 + P, D) of a square grid of patches to `grid` x `grid`; a class token keeps its own.
 
     Bicubic, with antialiasing if the grid shrinks, as in open_clip.
     """
-    first, patches = positions[..., :1, :], positions[..., 1:, :]
+    first, patches = positions[..., :num_class, :], positions[..., num_class:, :]
     D, old = patches.shape[-1], round(patches.shape[-2] ** 0.5)
     pictures = patches.reshape(-1, old, old, D).permute(0, 3, 1, 2)  # (1 or T, D, old, old)
     pictures = F.interpolate(pictures, size=(grid, grid), mode="bicubic", antialias=True, align_corners=False)

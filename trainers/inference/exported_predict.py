@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import re
+import string
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -126,7 +127,7 @@ class Tokenizer:
                 ids[left + right] = merged
 
     def __call__(self, names: list[str], facts: dict) -> np.ndarray:
-        texts = [template.replace("{}", clean_name(name, facts)) for name in names for template in facts["templates"]]
+        texts = prompts(names, facts)
         tokens = np.zeros((len(texts), facts["context_length"]), dtype=np.int64)
         for row, text in zip(tokens, texts, strict=True):
             encoded = [START, *self.encode(text), END]
@@ -151,6 +152,34 @@ class Tokenizer:
                 position += 1 + fits
             ids = merged
         return ids
+
+
+def prompts(names: list[str], facts: dict) -> list[str]:
+    """Return the texts of class names, those of a class after one another."""
+    return [template.replace("{}", clean_name(name, facts)) for name in names for template in facts["templates"]]
+
+
+class FileTokenizer:
+    """A tokenizer.json: class names to padded tokens int64 (C * templates, L)."""
+
+    def __init__(self, vocabulary: Path):
+        from tokenizers import Tokenizer as Vocabulary
+
+        self.vocabulary = Vocabulary.from_file(str(vocabulary))
+        self.vocabulary.no_truncation()
+        self.vocabulary.no_padding()
+
+    def __call__(self, names: list[str], facts: dict) -> np.ndarray:
+        texts = [html.unescape(html.unescape(text)).replace("_", " ") for text in prompts(names, facts)]
+        if facts["cleaning"] == "canonicalize":
+            texts = [text.translate(str.maketrans("", "", string.punctuation)) for text in texts]
+        tokens = np.full((len(texts), facts["context_length"]), facts["pad_token"], dtype=np.int64)
+        for row, text in zip(tokens, texts, strict=True):
+            encoded = self.vocabulary.encode(" ".join(text.lower().split())).ids
+            if len(encoded) > len(row):
+                raise SystemExit(f"{text!r} has {len(encoded)} tokens; the model reads {len(row)}")
+            row[: len(encoded)] = encoded
+        return tokens
 
 
 def clean_name(name: str, facts: dict) -> str:
@@ -191,7 +220,8 @@ def scorer(folder: Path, kind: str | None, facts: dict, names: list[str] | None)
     programs = [load(path, kind) for path in paths]
     if names is None:
         return lambda pixels: programs[0]({"video": pixels})[0]
-    tokens = Tokenizer(folder / facts["vocabulary"])(names, facts)
+    vocabulary = folder / facts["vocabulary"]
+    tokens = (FileTokenizer if vocabulary.suffix == ".json" else Tokenizer)(vocabulary)(names, facts)
 
     def score(pixels: np.ndarray) -> np.ndarray:
         features, *contexts = programs[0]({"video": pixels})

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import tc_clip
+from tc_clip.tokenizer import FileTokenizer, Tokenizer
 from trainers.errors import ConfigError
 from trainers.inference.export.checks import checking_cases, largest_difference, moving_patterns
 from trainers.inference.export.formats import FORMATS, ExportError, export_program, load, write
@@ -73,7 +74,7 @@ def export_model(
         "classes": list(model.class_names),
         "num_frames": model.num_frames,
         "input_size": model.input_size,
-        "context_length": model.context_length,
+        "context_length": model.text_length,
         "templates": model.prompt_texts("{}", split_camel_case=False),
         "split_camel_case": model.split_camel_case,
         "dtype": str(dtype).removeprefix("torch."),
@@ -81,15 +82,24 @@ def export_model(
         "programs": [{"file": name, "difference": difference} for name, difference in differences.items()],
     }
     if "text" in programs:
-        facts["vocabulary"] = VOCABULARY.name
-        shutil.copyfile(VOCABULARY, folder / VOCABULARY.name)
-        files.append((VOCABULARY.name, "vocabulary of CLIP's tokenizer (OpenAI, MIT), for class names in free text"))
+        vocabulary = _copy_vocabulary(model.text.tokenizer, folder, facts)
+        files.append((vocabulary, "vocabulary of the tokenizer, for class names in free text"))
     (folder / "export.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     shutil.copyfile(LOADER, folder / LOADER.name)
     files += [("export.json", "facts for programs"), (LOADER.name, "runs the programs on videos, without this package")]
     content = {} if checkpoint is None else checkpoint.content
     (folder / "README.md").write_text(model_card(model, content, results, files), encoding="utf-8")
     report(f"{folder / 'README.md'}  model card")
+
+
+def _copy_vocabulary(tokenizer: Tokenizer, folder: Path, facts: dict[str, object]) -> str:
+    """Copy the vocabulary and note what else the loader needs of the tokenizer; return the file's name."""
+    source = tokenizer.path if isinstance(tokenizer, FileTokenizer) else VOCABULARY
+    if isinstance(tokenizer, FileTokenizer):
+        facts |= {"pad_token": tokenizer.pad_id, "cleaning": tokenizer.clean}
+    facts["vocabulary"] = source.name
+    shutil.copyfile(source, folder / source.name)
+    return source.name
 
 
 def _write_programs(

@@ -87,9 +87,9 @@ def make_programs(model: VideoClip, names: Sequence[str] = PROGRAMS) -> list[Pro
 
 
 def class_tokens(model: VideoClip, names: Sequence[str]) -> Tensor:
-    """Return the tokens of class prompts that the program `text` reads: int64 (C * templates, context_length)."""
+    """Return the tokens of class prompts that the program `text` reads: int64 (C * templates, text_length)."""
     tokens = model.with_class_names(names).class_tokens
-    return F.pad(tokens, (0, model.context_length - tokens.shape[1]))
+    return F.pad(tokens, (0, model.text_length - tokens.shape[1]))
 
 
 class VideoEncoder(nn.Module):
@@ -116,7 +116,10 @@ class TextScorer(nn.Module):
         del self.model.vision  # weights that the program does not need
 
     def forward(self, tokens: Tensor, features: Tensor, *contexts: Tensor) -> Outputs:
-        rows = TextRows.padded(tokens, 1 + self.model.num_prompt_vectors)  # the start token and the prompt vectors
+        if self.model.text.config.causal:
+            rows = TextRows.padded(tokens, 1 + self.model.num_prompt_vectors)  # the start token and the prompt vectors
+        else:
+            rows = TextRows.whole(tokens)
         return (self.score(self.model.encode_text(rows), features, contexts),)
 
     def score(self, shared: SharedText | Tensor, features: Tensor, contexts: Sequence[Tensor]) -> Tensor:
@@ -184,8 +187,10 @@ class _PatchProduct(nn.Module):
         super().__init__()
         self.side = convolution.kernel_size[0]
         self.weight = nn.Parameter(convolution.weight.detach().flatten(1), requires_grad=False)  # (D, 3 * p * p)
+        bias = convolution.bias
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     def forward(self, images: Tensor) -> Tensor:
         patches = images.unflatten(3, (-1, self.side)).unflatten(2, (-1, self.side))  # (N, 3, H / p, p, W / p, p)
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3)  # (N, H / p, W / p, 3 * p * p)
-        return F.linear(patches, self.weight).permute(0, 3, 1, 2)  # (N, D, H / p, W / p)
+        return F.linear(patches, self.weight, self.bias).permute(0, 3, 1, 2)  # (N, D, H / p, W / p)
