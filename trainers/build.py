@@ -264,6 +264,7 @@ def open_log(
         resumed_step=resumed_step,
         repeats_validation=repeats_validation,
         config=hide_in_config(settings.to_dict()),
+        project=settings.logging.project,
     )
     return open_loggers(settings.logging.loggers, options)
 

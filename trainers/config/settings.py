@@ -247,6 +247,10 @@ class LoggingSettings:
         "Where a run logs: modules of `trainers/logging`, or dotted names of your own modules (see "
         "`trainers/logging/logger.py`)."
     )
+    project: str = key(
+        "Project, or experiment, of the run in a tracker (`logging=wandb`, `trackio` or `mlflow`); the run is named "
+        "after the output folder."
+    )
     tensorboard: bool = key(
         "Curves in `tensorboard/` of the output folder, accuracy by class, and some validation videos with their "
         "predictions."

@@ -33,6 +33,7 @@ class LogOptions:
             again. None for an evaluation, which adds to the existing files.
         repeats_validation: whether the run also repeats the validation at `resumed_step`.
         config: the configuration without secrets, for a logger that stores it.
+        project: name of the project in a tracker.
     """
 
     output: Path | None
@@ -41,6 +42,7 @@ class LogOptions:
     resumed_step: int | None = None
     repeats_validation: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
+    project: str = "tc-clip"
 
 
 class Logger:
