@@ -48,6 +48,7 @@ def test_advice_is_repeated_only_if_waiting_gets_worse():
                 rates={"base": 1e-3},
                 seconds=1.0,
                 wait_seconds=share,
+                host_seconds=None,
                 grad_norm=1.0,
                 loss_scale=None,
                 skipped=False,

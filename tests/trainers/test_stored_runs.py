@@ -52,3 +52,14 @@ def test_decoding_on_the_device_changes_nothing_on_a_cpu(compose_run, stored, tm
     assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
     with pytest.raises(ConfigError, match="has no stored JPEG frames"):
         run(compose_run(output=tmp_path / "videos", data__decode_on_device=True))
+
+
+def test_the_cache_is_reported_as_stored_frames(compose_run, tmp_path: Path) -> None:
+    options = {"epochs": 2, "warmup_epochs": 0, "data__cache": tmp_path / "cache", "data__cache_frames": 5}
+    with pytest.raises(ConfigError, match="data.cache_frames=3: must be num_frames=4 or more"):
+        run(compose_run(**{**options, "data__cache_frames": 3}))
+    run(compose_run(**options))
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    expected = "at most 5 evenly spaced frames of a video, JPEG quality 90 (data.cache)"
+    assert {results["training_frames"], *(row["files"]["stored_frames"] for row in results["results"])} == {expected}
+    assert len(list((tmp_path / "cache").glob("*/*.frames"))) == 18, "every video, once"
