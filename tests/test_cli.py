@@ -65,7 +65,7 @@ def test_mistakes_are_reported_before_torch_is_imported(repository: Path, mistak
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "choose a protocol with -cn (zero_shot, few_shot, base2novel, fully_supervised)"),
+        ((), "data= is missing; -cn zero_shot goes with: zero_shot_custom, zero_shot_k400"),
         (("-cn", "zero_sot"), "-cn zero_sot: no such protocol; did you mean zero_shot"),
         (("-cn", "zero_shot"), "data= is missing; -cn zero_shot goes with: zero_shot_custom, zero_shot_k400"),
         (("-cn", "zero_shot", "data=zero_shot_shape"), "no such choice; did you mean zero_shot_shapes"),
@@ -73,7 +73,8 @@ def test_mistakes_are_reported_before_torch_is_imported(repository: Path, mistak
         (("-cn", "few_shot", "data=few_shot_ssv2_llm"), "no such choice; did you mean few_shot_ssv2"),
         (("-cn", "few_shot", "data=few_shot_hmdb51", "labels=lmm"), "labels=lmm: no such choice; did you mean llm?"),
         (("-cn", "zero_shot", "data=zero_shot_shapes", "lrr=1"), "unknown key lrr; did you mean lr?"),
-        (("-cn", "zero_shot", "data=zero_shot_shapes", "mixup=0"), "unknown key mixup; did you mean aug.mixup?"),
+        (("-cn", "zero_shot", "data=zero_shot_shapes", "betas=0"), "unknown key betas; did you mean optimizer.betas?"),
+        (("data=zero_shot_shapes", "accumulation_steps=4"), "accumulation_steps is a key of the published code: give"),
         (("-cn", "zero_shot", "data=zero_shot_shapes", "lr"), "cannot read the command line"),
     ],
 )

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from trainers.config.keys import did_you_mean, keys_of
+from trainers.config.published import PROTOCOL, translate
 from trainers.config.secrets import hide_secrets
 from trainers.config.settings import PROTOCOLS, Settings
 from trainers.errors import ConfigError, ErrorOnAnotherRank, RunInterrupted, user_error_types
@@ -35,7 +36,7 @@ HELP = """\
 usage: {program} -cn PROTOCOL data=DATA output=FOLDER [key=value ...]
        torchrun --nproc_per_node=GPUS {script} -cn PROTOCOL data=DATA output=FOLDER [key=value ...]
 
-protocols (-cn)
+protocols (-cn; without it {default})
   {protocols}
 data, by protocol
   {data}
@@ -50,7 +51,7 @@ configs/base.yaml explains every key. `{program} -cn PROTOCOL data=DATA --cfg jo
 
 @contextmanager
 def composition_errors(configs: Path) -> Iterator[None]:
-    """Around Hydra's main: print `--help`, and turn errors of composing the configuration into one line.
+    """Around Hydra's main: print `--help`, translate published keys, turn errors of composing into one line.
 
     Args:
         configs: folder of the configuration files.
@@ -58,6 +59,12 @@ def composition_errors(configs: Path) -> Iterator[None]:
     if {"-h", "--help"} & set(sys.argv[1:]):
         sys.stdout.write(help_text(configs))
         sys.exit(0)
+    try:
+        sys.argv[1:], notes = translate(sys.argv[1:])
+    except ConfigError as error:
+        _exit_with(str(error), WANTS_TRACEBACK)
+    if int(os.environ.get("RANK", 0)) == 0:
+        sys.stderr.writelines(f"note: {hide_secrets(note)}\n" for note in notes)
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -169,6 +176,7 @@ def help_text(configs: Path) -> str:
         program=PROGRAM,
         script="-m trainers.commands.train" if IS_INSTALLED else "main.py",
         protocols=" ".join(PROTOCOLS),
+        default=PROTOCOL,
         data="\n  ".join(line for line in by_protocol if line),
         trainers=" ".join(config_names(configs, "trainer")),
     )
@@ -199,10 +207,10 @@ def describe_composition_error(error: Exception, arguments: list[str], configs: 
         shown = [option for option in names if protocol is None or option.startswith(f"{protocol}_")] or names
         return f"{group}={name}: no such choice{did_you_mean(name, shown)}; there are: {', '.join(shown)}"
     if found := re.search(r"You must specify '(\w+)'", message):
-        if chosen is None:
-            return _no_protocol(configs)
+        chosen = chosen or PROTOCOL
         names = [name for name in config_names(configs, found[1]) if name.startswith(f"{chosen}_")]
-        return f"{found[1]}= is missing; -cn {chosen} goes with: {', '.join(names)}"
+        others = "" if chosen != PROTOCOL else f" (other protocols: {PROGRAM} --help)"
+        return f"{found[1]}= is missing; -cn {chosen} goes with: {', '.join(names)}{others}"
     return message
 
 
@@ -247,13 +255,6 @@ def _is_raised_in(error: Exception, packages: tuple[str, ...]) -> bool:
         place = place.tb_next
     module = type(error).__module__ if place is None else str(place.tb_frame.f_globals.get("__name__", ""))
     return module.split(".")[0] in packages or type(error).__module__.split(".")[0] in packages
-
-
-def _no_protocol(configs: Path) -> str:
-    return (
-        f"choose a protocol with -cn ({', '.join(PROTOCOLS)}) and its data, as in "
-        f"{PROGRAM} -cn zero_shot data=zero_shot_k400 output=runs/first ({PROGRAM} --help lists all)"
-    )
 
 
 def _config_name(arguments: list[str]) -> str | None:

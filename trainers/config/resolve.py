@@ -57,8 +57,8 @@ def _check_protocol(settings: Settings) -> None:
     if settings.data.protocol != protocol:
         fitting = [name for name in config_names(CONFIGS, "data") if name.startswith(f"{protocol}_")]
         raise ConfigError(
-            f"data={settings.data.name} belongs to {settings.data.protocol}, not to {protocol}; "
-            f"-cn {protocol} goes with data={', '.join(fitting)}"
+            f"data={settings.data.name} belongs to {settings.data.protocol}, not to {protocol}: give "
+            f"-cn {settings.data.protocol}; -cn {protocol} goes with data={', '.join(fitting)}"
         )
     for key, value, owner in (("shot", settings.shot, "few_shot"), ("base", settings.base, "base2novel")):
         if value is not None and protocol != owner:

@@ -4,7 +4,7 @@
 
 A line `<!-- keys: FILE, SECTION -->` of the document precedes each table. FILE is a configuration file, whose order and
 defaults the table has; SECTION is the comment above the keys, if a file has sections. Checks and meanings come from
-`trainers.config.settings`.
+`trainers.config.settings`. The table after `<!-- published keys -->` has the keys of `trainers.config.published`.
 """
 
 import re
@@ -15,15 +15,18 @@ from typing import Any
 import yaml
 
 from trainers.config.keys import keys_of
+from trainers.config.published import KEYS, Dropped, Renamed
 from trainers.config.settings import Settings
 from trainers.paths import CONFIGS
 
 DOCUMENT = CONFIGS.parent / "CONFIG.md"
 _TABLE = re.compile(r"(<!-- keys: ([\w/]+\.yaml)(?:, ([^>]+?))? -->\n)(?:\|.*\n)*")
+_PUBLISHED = re.compile(r"(<!-- published keys -->\n)(?:\|.*\n)*")
 
 
 def with_tables(text: str) -> str:
     """Return a document with its tables written again."""
+    text = _PUBLISHED.sub(lambda found: found[1] + _published_table(), text)
     return _TABLE.sub(lambda found: found[1] + _table(found[2], found[3]), text)
 
 
@@ -38,6 +41,18 @@ def _table(file: str, section: str | None) -> str:
     for name, default in _defaults(file, section):
         values = declared[name].check.expected
         rows.append(f"| `{name}` | {default} | {values} | {declared[name].doc} |")
+    return "\n".join(rows) + "\n"
+
+
+def _published_table() -> str:
+    rows = ["| published key | here |", "|---|---|"]
+    for name, meaning in KEYS.items():
+        if isinstance(meaning, Renamed):
+            values = ", ".join(f"`{old}` is `{new}`" for old, new in meaning.values.items())
+            text = f"`{meaning.key}`" + (f" ({values})" if values else "")
+        else:
+            text = f"dropped: {meaning.instead}" if isinstance(meaning, Dropped) else f"refused: {meaning.advice}"
+        rows.append(f"| `{name}` | {text} |")
     return "\n".join(rows) + "\n"
 
 
