@@ -101,6 +101,20 @@ def test_published_numbers(protocol: str) -> None:
     assert settings.partial_update == "drop"
 
 
+@pytest.mark.parametrize("options", [["wise_ft=0.0"], ["wise_ft=auto", "final_test.wise_ft=0"]])
+def test_a_weight_of_0_is_refused_but_in_a_sweep(options: list[str]) -> None:
+    """In the published code it means off; here it would evaluate CLIP's own weights without a word."""
+    arguments = ["data=zero_shot_k400", "resume=best.pth", "eval=test", *options]
+    with pytest.raises(ConfigError, match=r"^wise_ft=0 would evaluate the start weights alone.*give wise_ft=null"):
+        resolve(composed("zero_shot", *arguments))
+    assert resolve(composed("zero_shot", *arguments), is_sweep=True).ensemble_weight == 0
+
+
+def test_rephrased_names_train_zero_shot_with_2_videos_at_once() -> None:
+    for data, size in (("zero_shot_k400_llm", 2), ("zero_shot_k400_tiny_llm", 2), ("zero_shot_k400", 4)):
+        assert resolve(composed("zero_shot", f"data={data}")).batch_size == size
+
+
 def test_the_user_decides_on_views() -> None:
     settings = resolve(composed("fully_supervised", "data=fully_supervised_k400", "num_clip=2", "num_crop=1"))
     assert settings.views_of("val") == settings.views_of("test") == (2, 1)

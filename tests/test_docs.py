@@ -39,6 +39,7 @@ from tests.documents import (
     prose_of,
     statements,
 )
+from trainers.config.published import PROTOCOL, translate
 from trainers.config.resolve import resolve
 from trainers.config.settings import PROTOCOLS, Settings
 from trainers.errors import ConfigError
@@ -127,7 +128,8 @@ def check_main(arguments: list[str], configs: Path) -> None:
     """Compose the command's configuration and run every check that needs no videos."""
     if arguments == ["--help"]:
         return
-    rest, protocol = [], None
+    rest, protocol = [], PROTOCOL
+    arguments, _ = translate(arguments)
     words = iter(arguments)
     for word in words:
         if word == "-cn":

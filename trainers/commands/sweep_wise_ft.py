@@ -38,7 +38,7 @@ def sweep(
     runs = []
     for weight in weights:
         more = ["eval=test", f"wise_ft={weight}", f"output={output / f'wise_ft_{weight:g}'}"]
-        runs.append(compose_config(protocol, [*overrides, *more]))
+        runs.append(compose_config(protocol, [*overrides, *more], is_sweep=True))
     rows: list[dict[str, Any]] = []
     for weight, settings in zip(weights, runs, strict=True):
         path = settings.folder / results_name("test")

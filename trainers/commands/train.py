@@ -6,13 +6,15 @@ In a checkout `python main.py` is the same command. With several processes: `tor
 import hydra
 from omegaconf import DictConfig
 
-from trainers.config.command_line import composition_errors, one_line_errors
+from trainers.config.command_line import composition_errors, one_line_errors, translate_published_keys
 from trainers.paths import CONFIGS
 
 
 def main() -> None:
     """Compose the configuration that the command line describes, and run it."""
     with composition_errors(CONFIGS):
+        with one_line_errors():
+            translate_published_keys()
         from trainers.config.compose import prepare_hydra
 
         prepare_hydra()

@@ -51,7 +51,7 @@ configs/base.yaml explains every key. `{program} -cn PROTOCOL data=DATA --cfg jo
 
 @contextmanager
 def composition_errors(configs: Path) -> Iterator[None]:
-    """Around Hydra's main: print `--help`, translate published keys, turn errors of composing into one line.
+    """Around Hydra's main: print `--help`, and turn errors of composing the configuration into one line.
 
     Args:
         configs: folder of the configuration files.
@@ -59,12 +59,6 @@ def composition_errors(configs: Path) -> Iterator[None]:
     if {"-h", "--help"} & set(sys.argv[1:]):
         sys.stdout.write(help_text(configs))
         sys.exit(0)
-    try:
-        sys.argv[1:], notes = translate(sys.argv[1:])
-    except ConfigError as error:
-        _exit_with(str(error), WANTS_TRACEBACK)
-    if int(os.environ.get("RANK", 0)) == 0:
-        sys.stderr.writelines(f"note: {hide_secrets(note)}\n" for note in notes)
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -98,6 +92,17 @@ def prepare_process() -> None:
         Path.home()
     except RuntimeError:
         os.environ["HOME"] = tempfile.gettempdir()
+
+
+def translate_published_keys() -> None:
+    """Replace keys of the published code among this process's arguments, and print a line for each.
+
+    Raises:
+        ConfigError: for a key that means something else here.
+    """
+    sys.argv[1:], notes = translate(sys.argv[1:])
+    if int(os.environ.get("RANK", 0)) == 0:
+        sys.stderr.writelines(f"note: {hide_secrets(note)}\n" for note in notes)
 
 
 @contextmanager

@@ -29,8 +29,8 @@ def prepare_hydra() -> None:
     Plugins.instance().register(_WorkingFolder)
 
 
-def compose_config(protocol: str, overrides: Sequence[str]) -> Settings:
-    """Compose and check a configuration as the command line does.
+def compose_config(protocol: str, overrides: Sequence[str], is_sweep: bool = False) -> Settings:
+    """Compose and check a configuration as the command line does; `is_sweep` as for `resolve`.
 
     Raises:
         ConfigError: if a value is wrong.
@@ -38,4 +38,4 @@ def compose_config(protocol: str, overrides: Sequence[str]) -> Settings:
     """
     prepare_hydra()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return resolve(compose(protocol, overrides=list(overrides)))
+        return resolve(compose(protocol, overrides=list(overrides)), is_sweep)

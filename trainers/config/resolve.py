@@ -18,8 +18,11 @@ from trainers.errors import ConfigError
 from trainers.paths import CONFIGS, PROGRAM
 
 
-def resolve(cfg: DictConfig) -> Settings:
+def resolve(cfg: DictConfig, is_sweep: bool = False) -> Settings:
     """Check the composed configuration, every interpolation resolved, and return it; make it read-only.
+
+    Args:
+        is_sweep: whether it is a point of a sweep over `wise_ft`, where 0 is meant.
 
     Raises:
         ConfigError: naming the key that is wrong and what would be right.
@@ -42,6 +45,11 @@ def resolve(cfg: DictConfig) -> Settings:
         raise ConfigError(
             f"wise_ft={settings.wise_ft}: this model starts from random weights (trainer.clip_weights=null), "
             "with which an ensemble means nothing; give wise_ft=null"
+        )
+    if settings.ensemble_weight == 0 and not is_sweep:
+        raise ConfigError(
+            "wise_ft=0 would evaluate the start weights alone, CLIP's own. In the published code 0.0 means off: give "
+            "wise_ft=null. The start weights are a point of scripts/sweep_wise_ft.py, and resume=null evaluates them"
         )
     return settings
 

@@ -287,7 +287,8 @@ class Settings:
     )
     base: Literal[1, 2, 3] | None = key("`base2novel`: number of the training list.")
     wise_ft: float | Literal["auto"] | None = key(
-        "Weight of the fine-tuned model in the weight-space ensemble (1 is the fine-tuned model alone). `null`: off. "
+        "Weight of the fine-tuned model in the weight-space ensemble (1 is the fine-tuned model alone). `null`: off "
+        "(0 is refused: it means off in the published code, and the start weights alone here). "
         "`auto`: the value of `final_test.wise_ft`, or off if the start weights are random.",
         at_least=0,
         at_most=1,
