@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from trainers.commands.data.published import SWAPPED
 from video_datasets.annotations import read_class_names
 
 COUNTS = {
@@ -52,6 +53,23 @@ def test_ids_are_in_line_order_and_commas_are_quoted(repository: Path, name: str
     assert rows[0] == ["id", "name"]
     assert [row[0] for row in rows[1:]] == [str(index) for index in range(COUNTS[name])]
     assert all(len(row) == 2 for row in rows)
+
+
+@pytest.mark.parametrize("name", ["hmdb51", "hmdb51_base", "hmdb51_novel"])
+def test_corrected_names_have_the_order_of_the_published_lists(
+    repository: Path, labels: dict[str, list[str]], name: str
+) -> None:
+    corrected = read_class_names(repository / "labels" / "corrected" / f"{name}.csv")
+    swap = {first: second for pair in SWAPPED for first, second in (pair, pair[::-1])}
+    present = set(labels[name])
+    assert corrected == [swap[label] if {label, swap.get(label)} <= present else label for label in labels[name]]
+    if name == "hmdb51":
+        assert [corrected.index(label) for label in ("kick", "kick ball", "sword", "sword exercise")] == [
+            20,
+            21,
+            44,
+            45,
+        ]
 
 
 @pytest.mark.parametrize("name", ["k400", "hmdb51", "ucf101", "ssv2"])

@@ -7,6 +7,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from trainers.session import TrainingRun
+
 DATA = {
     "zero_shot_k400": "zero_shot",
     "zero_shot_k400_tiny": "zero_shot",
@@ -111,3 +113,15 @@ def test_paths_can_be_set_in_one_place(repository: Path) -> None:
     assert config.dataset.ssv2.root == "/videos/ssv2.tar"
     lists = Path(config.dataset.ssv2.lists)
     assert lists / config.data.train.list == Path("/lists/datasets_splits/ssv2_splits/train1_few_shot_2.txt")
+
+
+def test_published_names_of_lists(composed: dict[str, DictConfig]) -> None:
+    assert composed["base2novel_k400"].data.train.list == "base2novel_splits/k400_splits/fs_base_s3_train.txt"
+
+
+def test_few_shot_validates_after_the_published_epochs() -> None:
+    session = TrainingRun.__new__(TrainingRun)
+    session.save_freq, session.epochs = 10, 50
+    assert [epoch + 1 for epoch in range(50) if session.is_validated(epoch)] == [1, 11, 21, 31, 41, 50]
+    session.save_freq = 1
+    assert all(session.is_validated(epoch) for epoch in range(50))

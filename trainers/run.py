@@ -28,6 +28,7 @@ from trainers.logging.logger import LoggerContainer
 from trainers.logging.plan import count_parameters, device_lines, format_plan, list_line, millions
 from trainers.paths import REPOSITORY
 from trainers.prepare import Job, TrainingParts, load_on_all, mix_with_start, prepare, prepare_training
+from trainers.reporting.caveats import caveats
 from trainers.reporting.pictures import side_product
 from trainers.reporting.read_results import results_name
 from trainers.reporting.tables import ResultRow, results_dict, results_table, summarise
@@ -36,6 +37,7 @@ from trainers.session import TrainingRun
 from trainers.state import Best, Position
 from trainers.testing import Tester
 from trainers.trainer import Trainer
+from trainers.video_lists import VideoList
 
 
 def run(settings: Settings) -> list[ResultRow]:
@@ -229,7 +231,13 @@ def _log_plan(job: Job, log: LoggerContainer, training: list[tuple[str, str]], r
     lines += [("start", start), *describe_weights(job.model.info()), ("output", str(settings.folder))]
     if settings.wise_ft == "auto" and settings.starts_from_random_weights:
         lines.append(("note", "the weight ensemble (wise_ft) is off: this model starts from random weights"))
+    if job.ranks.is_main:
+        lines += [("note", line) for line in caveats(settings, _all_lists(job), job.loaded)]
     log.info(format_plan(f"{settings.protocol}: {settings.trainer.name} on {settings.data.name}", lines))
+
+
+def _all_lists(job: Job) -> list[VideoList]:
+    return [videos for lists in job.lists.values() for videos in lists]
 
 
 def _report_results(job: Job, log: LoggerContainer, rows: Sequence[ResultRow], weights: WeightsFile | None) -> None:
@@ -244,6 +252,10 @@ def _report_results(job: Job, log: LoggerContainer, rows: Sequence[ResultRow], w
     facts = run_facts(settings, weights) if job.ranks.is_main else {}
     if "train" in job.lists:
         facts["training_frames"] = job.lists["train"][0].stored
+    if job.ranks.is_main:
+        facts["caveats"] = caveats(settings, _all_lists(job), job.loaded)
+        for line in facts["caveats"]:
+            log.warning(line)
     name = results_name(settings.eval)
     _write(job, name, json.dumps(hide_in_config(results_dict(rows, summary, facts)), indent=2) + "\n")
     log.info(f"\nresults: {settings.folder / name}")

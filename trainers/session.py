@@ -46,7 +46,8 @@ class TrainingRun:
         output: folder of the checkpoints.
         disk: makes room for them.
         epochs: number of epochs.
-        save_freq: epochs between validations. `last.pth` is written after every epoch, and again after its validation.
+        save_freq: epochs between validations, from the first on. `last.pth` is written after every epoch, and again
+            after its validation.
         keep_every: epochs between copies that are kept, or None.
         save_updates: updates between further writes of `last.pth`, or None.
         save_minutes: minutes after which `last.pth` is written within an epoch, or None.
@@ -151,8 +152,8 @@ class TrainingRun:
         return position.best
 
     def is_validated(self, epoch: int) -> bool:
-        """Return whether an epoch ends with a validation: every `save_freq` epochs, and the last."""
-        return (epoch + 1) % self.save_freq == 0 or epoch + 1 == self.epochs
+        """Return whether an epoch ends with a validation: as published the first, every `save_freq` later, the last."""
+        return epoch % self.save_freq == 0 or epoch + 1 == self.epochs
 
     @property
     def _awaits_validation(self) -> bool:

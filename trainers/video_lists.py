@@ -2,11 +2,13 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from video_datasets.annotations import VideoRecord, read_annotations, read_class_names
 from video_datasets.decoders.base import DecoderError
 from video_datasets.decoding import VideoReadError
+from video_datasets.label_words import LabelComparison, compare_labels
 from video_datasets.stored_frames import opened_frames
 from video_datasets.video_files import VideoFiles, VideoFilesError, open_video_files
 
@@ -29,6 +31,11 @@ class VideoList:
     class_names_path: Path
     left_out: int = 0  # videos that `without` removed
     stored: str | None = None  # which frames its files have, if they are stored frames; None for videos
+
+    @cached_property
+    def label_comparison(self) -> LabelComparison | None:
+        """The labels compared with the class words in the paths, if these have any."""
+        return compare_labels(self.records, self.class_names)
 
     @property
     def chance(self) -> float:

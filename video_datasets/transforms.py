@@ -197,9 +197,11 @@ class TestTransform:
         if self.num_crops == 1:
             corners = [((height - size) // 2, (width - size) // 2)]
         elif width >= height:
-            corners = [(0, 0), (0, width - size), (0, (width - size) // 2)]
+            middle = (width - size) // 2  # as published, the end is twice the middle: a pixel less if the slack is odd
+            corners = [(0, 0), (0, 2 * middle), (0, middle)]
         else:
-            corners = [(0, 0), (height - size, 0), ((height - size) // 2, 0)]
+            middle = (height - size) // 2
+            corners = [(0, 0), (2 * middle, 0), (middle, 0)]
         return torch.stack([video[..., top : top + size, left : left + size] for top, left in corners])
 
 

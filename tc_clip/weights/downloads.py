@@ -127,9 +127,10 @@ def open_https(url: str) -> http.client.HTTPResponse:
 def fetch_clip_weights(name: str, cache_dir: str | Path | None = None, open_url: OpenUrl = open_https) -> Path:
     """Return the file of a known CLIP model; download it at first use.
 
-    The cache is `cache_dir`, else $TC_CLIP_CACHE, else ~/.cache/tc_clip. Every call checks the SHA-256 sum, also of a
-    file that was copied there by hand. A file gets its name only when it is complete. Processes that call this at the
-    same time each download the file: let one go first.
+    The cache is `cache_dir`, else $TC_CLIP_CACHE, else ~/.cache/tc_clip. A file of ~/.cache/clip, where OpenAI's
+    package keeps them, is used if its sum is right. Every call checks the SHA-256 sum, also of a file that was copied
+    there by hand. A file gets its name only when it is complete. Processes that call this at the same time each
+    download the file: let one go first.
 
     Raises:
         WeightsError: if the name is unknown, the download fails or the sum differs.
@@ -144,6 +145,9 @@ def fetch_clip_weights(name: str, cache_dir: str | Path | None = None, open_url:
         if not archive.accepts(found):
             raise WeightsError(f"{target}: SHA-256 is {found}, not {archive.sha256} of {name}; delete the file")
         return target
+    of_openai = Path.home() / ".cache" / "clip" / archive.filename
+    if of_openai.is_file() and archive.accepts(sha256_of(of_openai)):
+        return of_openai
     by_hand = f"download {archive.url} another way and copy it to {target}"
     part = folder / f".{archive.filename}.{os.getpid()}.part"
     try:

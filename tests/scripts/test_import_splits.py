@@ -84,6 +84,30 @@ def test_what_is_wrong_is_named_and_nothing_is_set(
     assert not (tmp_path / "local.yaml").exists() and not (tmp_path / "froster").exists()
 
 
+def in_words(checkout: Path, change: dict[str, str]) -> None:
+    """Give the paths of a list class words, which agree with the labels but for the changed classes."""
+    names = read_class_names(LABELS / "hmdb51.csv")
+    path = checkout / "datasets_splits" / "hmdb_splits" / "val1.txt"
+    labels = [int(line.rpartition(" ")[2]) for line in path.read_text().splitlines()]
+    words = [change.get(names[label], names[label]).replace(" ", "_") for label in labels]
+    lines = [
+        f"my_{word}_f_{index}.avi {label}\n" for index, (word, label) in enumerate(zip(words, labels, strict=True))
+    ]
+    path.write_text("".join(lines))
+
+
+def test_labels_are_compared_with_the_words_in_paths(checkout: Path, tmp_path: Path) -> None:
+    in_words(checkout, {})
+    assert not [note for note in run(checkout, tmp_path).notes if "labels are" in note]
+    in_words(checkout, {"kick": "kick ball", "kick ball": "kick", "sword": "sword exercise", "sword exercise": "sword"})
+    findings = run(checkout, tmp_path)
+    (note,) = (note for note in findings.notes if "labels are" in note)
+    assert findings.problems == [] and "120 of 1,530 videos" in note and "as published" in note and "corrected" in note
+    in_words(checkout, {"wave": "walk"})
+    (problem,) = run(checkout, tmp_path).problems
+    assert problem.endswith("labels are other than in the paths: 30 of 1,530 videos (wave for walk)")
+
+
 def test_label_files_must_agree_with_this_project(checkout: Path, tmp_path: Path) -> None:
     names = read_class_names(LABELS / "hmdb51.csv")
     kick_ball, kick = names.index("kick ball"), names.index("kick")

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tests.miniature import CLASSES, NUM_TRAIN, NUM_VAL, SUBSETS, Miniature
 from trainers.commands.data import splits as module
 from trainers.commands.data.listing import DataError, sha256_of
 from trainers.commands.data.make_splits import main
-from trainers.commands.data.published import LISTS, SHOTS
+from trainers.commands.data.published import LISTS, SHOTS, SWAPPED
 from trainers.commands.data.splits import Options, make_splits
 from video_datasets.annotations import VideoRecord, read_annotations, read_class_names
 
@@ -85,6 +86,18 @@ def test_labels_follow_the_published_order_not_the_folders(miniature: Miniature,
             assert found.parent.name == CLASSES[dataset][record.label].replace(" ", "_")
 
 
+def test_labels_of_the_published_lists_are_a_choice(miniature: Miniature, tmp_path: Path) -> None:
+    """The published lists name kick and kick ball, sword and sword exercise the other way round."""
+    make(miniature, "hmdb51", tmp_path, replace(OPTIONS, published_labels=True))
+    swap = {name: other for pair in SWAPPED for name, other in (pair, pair[::-1])}
+    for name, labels in (
+        ("hmdb_splits/train1.txt", "hmdb51"),
+        ("base2novel_splits/hmdb_splits/base_val.txt", "hmdb51_base"),
+    ):
+        rows = read(tmp_path, miniature, name, labels)
+        assert rows and all(f"_{swap[found].replace(' ', '_')}_" in path for path, found in rows)
+
+
 def test_names_with_spaces_and_signs_survive(miniature: Miniature, made: Path) -> None:
     paths = {path for path, _ in read(made, miniature, "hmdb_splits/train1.txt", "hmdb51")}
     assert "#20 Rhythm_kick_ball_u_nm_np1_fr_goo_0.avi" in paths
@@ -124,7 +137,6 @@ def test_few_shot_draws(made: Path, folder: str) -> None:
     [("hmdb51", "hmdb_splits"), ("ucf101", "ucf_splits"), ("ssv2", "ssv2_splits"), ("k400", "k400_splits")],
 )
 def test_halves(miniature: Miniature, made: Path, dataset: str, folder: str) -> None:
-    prefix = "_prefix" if dataset == "k400" else ""
     whole = dict(
         read(
             made,
@@ -138,7 +150,7 @@ def test_halves(miniature: Miniature, made: Path, dataset: str, folder: str) -> 
     assert dict(base) | dict(novel) == whole and len(base) + len(novel) == len(whole)
     draws = []
     for seed in (1, 2, 3):
-        rows = read(made, miniature, f"base2novel_splits/{folder}/fs_base_s{seed}_train{prefix}.txt", f"{dataset}_base")
+        rows = read(made, miniature, f"base2novel_splits/{folder}/fs_base_s{seed}_train.txt", f"{dataset}_base")
         assert Counter(name for _, name in rows) == dict.fromkeys(SUBSETS[f"{dataset}_base"], 2)
         assert not {path for path, _ in rows} & set(whole)
         draws.append(tuple(rows))

@@ -74,6 +74,17 @@ def test_downloads_once(fetch, server, tmp_path: Path, path: str) -> None:
     assert left_in(file.parent) == ["tiny.pt"]
 
 
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_the_cache_of_openais_package_is_used(fetch, server, tmp_path: Path, monkeypatch, is_whole: bool) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    theirs = tmp_path / "home" / ".cache" / "clip" / "tiny.pt"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(CONTENT if is_whole else CONTENT[:100])
+    file = fetch("/whole")
+    assert file == (theirs if is_whole else tmp_path / "cache" / "tiny.pt") and file.read_bytes() == CONTENT
+    assert server.requests == ([] if is_whole else ["/whole"])
+
+
 @pytest.mark.parametrize(
     ("path", "sha256", "reason"),
     [

@@ -340,8 +340,8 @@ class Settings:
     lr_min: float = key("Learning rate at the end, the same for all groups.", at_least=0)
     seed: int = key("Of start weights, order, frames and augmentation.", at_least=0)
     save_freq: int = key(
-        "Epochs between validations; the last epoch always has one. `last.pth` is written after every epoch, "
-        "validated or not.",
+        "Epochs between validations: with 10, as published, after epochs 1, 11, 21, ... and the last. `last.pth` is "
+        "written after every epoch, validated or not.",
         at_least=1,
     )
     save_minutes: float | None = key(
@@ -394,7 +394,7 @@ class Settings:
     aug: AugmentationSettings
     optimizer: OptimizerSettings
     logging: LoggingSettings
-    label_choice: Literal["names", "llm", "froster"] = key(
+    label_choice: Literal["names", "corrected", "llm", "froster"] = key(
         "The choice of `labels`, stored for checks and results: choose with `labels=`, not here."
     )
     labels_root: str = key(

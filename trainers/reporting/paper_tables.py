@@ -159,6 +159,8 @@ def _variant_of(content: dict[str, Any], dataset: str) -> tuple[str, tuple[str, 
     rephrased = data.endswith("_llm") or content.get("labels") in ("llm", "froster")
     variant = "LLM" if rephrased else "P" if training.get("resume") else ""
     differs = []
+    if content.get("labels") == "corrected":
+        differs.append("HMDB-51's labels corrected")
     if rephrased and content.get("labels") != "froster":
         differs.append("this project's names")
     if dataset in PUBLISHED_DATA[table] and "labels" in content and content["labels"] is None:

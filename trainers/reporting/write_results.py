@@ -85,6 +85,7 @@ def list_facts(videos: VideoList) -> dict[str, Any]:
     return {
         "stored_frames": videos.stored,
         "num_classes": len(videos.class_names),
+        "labels": None if videos.label_comparison is None else str(videos.label_comparison),
         "list": str(videos.list_path),
         "list_sha256": sha256_if_there(videos.list_path),
         "class_names": str(videos.class_names_path),

@@ -4,9 +4,10 @@
     python scripts/data/import_splits.py ../published
 
 Every list of the protocols is read: labels in range, no video twice, the published number of videos, no video in both a
-training list and the list that validates it. Label files must have this project's class names in the same order. If
-there is no problem, `lists_root` in configs/local.yaml is set to the folder, and FROSTER's rephrased names are copied
-to labels/froster, where `labels=froster` finds them. Exit status 1: there are problems, and nothing was set.
+training list and the list that validates it, labels that agree with the class words in the paths (but for the classes
+of HMDB-51 that are numbered so in the published lists). Label files must have this project's class names in the same
+order. If there is no problem, `lists_root` in configs/local.yaml is set to the folder, and FROSTER's rephrased names
+are copied to labels/froster, where `labels=froster` finds them. Exit status 1: there are problems, and nothing was set.
 """
 
 import argparse

@@ -43,9 +43,23 @@ def main(argv: list[str] | None = None) -> int:
         "--k600-parts", nargs="+", default=list(default.k600_parts), choices=["train", "val", "test"],
         help="parts of Kinetics-600 whose videos are tested",
     )  # fmt: skip
+    parser.add_argument(
+        "--published-labels", action="store_true",
+        help="hmdb51: number kick, kick ball, sword and sword exercise as the published lists do, for labels=corrected "
+        "and labels=froster",
+    )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="check and report, write nothing")
     args = parser.parse_args(argv)
-    options = Options(args.seed, tuple(args.shots), args.base2novel_shots, args.tiny, tuple(args.k600_parts))
+    if args.published_labels and args.dataset != "hmdb51":
+        parser.error("--published-labels: only the lists of hmdb51 differ from their class file")
+    options = Options(
+        args.seed,
+        tuple(args.shots),
+        args.base2novel_shots,
+        args.tiny,
+        tuple(args.k600_parts),
+        args.published_labels,
+    )
     lists, missing = make_splits(
         args.dataset, args.annotations, args.output, options, args.labels, args.videos, args.dry_run
     )

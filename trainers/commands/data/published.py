@@ -18,6 +18,8 @@ BASE2NOVEL_SEEDS = (1, 2, 3)
 BASE2NOVEL_SHOTS = 16
 TINY_PER_CLASS = 150
 NUM_CLASSES = {"k400": 400, "hmdb51": 51, "ucf101": 101, "ssv2": 174}
+# Classes that the published lists of HMDB-51 number the other way round than the published class file.
+SWAPPED = (("kick", "kick ball"), ("sword", "sword exercise"))
 NUM_BASE = {"k400": 200, "hmdb51": 26, "ucf101": 51, "ssv2": 87}
 # Folder of a data set's lists, below the folder of lists and below base2novel_splits.
 FOLDERS = {
@@ -31,8 +33,7 @@ FOLDERS = {
 
 def base2novel_train(dataset: str, seed: int) -> str:
     """Return the name of a base-to-novel training list."""
-    prefix = "_prefix" if dataset == "k400" else ""  # its paths begin with a folder of the data set, such as train/
-    return f"base2novel_splits/{FOLDERS[dataset]}/fs_base_s{seed}_train{prefix}.txt"
+    return f"base2novel_splits/{FOLDERS[dataset]}/fs_base_s{seed}_train.txt"
 
 
 def _lists() -> dict[str, PublishedList]:

@@ -10,8 +10,9 @@ from tqdm import tqdm
 from trainers.commands.data import listing
 from trainers.commands.data.listing import DataError, normalized_name
 from trainers.commands.data.local_config import set_local
-from trainers.commands.data.published import DISJOINT, FROSTER, LISTS
+from trainers.commands.data.published import DISJOINT, FROSTER, LISTS, SWAPPED
 from video_datasets.annotations import AnnotationError, VideoRecord, read_annotations, read_class_names
+from video_datasets.label_words import compare_labels
 
 # The published label files -> this project's file of the same classes.
 LABEL_FILES = {
@@ -88,6 +89,15 @@ def check_lists(folder: Path, labels: Path, findings: Findings) -> None:
             if numbers["fewest_a_class"] < low or numbers["most_a_class"] > high:
                 per_class = f"{numbers['fewest_a_class']} to {numbers['most_a_class']}"
                 problems.append(f"{per_class} videos per class, the published list has {low} to {high}")
+        comparison = compare_labels(records, listing.read_labels(labels, published.labels))
+        if comparison is not None and comparison.differing:
+            if {tuple(sorted(pair)) for pair in comparison.differing} <= set(SWAPPED):
+                findings.notes.append(
+                    f"{name}: labels are {comparison}, as published: labels=names reproduces the paper, "
+                    "labels=corrected names the classes as the videos do"
+                )
+            else:
+                problems.append(f"labels are {comparison}")
         findings.add(name, len(records), published.videos, problems)
     for train, val in DISJOINT:
         if train in read and val in read:

@@ -13,6 +13,7 @@ from trainers.commands.data.published import (
     FOLDERS,
     LISTS,
     SHOTS,
+    SWAPPED,
     TINY_PER_CLASS,
     base2novel_train,
 )
@@ -36,6 +37,8 @@ class Options:
         base2novel_shots: training videos per base class.
         tiny_per_class: videos per class of Kinetics-400's train_tiny.
         k600_parts: parts of Kinetics-600 whose videos are tested.
+        published_labels: number the classes of HMDB-51 as the published lists do (`published.SWAPPED`), not as the
+            class file does.
     """
 
     seed: int = 1024
@@ -43,6 +46,7 @@ class Options:
     base2novel_shots: int = BASE2NOVEL_SHOTS
     tiny_per_class: int = TINY_PER_CLASS
     k600_parts: tuple[str, ...] = ("val",)
+    published_labels: bool = False
 
 
 def read_official(dataset: str, folder: Path, labels: Path, options: Options) -> Lists:
@@ -125,6 +129,21 @@ def make_lists(dataset: str, parts: Lists, labels: Path, options: Options) -> Li
     return lists
 
 
+def _names_of(name: str, dataset: str, labels: Path) -> list[str]:
+    """Return the class names that the labels of a list are indices into."""
+    return listing.read_labels(labels, LISTS[name].labels if name in LISTS else dataset)
+
+
+def _as_published(records: list[VideoRecord], names: list[str]) -> list[VideoRecord]:
+    """Number classes as the published lists do."""
+    swapped: dict[int, int] = {}
+    for pair in SWAPPED:
+        if set(pair) <= set(names):
+            first, second = map(names.index, pair)
+            swapped |= {first: second, second: first}
+    return [VideoRecord(record.path, swapped.get(record.label, record.label)) for record in records]
+
+
 def check_lists(lists: Lists) -> None:
     """Check the lists.
 
@@ -172,6 +191,8 @@ def make_splits(
         parts, missing = keep_present(parts, videos)
     lists = make_lists(dataset, parts, labels, options)
     check_lists(lists)
+    if options.published_labels:
+        lists = {name: _as_published(records, _names_of(name, dataset, labels)) for name, records in lists.items()}
     if not dry_run:
         inputs = {
             str(path.relative_to(annotations)): listing.sha256_of(path)
@@ -183,6 +204,7 @@ def make_splits(
             "seed": options.seed,
             "shots": list(options.shots),
             "base2novel_shots": options.base2novel_shots,
+            "published_labels": options.published_labels,
             "missing_videos": sorted(missing),
             "inputs": inputs,
             "lists": {name: listing.counts(records) for name, records in lists.items()},
