@@ -32,7 +32,7 @@ class Refused(NamedTuple):
     advice: str
 
 
-_LOGGING = Dropped("curves are in TensorBoard and metrics.jsonl; logging.loggers takes a module of yours")
+_LOGGING = Dropped("curves are in TensorBoard and metrics.jsonl; logging=wandb sends them to W&B")
 _O1 = {"O0": "fp32", "O1": "fp16"}
 KEYS: dict[str, Renamed | Dropped | Refused] = {
     "use_wandb": _LOGGING,
