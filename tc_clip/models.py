@@ -282,13 +282,13 @@ class VideoClip(nn.Module):
         """
         scaled: set[nn.Parameter] = set()
         for module in self.modules():
-            if isinstance(module, FeedForward) and module.activation != "gelu" and not self._is_compiled:
+            if isinstance(module, FeedForward) and module.activation == "quick_gelu" and not self._is_compiled:
                 scaled.update(module.parameters())
             elif isinstance(module, Attention):
                 yield from (module.in_proj_weight, module.in_proj_bias)
             elif isinstance(module, nn.Linear | nn.Conv2d):
                 yield from (x for x in module.parameters(recurse=False) if x not in scaled)
-        yield from (self.vision.projection, self.text.projection)
+        yield from (x for x in (self.vision.projection, self.text.projection) if x is not None)
 
     def prompt_parameter_names(self) -> frozenset[str]:
         """Return the names of prompt vectors and prompt layers."""

@@ -165,9 +165,10 @@ def check_vocabulary(facts: WeightFacts, num_embeddings: int) -> WeightFacts:
         return facts
     which = "" if facts.tokenizer in (None, CLIP_TOKENIZER.name) else f" ({facts.tokenizer})"
     if facts.text.get("causal", True):
+        problem = f"{which} is not supported" if which else " is not known"
         raise WeightsError(
-            f"{facts.source}: the tokenizer of its vocabulary of {num_embeddings:,} tokens{which} is not supported; "
-            f"CLIP's has {CLIP_VOCAB_SIZE:,}"
+            f"{facts.source}: the tokenizer of its vocabulary of {num_embeddings:,} tokens{problem}; CLIP's has "
+            f"{CLIP_VOCAB_SIZE:,}"
         )
     if facts.tokenizer_file is None:
         raise WeightsError(

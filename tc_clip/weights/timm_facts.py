@@ -37,7 +37,8 @@ def timm_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     rope = getattr(tower, "rope", None)
     if rope is not None and (type(rope) is not RotaryEmbeddingCat or rope.in_pixels or rope.rotate_half):
         raise WeightsError(f"the rotary positions of {name} are not of a kind that this package reads")
-    block, pool = tower.blocks[0], tower.attn_pool
+    block: Any = tower.blocks[0]
+    pool = tower.attn_pool
     facts: dict[str, Any] = {
         "head_width": tower.embed_dim // block.attn.num_heads,
         "norm_eps": tower.norm.eps,

@@ -1,6 +1,7 @@
 """Facts that are published beside weights: vocabulary and pixels, and those that do not fit or are unknown."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from tc_clip.config import RECIPE_PIXELS
 from tc_clip.weights.clip import read_clip_weights
 from tc_clip.weights.facts import CLIP_PIXELS, describe_weights
 from tc_clip.weights.layouts import to_clip, to_hugging_face
+from trainers.errors import ConfigError
+from trainers.inference.predict import load_model
 
 NAMES = ["riding a bike", "yo-yo"]
 TINY = {"image_size": 16, "patch_size": 8, "vision_width": 64, "vision_depth": 1, "text_width": 64, "text_depth": 1}
@@ -115,3 +118,16 @@ def test_the_parts_of_a_clip_that_are_missing_are_named(ours, tmp_path):
         read_clip_weights(text)
     with pytest.raises(tc_clip.WeightsError, match="a CLIP with a ResNet"):
         read_clip_weights(text | {"visual.layer1.0.conv1.weight": torch.zeros(1)})
+
+
+def test_prediction_with_the_pixels_of_the_weights(ours, tmp_path):
+    path = write(tmp_path, to_hugging_face(ours), config=hugging_face(), preprocessor_config=OPENAI)
+    load = partial(load_model, class_names=NAMES, device="cpu")
+    start = {"name": "vanilla_clip", "clip_weights": str(path)}
+    assert load(None, **start).pixels == RECIPE_PIXELS
+    model = load(None, **start, pixels="weights")
+    assert model.pixels == CLIP_PIXELS
+    checkpoint = {"model": model.state_dict(), "model_info": model.info()}
+    assert load(checkpoint).pixels == CLIP_PIXELS
+    with pytest.raises(ConfigError, match="pixels: the checkpoint states them itself"):
+        load(checkpoint, pixels="recipe")

@@ -27,6 +27,12 @@ def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) 
     parser.add_argument(
         "--clip-weights", help="CLIP's weights (ViT-B/16, or a file), if the checkpoint does not name them"
     )
+    parser.add_argument(
+        "--pixels",
+        choices=["recipe", "weights"],
+        help="mean and deviation of the pixels, if no checkpoint of this project states them: ImageNet's in place of "
+        "CLIP's (default), or those of the weights",
+    )
     parser.add_argument("--device", default="auto", choices=["auto", "cuda", "cpu"], help="default: a GPU, if any")
     parser.add_argument(
         "--precision",
@@ -50,6 +56,7 @@ def load_named_model(
         class_names,
         name=args.model,
         clip_weights=args.clip_weights,
+        pixels=args.pixels,
         device=args.device,
     )
 

@@ -1,7 +1,7 @@
 """Predictions for video files: load the model of a checkpoint, score files or the windows of a long video."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,7 @@ def load_model(
     *,
     name: str | None = None,
     clip_weights: str | None = None,
+    pixels: str | None = None,
     device: str = "auto",
 ) -> tc_clip.VideoClip:
     """Build the model of a checkpoint, in evaluation mode and on a device.
@@ -89,17 +90,19 @@ def load_model(
         class_names: the classes to score.
         name: the model, if the checkpoint does not name it.
         clip_weights: the source of CLIP's weights, if the checkpoint does not name it.
+        pixels: "recipe" or "weights", if no checkpoint of this project states it.
         device: auto, cuda or cpu.
 
     Raises:
         ConfigError: if neither a checkpoint nor start weights are given, or a class name does not fit.
         WeightsError: if weights cannot be read or do not fit.
     """
+    options = {} if pixels is None else {"pixels": pixels}
     try:
         if checkpoint is not None:
-            model = _model_of(as_checkpoint(checkpoint), class_names, name, clip_weights)
+            model = _model_of(as_checkpoint(checkpoint), class_names, name, clip_weights, options)
         elif name is not None and clip_weights is not None:
-            model = tc_clip.create_model(name, class_names=class_names, clip_weights=clip_weights)
+            model = tc_clip.create_model(name, class_names=class_names, clip_weights=clip_weights, **options)
         else:
             raise ConfigError("give a checkpoint, or a model and the CLIP weights that it starts from")
     except (tc_clip.WeightsError, ConfigError):
@@ -113,13 +116,19 @@ def load_model(
 
 
 def _model_of(
-    checkpoint: tc_clip.Checkpoint, class_names: Sequence[str], name: str | None, clip_weights: str | None
+    checkpoint: tc_clip.Checkpoint,
+    class_names: Sequence[str],
+    name: str | None,
+    clip_weights: str | None,
+    options: Mapping[str, Any],
 ) -> tc_clip.VideoClip:
     if checkpoint.model_info is not None:
+        if options:
+            raise ConfigError("pixels: the checkpoint states them itself; leave it out")
         return tc_clip.load_model(checkpoint, class_names, clip_weights)
     clip_weights = clip_weights or "ViT-B/16"
     return tc_clip.create_model(
-        name or "tc_clip", class_names=class_names, clip_weights=clip_weights, checkpoint=checkpoint
+        name or "tc_clip", class_names=class_names, clip_weights=clip_weights, checkpoint=checkpoint, **options
     )
 
 
