@@ -17,6 +17,7 @@ from video_datasets.decoding import Choose, VideoReadError, decode
 from video_datasets.device_decoding import EncodedView, read_view
 from video_datasets.frame_cache import FrameCache
 from video_datasets.isolation import IsolatedDecoder, Limits
+from video_datasets.packed_texts import PackedTexts
 from video_datasets.randomness import item_rng, views_rng
 from video_datasets.stored_frames import opened_frames
 from video_datasets.transforms import ColorDraw, TestTransform, TrainTransform
@@ -122,7 +123,7 @@ class VideoDataset:
         self.training = isinstance(transform, TrainTransform)
         if self.training and num_clips != 1:
             raise ValueError(f"training items have one view, found num_clips {num_clips}")
-        self._paths = _PackedTexts([record.path for record in records])
+        self._paths = PackedTexts([record.path for record in records])
         self._labels = np.array([record.label for record in records], dtype=np.int64)
         files.prepare(record.path for record in records)
         self.files = files
@@ -262,16 +263,3 @@ def _one_thread() -> Iterator[None]:
 
 def _rng(key: ItemKey, attempt: int, purpose: int) -> np.random.Generator:
     return item_rng(key.seed, key.epoch, key.micro_batch, key.position, attempt, purpose)
-
-
-class _PackedTexts:
-    """A list of texts as two buffers: pickling a quarter of a million paths for a worker takes milliseconds."""
-
-    def __init__(self, texts: Sequence[str]):
-        encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
-        self._ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
-        self._bytes = b"".join(encoded)
-
-    def __getitem__(self, index: int) -> str:
-        start = self._ends[index - 1] if index > 0 else 0
-        return self._bytes[start : self._ends[index]].decode("utf-8", "surrogateescape")

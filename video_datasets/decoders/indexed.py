@@ -118,7 +118,7 @@ class IndexedReader(VideoReader):
                 number = self._frame_of.get(frame.pts) if frame.pts is not None else None
                 if frame.is_corrupt or (frame.width, frame.height) != self._size:
                     raise OrderNeededError("its frames are damaged or change their size")
-                if number in awaited:
+                if number is not None and number in awaited:
                     held[number] = upright_rgb(frame, *self._size, Orientation.of(frame))[None]
             while awaited and awaited[0] in held:
                 yield held.pop(awaited.popleft())
