@@ -247,8 +247,8 @@ def as_block_numbers(value: int | str | Sequence[int], name: str = "prompt_layer
     """
     try:
         parts = value.split("+") if isinstance(value, str) else [value] if isinstance(value, int) else list(value)
-        if any(isinstance(part, bool | float) for part in parts):
-            raise ValueError("a block number is a whole number")
+        if not isinstance(value, int | Sequence) or any(isinstance(part, bool | float) for part in parts):
+            raise ValueError("block numbers are whole numbers in a list or joined by +")
         return tuple(int(part) for part in parts)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be like 12, '6+12' or [6, 12], not {value!r}") from None

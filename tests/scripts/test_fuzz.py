@@ -7,7 +7,7 @@ import pytest
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits its memory by /proc")
-@pytest.mark.parametrize(("kind", "count"), [("settings", 60), ("lists", 150), ("checkpoints", 60)])
+@pytest.mark.parametrize(("kind", "count"), [("settings", 40), ("lists", 100), ("checkpoints", 20)])
 def test_the_first_mutants(kind: str, count: int) -> None:
     done, failures = fuzz.fuzz(kind, seed=0, first=0, count=count, seconds=60)
     assert failures == [] and done >= count // 10

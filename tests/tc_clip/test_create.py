@@ -78,6 +78,7 @@ def test_unknown_option_lists_the_known_ones():
         ({"prompt_layers": True}, "prompt_layers must be like 12, '6\\+12' or \\[6, 12\\], not True"),
         ({"prompt_layers": [1.5]}, "prompt_layers must be like 12"),
         ({"contextual_blocks": {"a": 1}}, "contextual_blocks must be like 12"),
+        ({"prompt_layers": {1: 2}}, "prompt_layers must be like 12"),
         ({"seed_ratio": "0.3"}, "seed_ratio must be a number, not '0.3'"),
         ({"num_frames": True}, "num_frames must be a whole number, not True"),
         ({"image_size": 2**31}, "image_size must be from 1 to 1000000"),
