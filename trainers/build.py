@@ -28,6 +28,7 @@ from trainers.parts.step import InterpolatedStep
 from trainers.precision import Precision
 from trainers.video_lists import VideoList, read_video_list
 from trainers.videos_at_once import VideosAtOnce, memory_of
+from video_datasets.crashes import FILE, CrashedVideos
 from video_datasets.frame_cache import FrameCache
 from video_datasets.isolation import Limits
 from video_datasets.loaders import EvalLoader, TrainLoader
@@ -99,6 +100,7 @@ def build_train_loader(settings: Settings, videos: VideoList, ranks: Ranks, rese
         decoder=data.decoder,
         isolation=_isolation(data),
         cache=_frame_cache(settings, transform, reserve),
+        crashed=_crashed(settings),
         colors_later=aug.colors_on_device,
         decode_later=data.decode_on_device,
     )
@@ -135,6 +137,7 @@ def build_eval_loader(
         decoder=data.decoder,
         isolation=_isolation(data),
         cache=_frame_cache(settings, transform, reserve),
+        crashed=_crashed(settings),
     )
     return EvalLoader(
         dataset,
@@ -284,8 +287,19 @@ def _isolation(data: DataSettings) -> Limits | None:
     return Limits(data.isolate_memory_mb, data.isolate_timeout_s) if data.isolate else None
 
 
+<<<<<<< HEAD
 def _cache_settings(data: DataSettings, short_side: int | None) -> StoreSettings | None:
     """Return what the cache stores of a video; None without a cache."""
+=======
+def _crashed(settings: Settings) -> CrashedVideos:
+    try:
+        return CrashedVideos(None if settings.dry_run else settings.folder / FILE)
+    except OSError as error:
+        raise ConfigError(f"{settings.folder / FILE}: cannot be read: {error.strerror or error}") from error
+
+
+def _frame_cache(data: DataSettings, transform: TrainTransform | TestTransform) -> FrameCache | None:
+>>>>>>> be6f55f (workers: a decoder that ends its worker costs its video alone, also after a restart)
     if data.cache is None:
         return None
     if data.cache_format == "raw":

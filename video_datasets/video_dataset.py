@@ -1,6 +1,7 @@
 """Listed videos as items: find, choose frames, decode, transform. All randomness follows from an item's key."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from video_datasets import sampling
 from video_datasets.annotations import VideoRecord
+from video_datasets.crashes import CrashedVideos
 from video_datasets.decoders import check_decoder
 from video_datasets.decoders.base import DecoderError
 from video_datasets.decoding import Choose, VideoReadError, decode
@@ -92,6 +94,7 @@ class VideoDataset:
         decoder: one of `video_datasets.decoders.DECODER_NAMES`.
         isolation: decode in a separate process with these limits.
         cache: stores decoded frames for later epochs, or None.
+        crashed: videos that ended a process that read them; they count as unreadable.
         colors_later: leave the colours of training views to `batch_colors`, and return the drawn changes.
         decode_later: leave the decoding of training views to `device_decoding`, and with it their colours. All videos
             must be stored frames.
@@ -114,6 +117,7 @@ class VideoDataset:
         cache: FrameCache | None = None,
         colors_later: bool = False,
         decode_later: bool = False,
+        crashed: CrashedVideos | None = None,
     ):
         check_decoder(decoder)
         if not records:
@@ -136,6 +140,7 @@ class VideoDataset:
         self.cache = cache
         self.colors_later = colors_later
         self.decode_later = decode_later
+        self.crashed = crashed or CrashedVideos()
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -148,6 +153,10 @@ class VideoDataset:
     def path(self, index: int) -> str:
         """Return the path of a video as written in the list."""
         return self._paths[index]
+
+    def location(self, index: int) -> str:
+        """Return the root and the listed path of a video, joined."""
+        return os.path.join(self.files.root, self._paths[index])
 
     def label(self, index: int) -> int:
         """Return the class of a video."""
@@ -243,6 +252,8 @@ class VideoDataset:
         return crops.transpose(0, 1).flatten(0, 1)  # (V, T, 3, S, S)
 
     def _decode(self, index: int, choose: Choose, fixed: str | None = None) -> np.ndarray:
+        if reason := self.crashed.reasons.get(self.location(index)):
+            raise VideoReadError(self.location(index), reason)
         source = self.files.find(self.path(index))
         return self._read(source, choose) if self.cache is None else self.cache.read(source, choose, self._read, fixed)
 

@@ -1,11 +1,12 @@
-"""Worker processes that read batches. A worker that hangs or dies is an error that names its video."""
+"""Worker processes that read batches. One that dies costs its video; one that hangs is an error that names it."""
 
 import contextlib
+import logging
 import multiprocessing
 import os
-import re
 import signal
 import time
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from functools import partial
 from multiprocessing.util import Finalize
@@ -21,6 +22,13 @@ from video_datasets.decoders import packages_for
 from video_datasets.video_dataset import ItemKey, VideoDataset, VideoItem
 from video_datasets.video_files import VideoFilesError
 
+logger = logging.getLogger(__name__)
+
+# A worker that ends by one of these was ended by the video that it was reading. Other deaths (SIGKILL for the machine's
+# memory, SIGBUS for a full /dev/shm) are the video's fault only if they happen on it twice.
+_CRASHES = {getattr(signal, name) for name in ("SIGABRT", "SIGSEGV", "SIGILL", "SIGFPE") if hasattr(signal, name)}
+_MAX_UNEXPLAINED = 3  # deaths in a row without a batch that no video explains
+
 # How often a wait for a batch checks the workers and the time limit.
 _POLL_S = 2.0
 _PRELOAD = ["torch", "torchvision.transforms.v2.functional", "video_datasets.workers"]
@@ -31,7 +39,11 @@ class VideoTimeoutError(RuntimeError):
 
 
 class VideoWorkerError(RuntimeError):
-    """A worker process died; the message names the video that it was reading."""
+    """Worker processes die again and again; the message names what they were reading."""
+
+
+class _WorkerDied(Exception):  # noqa: N818
+    """Workers died; `args` are their process ids."""
 
 
 class BatchReader:
@@ -78,11 +90,16 @@ class BatchReader:
         self._loader: DataLoader[VideoItem | Exception] | None = None
         self._iterator: _LoaderIterator | None = None
         self._batches = _Batches()
+        self._deaths: Counter[int] = Counter()  # by index of the video
+        self._unexplained = 0
         # Of each worker: index of the video that it reads or -1, time.monotonic_ns() of the start, pid.
         self._slots = torch.full((num_workers, 3), -1, dtype=torch.int64)
 
     def read(self, batches: Iterable[list[ItemKey]]) -> Iterator[VideoBatch]:
         """Yield the batch of every list of keys, in order. One read at a time.
+
+        If a worker dies, its video is recorded in the data set's `crashed`, and new workers read the batches that have
+        not been yielded: what an item is does not depend on the process that reads it.
 
         Raises:
             VideoTimeoutError, VideoWorkerError: see there.
@@ -93,11 +110,21 @@ class BatchReader:
                 read = _raise_if_error(collate([self._dataset.load(key) for key in keys]))
                 yield read.pin_memory() if self._pin_memory else read
             return
-        self._batches.keys = batches
+        self._batches.begin(batches)
         finished = False
         iterator = self._start()
         try:
-            while (batch := self._next(iterator)) is not None:
+            while True:
+                try:
+                    batch = self._next(iterator)
+                except _WorkerDied as death:
+                    self._replace_workers(set(death.args))
+                    iterator = self._start()
+                    continue
+                if batch is None:
+                    break
+                self._batches.received()
+                self._unexplained = 0
                 yield _raise_if_error(batch)
             finished = True
         finally:
@@ -148,21 +175,59 @@ class BatchReader:
         while True:
             try:
                 return next(iterator, None)
-            except RuntimeError as error:
-                died = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
-                if died:
-                    pids = {int(pid) for pid in died[1].split(",")}
-                    raise VideoWorkerError(
-                        f"a data worker died (killed by the system for memory, or a crash of a decoder): "
-                        f"{self._describe(pids)}"
-                    ) from error
+            except (RuntimeError, OSError, EOFError) as error:
                 # The loader's own limit is one poll; after it, the same iterator can wait for the same batch again.
-                if not str(error).startswith("DataLoader timed out"):
+                timed_out = str(error).startswith("DataLoader timed out")
+                # A death shows in many ways: as the loader's error, or when a batch of the dead worker is opened.
+                if dead := self._dead_workers(wait_s=0.0 if timed_out else 1.0):
+                    raise _WorkerDied(*dead) from error
+                if not timed_out:
                     raise
             if time.monotonic() - started >= self._timeout_s:
                 message = f"no batch of videos came for {self._timeout_s:g} s (data.timeout_s): {self._describe(None)}"
                 self._kill_busy_workers()
                 raise VideoTimeoutError(message)
+
+    def _dead_workers(self, wait_s: float) -> list[int]:
+        """Return the process ids of workers that have ended; a death is known a moment after its effects."""
+        assert self._iterator is not None
+        deadline = time.monotonic() + wait_s
+        while True:
+            dead = [process.pid for process in self._iterator._workers if not process.is_alive() and process.pid]
+            if dead or time.monotonic() >= deadline:
+                return dead
+            time.sleep(0.05)
+
+    def _replace_workers(self, pids: set[int]) -> None:
+        """Record the videos that dead workers were reading, and end the others, which may wait for a lock of theirs.
+
+        Raises:
+            VideoWorkerError: the deaths go on, and no video explains them.
+        """
+        assert self._iterator is not None
+        doing = self._describe(pids)
+        codes = {process.pid: process.exitcode for process in self._iterator._workers}
+        if self._start_method == "forkserver":  # of direct children, PyTorch takes the death for a failure
+            _kill(self._iterator._workers)
+        explained = False
+        for index, _, pid in self._slots.tolist():
+            if pid not in pids or index < 0:
+                continue
+            self._deaths[index] += 1
+            code = codes.get(pid)
+            if code is None or -code in _CRASHES or self._deaths[index] > 1:
+                self._dataset.crashed.add(self._dataset.location(index), _cause(code))
+                explained = True
+        self.close()
+        self._unexplained = 0 if explained else self._unexplained + 1
+        cause = ", ".join(sorted({_cause(codes.get(pid)) for pid in pids}))
+        if self._unexplained >= _MAX_UNEXPLAINED:
+            raise VideoWorkerError(
+                f"data workers died {self._unexplained} times in a row ({cause}), the last: {doing}; look for too "
+                "little memory or shared memory"
+            )
+        what = "that video is left out" if explained else "all is read again"
+        logger.warning("a data worker died (%s): %s; %s, by new workers", cause, doing, what)
 
     def _kill_busy_workers(self) -> None:
         """Kill workers that hang; ending the others would wait 5 s for each of them."""
@@ -201,13 +266,27 @@ class _LoaderIterator(Protocol):
 
 
 class _Batches:
-    """The batches of the current read. Stays in the main process, so kept workers need not know of epochs."""
+    """The batches of the current read. Stays in the main process, so kept workers need not know of epochs.
+
+    Iterating again gives first those that were given and not received.
+    """
 
     def __init__(self) -> None:
-        self.keys: Iterable[list[ItemKey]] = ()
+        self.begin(())
+
+    def begin(self, keys: Iterable[list[ItemKey]]) -> None:
+        self._rest = iter(keys)
+        self._pending: deque[list[ItemKey]] = deque()
+
+    def received(self) -> None:
+        """Note that the first of the given batches has come."""
+        self._pending.popleft()
 
     def __iter__(self) -> Iterator[list[ItemKey]]:
-        return iter(self.keys)
+        yield from list(self._pending)
+        for keys in self._rest:
+            self._pending.append(keys)
+            yield keys
 
 
 class _WatchedDataset(Dataset["VideoItem | Exception"]):
@@ -238,6 +317,13 @@ def _kill(processes: list[multiprocessing.Process]) -> None:
     for process in processes:
         if process.is_alive():
             process.kill()
+
+
+def _cause(code: int | None) -> str:
+    """Describe an exit status as `multiprocessing` gives it."""
+    if code is None:
+        return "killed"
+    return signal.Signals(-code).name if -code in set(signal.Signals) else f"exit status {code}"
 
 
 def _raise_if_error(batch: VideoBatch | Exception) -> VideoBatch:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -64,9 +65,10 @@ class Trap(VideoDataset):
 
     def load(self, key, note_reading=lambda index: None):
         name = Path(self.path(key.index)).name
+        note_reading(key.index)
         if name.startswith("hang"):
             time.sleep(60)
-        if name.startswith("crash"):
+        if name.startswith("crash") and self.location(key.index) not in self.crashed.reasons:
             os.kill(os.getpid(), 9)
         return super().load(key, note_reading)
 
@@ -86,10 +88,17 @@ def test_hanging_and_crashing_videos_get_an_error(
         None,
         "no frame came of it for 8 s",
         None,
-        "the decoder crashed on it",
+        "the decoder crashed on it (SIGKILL)",
         None,
     ]
     assert [len(item.classes) for item in done] == [3, 0, 3, 0, 3]
+
+
+@pytest.mark.skipif(find_spec("decord") is None, reason="decord is not installed on this platform")
+def test_a_single_video_that_kills_the_decoder_gets_an_error(model, shared_videos: Path) -> None:
+    """No worker reads a single video; a small process decodes it."""
+    (item,) = predict(model, [shared_videos.parent / "cases" / "decoder-abort" / "m033_atom.mp4"], decoder="decord")
+    assert item.error == "the decoder crashed (SIGABRT)"
 
 
 def test_a_hang_in_this_process_gets_an_error(model, shape_clips, tmp_path: Path, monkeypatch) -> None:

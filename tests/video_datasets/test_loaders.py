@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 from video_datasets.annotations import VideoRecord
+from video_datasets.crashes import CrashedVideos
+from video_datasets.decoding import VideoReadError
 from video_datasets.loaders import BadVideoError, EvalLoader, TrainLoader, micro_batches
 from video_datasets.transforms import TestTransform, TrainTransform
 from video_datasets.video_dataset import VideoDataset
@@ -197,17 +200,20 @@ class TrickyFiles(FolderFiles):
         if listed == "v03.mp4":
             if self.trick == "hang":
                 time.sleep(600)
-            elif self.trick == "die":
-                os.kill(os.getpid(), signal.SIGKILL)
+            elif isinstance(self.trick, signal.Signals):
+                os.kill(os.getpid(), self.trick)
             elif self.trick == "ambiguous":
                 raise VideoFilesError("two files have its name")
+            elif self.trick == "unreadable":
+                raise VideoReadError(str(self.root), "unreadable")
             elif self.trick == "bug":
                 raise KeyError("a bug")
         return super().find(listed)
 
 
-def tricky_loader(small_videos, small_records, trick, **options):
-    dataset = VideoDataset(small_records, TrickyFiles(small_videos, trick), TestTransform(32), num_frames=4)
+def tricky_loader(small_videos, small_records, trick, crashed=None, **options):
+    files = TrickyFiles(small_videos, trick)
+    dataset = VideoDataset(small_records, files, TestTransform(32), num_frames=4, crashed=crashed)
     return EvalLoader(dataset, 2, num_workers=2, **options)
 
 
@@ -224,13 +230,71 @@ def test_a_hanging_worker_is_an_error_that_names_its_video(small_videos, small_r
     assert numbers == [0] and time.monotonic() - started < 30
 
 
-@pytest.mark.parametrize("start_method", ["forkserver", "fork"])
-def test_a_dying_worker_is_an_error_that_names_its_video(small_videos, small_records, start_method):
-    loader = tricky_loader(small_videos, small_records, "die", start_method=start_method)
-    started = time.monotonic()
-    with pytest.raises(VideoWorkerError, match=r"a data worker died .*: worker 1 \(pid \d+\) is reading 'v03\.mp4'"):
+@pytest.mark.parametrize(
+    ("trick", "start_method", "num_deaths"),
+    [(signal.SIGABRT, "forkserver", 1), (signal.SIGKILL, "forkserver", 2), (signal.SIGKILL, "fork", 2)],
+)
+def test_a_dying_worker_costs_its_video_alone(
+    small_videos, small_records, tmp_path, caplog, trick, start_method, num_deaths
+):
+    """A decoder that aborts is the video's fault at once, a SIGKILL (as for memory) if it happens again."""
+    crashed = CrashedVideos(tmp_path / "crashed.jsonl")
+    loader = tricky_loader(small_videos, small_records, trick, start_method=start_method, crashed=crashed)
+    batches = list(loader)
+    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(11))
+    bad = small_records.index(VideoRecord("v03.mp4", small_records[3].label))
+    assert [index for index in range(11) if not torch.cat([batch.valid for batch in batches])[index]] == [bad]
+    assert loader.bad_videos[bad].reason == f"the decoder crashed on it ({trick.name})"
+    assert loader.bad_videos[bad].path == str(small_videos / "v03.mp4")
+    assert len(re.findall("a data worker died", caplog.text)) == num_deaths
+    assert "is reading 'v03.mp4'" in caplog.text and "that video is left out, by new workers" in caplog.text
+    whole = list(tricky_loader(small_videos, small_records, None))
+    for ours, theirs in zip(batches, whole, strict=True):
+        assert torch.equal(ours.videos[ours.valid], theirs.videos[ours.valid]), "the others are read as ever"
+    # After a restart no worker meets it, and the line says why and what to do.
+    again = CrashedVideos(tmp_path / "crashed.jsonl")
+    restarted = tricky_loader(small_videos, small_records, trick, start_method=start_method, crashed=again)
+    list(restarted)
+    assert restarted.bad_videos[bad].reason == (
+        f"the decoder crashed on it before ({trick.name}); remove its line in {again.path} to read it again"
+    )
+
+
+def test_a_worker_that_dies_in_training_changes_no_other_item(small_videos, small_records):
+    def batches_of(trick):
+        files = TrickyFiles(small_videos, trick)
+        dataset = VideoDataset(small_records, files, TrainTransform(32), num_frames=4)
+        loader = TrainLoader(dataset, 2, seed=3, num_workers=1, max_bad_share=1.0)
+        read = [batch for epoch in (0, 1) for batch in loader.epoch(epoch)]
+        loader.close()
+        return read
+
+    died, refused = batches_of(signal.SIGSEGV), batches_of("unreadable")
+    assert any(batch.bad_videos for batch in died)
+    for ours, theirs in zip(died, refused, strict=True):
+        assert torch.equal(ours.videos, theirs.videos) and torch.equal(ours.indices, theirs.indices)
+
+
+def test_workers_that_die_for_no_video_are_an_error(small_videos, small_records, monkeypatch):
+    loader = tricky_loader(small_videos, small_records, None)
+    monkeypatch.setattr("video_datasets.workers.settle_worker", die)
+    with pytest.raises(VideoWorkerError, match="died 3 times in a row .SIGKILL., the last: it had read no video"):
         list(loader)
-    assert time.monotonic() - started < 30
+
+
+def die(dies_with_parent, worker):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_records_of_crashes_survive_damage(tmp_path, caplog):
+    path = tmp_path / "crashed.jsonl"
+    CrashedVideos(path).add("a\udcff.mp4", "SIGABRT")
+    with path.open("a") as file:
+        file.write('{"video": "b.mp4", "rea')
+    assert list(CrashedVideos(path).reasons) == ["a\udcff.mp4"]
+    assert "a line cannot be read and is ignored" in caplog.text
+    CrashedVideos(tmp_path / "none" / "crashed.jsonl").add("c.mp4", "SIGABRT")
+    assert "a restart reads c.mp4 again" in caplog.text
 
 
 def test_fatal_errors_of_a_worker_are_one_line_and_bugs_keep_their_traceback(small_videos, small_records):

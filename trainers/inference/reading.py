@@ -14,6 +14,7 @@ from tc_clip.protocol import VideoModel
 from video_datasets.annotations import VideoRecord
 from video_datasets.batches import VideoBatch
 from video_datasets.decoding import decode
+from video_datasets.isolation import Limits
 from video_datasets.loaders import EvalLoader
 from video_datasets.sampling import test_indices
 from video_datasets.transforms import TestTransform
@@ -52,7 +53,7 @@ class FileReader:
         """Yield batches whose `indices` count in `paths`, and the reason for each invalid video by index.
 
         Args:
-            num_workers: processes that decode; 0: a thread of this process.
+            num_workers: processes that read; 0: a thread of this process, with a process that only decodes.
         """
         position = 0
         while position < len(paths):
@@ -86,6 +87,7 @@ class FileReader:
             num_frames=self.num_frames,
             num_clips=self.num_clips,
             decoder=self.decoder,
+            isolation=None if num_workers else Limits(timeout_s=self.timeout_s),
         )
         loader = EvalLoader(
             dataset,
