@@ -18,8 +18,10 @@ from tc_clip.models import VideoClip
 from tc_clip.text_encoder import random_token_embedding
 from tc_clip.tokenizer import CLIP_TOKENIZER
 from tc_clip.weights.clip import ClipWeights, read_clip_weights, sizes_of
+from tc_clip.weights.downloads import KNOWN_CLIP_WEIGHTS
 from tc_clip.weights.facts import WeightFacts, choose_pixels, tokenizer_of
 from tc_clip.weights.files import Checkpoint, CheckpointSource, WeightsError, as_checkpoint
+from tc_clip.weights.hub import KNOWN_HUB_WEIGHTS
 from tc_clip.weights.loading import checkpoint_state, learned_vectors, load_clip_weights, load_weights
 
 _LOG = logging.getLogger(__name__)
@@ -130,7 +132,8 @@ def load_model(
     Args:
         checkpoint: a file that training or export wrote, or what `read_checkpoint` returned.
         class_names: the classes to score.
-        clip_weights: the source of CLIP's token embedding, if it is not the one that training used.
+        clip_weights: the source of CLIP's token embedding. It can be left out if the checkpoint names a known one, such
+            as "ViT-B/16"; a path that it names is not followed.
 
     Raises:
         WeightsError: if the checkpoint was not created by this project, or its CLIP weights cannot be read.
@@ -166,6 +169,12 @@ def _model_of(
             )
         if not isinstance(clip_weights, str):
             raise TypeError(f"clip_weights is no name but {clip_weights!r}")
+        if clip_weights not in KNOWN_CLIP_WEIGHTS and clip_weights not in KNOWN_HUB_WEIGHTS:
+            # A checkpoint may come from anybody; the paths in it are not followed.
+            raise WeightsError(
+                f"{checkpoint.source}: was trained from the CLIP weights in {clip_weights!r}; if you trust this "
+                "file, give it (clip_weights=, or --clip-weights), since a path inside a checkpoint is not followed"
+            )
     trained = info["sizes"]["vision"]
     # What weights do not determine: an input size that is not CLIP's own, and facts that a file next to them can lack.
     sizes = {key: trained[key] for key in ("image_size", "head_width", "activation") if key in trained}

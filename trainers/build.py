@@ -287,10 +287,6 @@ def _isolation(data: DataSettings) -> Limits | None:
     return Limits(data.isolate_memory_mb, data.isolate_timeout_s) if data.isolate else None
 
 
-<<<<<<< HEAD
-def _cache_settings(data: DataSettings, short_side: int | None) -> StoreSettings | None:
-    """Return what the cache stores of a video; None without a cache."""
-=======
 def _crashed(settings: Settings) -> CrashedVideos:
     try:
         return CrashedVideos(None if settings.dry_run else settings.folder / FILE)
@@ -298,8 +294,8 @@ def _crashed(settings: Settings) -> CrashedVideos:
         raise ConfigError(f"{settings.folder / FILE}: cannot be read: {error.strerror or error}") from error
 
 
-def _frame_cache(data: DataSettings, transform: TrainTransform | TestTransform) -> FrameCache | None:
->>>>>>> be6f55f (workers: a decoder that ends its worker costs its video alone, also after a restart)
+def _cache_settings(data: DataSettings, short_side: int | None) -> StoreSettings | None:
+    """Return what the cache stores of a video; None without a cache."""
     if data.cache is None:
         return None
     if data.cache_format == "raw":

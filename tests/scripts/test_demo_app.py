@@ -1,5 +1,6 @@
 """The analysis behind the web page, without a browser."""
 
+import asyncio
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from trainers.inference import demo as demo_module
 from trainers.inference.demo import Demo, VisitorError, class_names_of, make_examples, seconds_of
+from trainers.inference.demo_guard import RequestGuard
 from trainers.inference.predict import load_model, predict
 
 CLASSES = ["red square moving sideways", "green square moving diagonally", "a dog"]
@@ -91,3 +93,79 @@ def test_examples_are_short_videos(tmp_path: Path) -> None:
     paths = make_examples(tmp_path / "examples")
     assert len(paths) == len(demo_module.EXAMPLES)
     assert all(2.5 < seconds_of(path) < 3.5 for path in paths)
+
+
+def answer(headers: dict[str, str], body: list[bytes] | None = None, method: str = "POST") -> int:
+    """Return the status of a request to an application that reads the whole body; 499: it was cut off."""
+    parts = list(body or [b""])
+    sent: list[dict] = []
+
+    async def app(scope, receive, send) -> None:
+        message: dict = {"more_body": True}
+        while message.get("more_body"):
+            message = await receive()
+        await send({"type": "http.response.start", "status": 499 if message["type"] == "http.disconnect" else 200})
+
+    async def receive() -> dict:
+        return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": method, "headers": pairs}
+    asyncio.run(RequestGuard(app, max_bytes=2 << 20)(scope, receive, send))
+    return sent[0]["status"]
+
+
+LOCAL = {"host": "127.0.0.1:7860"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"origin": "http://127.0.0.1:7860", "sec-fetch-site": "same-origin"}, 200),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "http://127.0.0.1:8000"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"host": "rebound.example:7860"}, 403),
+        ({"host": "localhost:7860", "origin": "http://localhost:7860"}, 200),
+        ({"host": "[::1]:7860"}, 200),
+        ({"content-length": str(2 << 20)}, 200),
+        ({"content-length": str(4 << 20)}, 413),
+        ({"content-length": "many"}, 400),
+    ],
+)
+def test_requests_of_other_pages_and_large_ones_are_refused(headers: dict[str, str], status: int) -> None:
+    assert answer({**LOCAL, **headers}) == status
+    if "content-length" not in headers and headers.get("host") != "rebound.example:7860":
+        assert answer({**LOCAL, **headers}, method="GET") == 200, "other pages may link to this one"
+
+
+def test_a_body_of_unknown_length_is_cut_off() -> None:
+    assert answer(LOCAL, [bytes(1 << 20)] * 2) == 200
+    assert answer(LOCAL, [bytes(1 << 20)] * 60) == 499
+
+
+@pytest.mark.slow
+def test_the_server_has_the_guard(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")  # gradio sets it
+    gradio = pytest.importorskip("gradio")
+    from fastapi.testclient import TestClient
+    from starlette.middleware import Middleware
+
+    page = demo_module.build_page(gradio, Demo(model, "fp32", 30, 60), CLASSES, [])
+    page.max_file_size = 2 << 20
+    app = gradio.routes.App.create_app(page, app_kwargs={"middleware": [Middleware(RequestGuard, max_bytes=2 << 20)]})
+    client = TestClient(app, base_url="http://127.0.0.1:7860")
+
+    def upload(number: int, size: int, **headers: str) -> int:
+        files = [("files", (f"{index}.mp4", bytes(size))) for index in range(number)]
+        return client.post("/gradio_api/upload", files=files, headers=headers).status_code
+
+    assert upload(1, 1000) == 200
+    assert upload(60, 1_900_000) == 413
+    assert upload(1, 2_500_000) == 413
+    assert upload(1, 1000, origin="http://evil.example") == 403

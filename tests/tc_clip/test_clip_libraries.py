@@ -195,7 +195,11 @@ def test_a_model_of_another_input_size_trains_on_and_loads_again(tmp_path):
     larger = tc_clip.create_model("vifi_clip", class_names=NAMES, clip_weights=path, image_size=48)
     checkpoint = tmp_path / "best.pth"
     torch.save({"model": larger.state_dict(), "model_info": larger.info()}, checkpoint)
-    again = tc_clip.load_model(checkpoint, NAMES)
+    with pytest.raises(
+        tc_clip.WeightsError, match=r"trained from the CLIP weights in '.*clip\.pth'; if you trust this"
+    ):
+        tc_clip.load_model(checkpoint, NAMES)
+    again = tc_clip.load_model(checkpoint, NAMES, clip_weights=path)
     video = torch.randn(1, 2, 3, 48, 48)
     with torch.no_grad():
         assert torch.equal(again.eval()(video), larger.eval()(video))

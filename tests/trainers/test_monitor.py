@@ -9,8 +9,10 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from trainers.distributed.interrupts import Interrupts
@@ -126,6 +128,29 @@ def test_a_lost_connection_names_the_lost_process(world: World) -> None:
         raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:3128")
     with pytest.raises(RuntimeError, match="shapes differ"), ranks._waiting("all_reduce"):
         raise RuntimeError("shapes differ")
+
+
+@pytest.mark.parametrize("operation", ["sum", "start_sum", "broadcast_model"])
+def test_the_wait_for_a_gpu_is_watched(world: World, monkeypatch: pytest.MonkeyPatch, operation: str) -> None:
+    """NCCL's calls return at once: a process that waits for their results must be known to wait."""
+    waits: list[str | None] = []
+    ranks = Ranks(0, 3, torch.device("cuda"), world.monitors[0])
+    stream = SimpleNamespace(synchronize=lambda: waits.append(world.monitors[0]._waiting))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    for name in ("all_reduce", "broadcast"):
+        monkeypatch.setattr(dist, name, lambda *arguments, **options: SimpleNamespace(wait=lambda: None))
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *arguments, **options: tensor)  # there may be no GPU here
+    layer = torch.nn.Linear(2, 2)
+    if operation == "sum":
+        ranks.sum(torch.ones(2))
+    elif operation == "start_sum":
+        wait = ranks.start_sum(torch.ones(2))
+        assert waits == [], "the backward pass goes on meanwhile"
+        wait()
+    else:
+        ranks.broadcast_model(layer)
+    assert len(waits) == 1 and waits[0] is not None
+    assert world.monitors[0]._waiting is None
 
 
 def test_a_restart_never_connects_to_earlier_processes() -> None:

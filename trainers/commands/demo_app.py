@@ -2,8 +2,9 @@
 
     python scripts/demo_app.py --checkpoint runs/first/best.pth
 
-Needs gradio, in the extra `web` (`pip install -r requirements-extra.txt`). Only this machine can open the page. Uploads
-are limited in size and length; they are kept in a temporary folder, which is deleted when the program ends.
+Needs gradio, in the extra `web` (`pip install -r requirements-extra.txt`). Only this machine can open the page, and
+requests from other pages are refused. Uploads are limited in size, one to a request, and in length; they are kept in a
+temporary folder, which is deleted when the program ends.
 """
 
 import argparse
@@ -44,9 +45,13 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(
                 "the page needs gradio, in the extra 'web': pip install -r requirements-extra.txt"
             ) from None
+        from starlette.middleware import Middleware
+
         from trainers.inference.demo import CLASSES, Demo, build_page, make_examples
+        from trainers.inference.demo_guard import RequestGuard
 
         classes = read_classes(args.classes or CLASSES)
+        max_bytes = args.max_mb * 2**20
         model = load_named_model(args, classes)
         examples = make_examples(Path(folder.name) / "examples")
         page = build_page(gradio, Demo(model, args.precision, args.max_seconds, args.timeout), classes, examples)
@@ -59,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
                 server_port=args.port,
                 share=False,
                 inbrowser=False,
-                max_file_size=args.max_mb * 2**20,
+                max_file_size=max_bytes,
+                app_kwargs={"middleware": [Middleware(RequestGuard, max_bytes=max_bytes)]},
                 allowed_paths=[str(Path(folder.name) / "examples")],
                 theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
                 footer_links=[],

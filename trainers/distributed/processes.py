@@ -99,7 +99,7 @@ class Ranks:
 
     def start_sum(self, values: Tensor) -> Callable[[], None]:
         """Start to sum a tensor over the ranks, in place; the returned function waits until it is done."""
-        with self._waiting("all_reduce of gradients"):
+        with self._waiting("all_reduce of gradients", until_done=False):
             work = dist.all_reduce(values, async_op=True)
 
         def wait() -> None:
@@ -136,13 +136,20 @@ class Ranks:
         self.raise_together(error)
 
     @contextlib.contextmanager
-    def _waiting(self, what: str) -> Iterator[None]:
+    def _waiting(self, what: str, until_done: bool = True) -> Iterator[None]:
+        """Around collective operations, until their results are there (`until_done`).
+
+        NCCL's calls return when the operation is queued on the GPU; without the wait at the end, a process would hang
+        in the next thing that needs a result, which nobody watches.
+        """
         if self.monitor is None:
             yield
             return
         with self.monitor.waiting(what):
             try:
                 yield
+                if until_done and self.device.type == "cuda":
+                    torch.cuda.current_stream(self.device).synchronize()
             except RuntimeError as error:
                 if not any(words in str(error) for words in LOST):
                     raise
