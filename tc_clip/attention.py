@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from tc_clip import ops
+from tc_clip.adapters import PROJECTIONS, LowRank
 
 
 class Linear(nn.Linear):
@@ -44,6 +45,7 @@ class Attention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = Linear(width, width)
         self.inner_norm: nn.LayerNorm | None = None  # of the heads' outputs (EVA02)
+        self.lora: LowRank | None = None
         nn.init.normal_(self.in_proj_weight, std=width**-0.5)
 
     def queries(self, x: Tensor) -> Tensor:
@@ -68,6 +70,16 @@ class Attention(nn.Module):
         """Project tokens (..., n, D) to keys and values side by side: (..., n, 2 * D)."""
         return self._project(x, 1, 3)
 
+    @torch.no_grad()
+    def merge_lora(self) -> None:
+        """Write LoRA's products into the weights, and remove it."""
+        if self.lora is None:
+            return
+        rows = dict(zip(PROJECTIONS, (*self.in_proj_weight.chunk(3), self.out_proj.weight), strict=True))
+        for name in self.lora.down:
+            rows[name] += self.lora.product(name)
+        self.lora = None
+
     def split_heads(self, x: Tensor) -> Tensor:
         """Split channels (..., n, D) by head: (..., A, n, D / A)."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
@@ -80,11 +92,17 @@ class Attention(nn.Module):
     def merge_heads(self, x: Tensor) -> Tensor:
         """Put the heads' outputs (..., A, n, D / A) side by side and project them: (..., n, D)."""
         joined = self.join_heads(x)
-        return self.out_proj(joined if self.inner_norm is None else self.inner_norm(joined))
+        return self.project_out(joined if self.inner_norm is None else self.inner_norm(joined))
+
+    def project_out(self, x: Tensor) -> Tensor:
+        """Project the heads' outputs, side by side (..., D), to the residual stream."""
+        out = self.out_proj(x)
+        return out if self.lora is None else self.lora(x, out, ("out",))
 
     def _project(self, x: Tensor, first: int, stop: int) -> Tensor:
         rows = slice(first * self.width, stop * self.width)
-        return ops.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
+        out = ops.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
+        return out if self.lora is None else self.lora(x, out, PROJECTIONS[first:stop])
 
 
 class FrameAttention(Attention):

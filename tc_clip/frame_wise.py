@@ -12,7 +12,7 @@ def frame_wise_clip(model: VideoClip) -> VideoClip:
     copy = VideoClip(
         name=f"frame-wise {model.name}",
         vision=vision,
-        text=TextEncoder(model.text.config),
+        text=TextEncoder(model.text.config, model.text.tokenizer),
         prompts=None,
         num_frames=model.num_frames,
         context_length=model.context_length,
@@ -20,6 +20,11 @@ def frame_wise_clip(model: VideoClip) -> VideoClip:
         split_camel_case=model.split_camel_case,
         trainable=False,
         templates=model.templates,
+        descriptions=model.descriptions,
+        text_pooling=model.text_pooling,
+        matching=model.matching,
+        pixels=model.pixels,
+        logit_bias=model.logit_bias is not None,
     )
     copy.to(model.logit_scale.device, model.logit_scale.dtype)
     weights = model.state_dict()

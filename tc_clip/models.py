@@ -1,5 +1,7 @@
 """Video models as compositions of a vision encoder, a text encoder and prompts."""
 
+import copy
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -7,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tc_clip.adapters import is_adapter
 from tc_clip.attention import Attention
 from tc_clip.config import RECIPE_PIXELS, PixelStatistics, require_choice, vision_block_of
 from tc_clip.layers import FeedForward, share_weights
+from tc_clip.matching import MATCHINGS, cosines, video_features
 from tc_clip.prompts import (
     LearnedPrompts,
     SharedText,
@@ -20,6 +24,7 @@ from tc_clip.prompts import (
 )
 from tc_clip.text_encoder import TextEncoder
 from tc_clip.text_rows import TextRows
+from tc_clip.texts import POOLINGS, pool_features, pool_scores, read_descriptions
 from tc_clip.vision_encoder import VisionEncoder, VisionOutput
 
 # Parameters that `freeze` excludes from training, by the start of their names.
@@ -43,7 +48,10 @@ class VideoClip(nn.Module):
         prompt_init: words before a class name; empty for bare names without a full stop.
         split_camel_case: whether every capital of a class name starts a word.
         trainable: whether the model is meant to be trained.
-        templates: texts with `{}` for the class name, instead of `prompt_init`; the features of several are averaged.
+        templates: texts with `{}` for the class name, instead of `prompt_init`.
+        descriptions: a file with texts for the names of classes (`tc_clip.texts.read_descriptions`), or None.
+        text_pooling: "mean": a class has the mean of its texts' normalised features; "max": the best of their scores.
+        matching: how frames and texts are compared (`tc_clip.matching`).
         info: what `info` returns.
         pixels: statistics that normalise the input.
         logit_bias: whether the logits have a bias.
@@ -63,6 +71,9 @@ class VideoClip(nn.Module):
         split_camel_case: bool,
         trainable: bool = True,
         templates: Sequence[str] = (),
+        descriptions: str | None = None,
+        text_pooling: str = "mean",
+        matching: str = "cosine",
         info: Mapping[str, Any] | None = None,
         pixels: PixelStatistics = RECIPE_PIXELS,
         logit_bias: bool = False,
@@ -88,6 +99,14 @@ class VideoClip(nn.Module):
         self.trainable = trainable
         self.pixels = pixels
         self.templates = tuple(templates)
+        self.descriptions = descriptions
+        require_choice("text_pooling", text_pooling, POOLINGS)
+        require_choice("matching", matching, MATCHINGS)
+        self.text_pooling = text_pooling
+        self.matching = matching
+        self.text_counts: tuple[int, ...] = ()  # texts of each class
+        self._tokens = torch.empty(0, 0, dtype=torch.long)  # `class_tokens`, on the CPU
+        self._chosen_rows: TextRows | None = None  # of one text a class, if `choose_texts` chose them
         self.class_names: tuple[str, ...] = ()
         self.register_buffer("class_tokens", torch.empty(0, 0, dtype=torch.long), persistent=False)
         conditional = self.video_prompts
@@ -149,9 +168,21 @@ class VideoClip(nn.Module):
         if self.text.config.causal:  # nothing after the longest prompt's end token can change a feature
             tokens = tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
         self.class_names = tuple(names)
-        self.class_tokens = tokens.to(self.logit_scale.device)  # (C * templates, L)
+        self.class_tokens = tokens.to(self.logit_scale.device)  # (texts, L)
         self._text_rows = TextRows.of(tokens) if self.text.config.causal else TextRows.whole(tokens)
+        self._tokens = tokens
+        self.text_counts = tuple(map(len, texts_of_names))
+        self.choose_texts(None)
+
+    def choose_texts(self, numbers: Sequence[int] | None) -> None:
+        """Use one text of each class, by its number among the class's texts, until the next choice; None: use all."""
+        self._chosen_rows = None
         self._shared_text.clear()
+        if numbers is not None:
+            first = [0, *itertools.accumulate(self.text_counts)]
+            rows = [start + number for start, number in zip(first, numbers, strict=False)]
+            chosen = self._tokens[rows]
+            self._chosen_rows = TextRows.of(chosen) if self.text.config.causal else TextRows.whole(chosen)
 
     def with_class_names(self, names: Sequence[str], split_camel_case: bool | None = None) -> "VideoClip":
         """Return a model with the same weights (shared, not copied) that scores other classes.
@@ -164,7 +195,13 @@ class VideoClip(nn.Module):
         return other
 
     def prompt_texts(self, name: str, split_camel_case: bool | None = None) -> list[str]:
-        """Return the texts of a class: one, or one per template."""
+        """Return the texts of a class: every description, or its name, in every template."""
+        descriptions = {} if self.descriptions is None else read_descriptions(self.descriptions)
+        if name in descriptions:
+            return [text for words in descriptions[name] for text in self._texts(words, False)]
+        return self._texts(name, split_camel_case)
+
+    def _texts(self, name: str, split_camel_case: bool | None) -> list[str]:
         split = self.split_camel_case if split_camel_case is None else split_camel_case
         if self.templates:
             return [template.replace("{}", clean_class_name(name, split)) for template in self.templates]
@@ -174,13 +211,16 @@ class VideoClip(nn.Module):
 
     @property
     def text_rows(self) -> TextRows:
-        """The texts of all classes, as rows on the device of the model.
+        """The texts of all classes, or the chosen ones, as rows on the device of the model.
 
         Raises:
             ValueError: if the model has no class names.
         """
         if self._text_rows is None:
             raise ValueError("the model has no class names yet: call set_class_names")
+        if self._chosen_rows is not None:
+            self._chosen_rows = self._chosen_rows.to(self.class_tokens.device)
+            return self._chosen_rows
         self._text_rows = self._text_rows.to(self.class_tokens.device)
         return self._text_rows
 
@@ -192,24 +232,32 @@ class VideoClip(nn.Module):
 
     def score(self, output: VisionOutput, texts: Tensor | None = None) -> Tensor:
         """Score encoded videos against the class names, whose features are computed unless given: logits (B, C)."""
-        return self.compare(output.video_features, self.encode_classes(output) if texts is None else texts)
+        texts = self.encode_classes(output) if texts is None else texts
+        return self.compare(video_features(output.class_tokens, self.matching), texts)
 
     def compare(self, video_features: Tensor, text_features: Tensor) -> Tensor:
         """Compare features: scaled cosines (B, C), in float32 at least: steps of bf16 would make equal scores.
 
         Args:
-            video_features: (B, E), L2-normalised.
-            text_features: (C, E), or (B, C, E) if they depend on the video; not normalised.
+            video_features: of `tc_clip.matching.video_features`.
+            text_features: of `encode_classes`.
         """
         dtype = torch.promote_types(video_features.dtype, torch.float32)
         with torch.autocast(video_features.device.type, enabled=False):
             video_features, text_features = video_features.to(dtype), F.normalize(text_features.to(dtype), dim=-1)
-            if text_features.dim() == 2:
-                cosine = video_features @ text_features.T
-            else:
-                cosine = (text_features @ video_features.unsqueeze(-1)).squeeze(-1)
+            cosine = cosines(video_features, text_features)
+            if self.text_pooling == "max" and self._counts != (1,):
+                cosine = pool_scores(cosine, self._counts)
             logits = self.logit_scale.to(dtype).exp() * cosine  # (B, C)
             return logits if self.logit_bias is None else logits + self.logit_bias.to(dtype)
+
+    @property
+    def _counts(self) -> tuple[int, ...]:
+        """Texts of each class in use, or their number alone if it is the same for all."""
+        if self._chosen_rows is not None:
+            return (1,)
+        counts = self.text_counts
+        return counts[:1] if len(set(counts)) == 1 else counts
 
     def encode_video(self, video: Tensor, with_traces: bool = False) -> VisionOutput:
         """Encode videos (B, T, 3, H, W), normalised, with the context tokens that the prompts attend to."""
@@ -218,6 +266,7 @@ class VideoClip(nn.Module):
     def encode_classes(self, output: VisionOutput | None) -> Tensor:
         """Return the features of the class names, not normalised: (C, E), or (B, C, E) if they depend on the video.
 
+        With `text_pooling="max"` they are those of all texts, one class after the other.
         Without prompts that attend to the video, `output` can be None.
         """
         return self.finish_text(self._cached_text(), self._contexts(output))
@@ -229,12 +278,14 @@ class VideoClip(nn.Module):
             Features (C, E), not normalised; or, with prompts that attend to the video, what `finish_text` completes.
         """
         if self.prompts is not None:
-            return self.prompts.share(self.text, rows)
+            shared = self.prompts.share(self.text, rows)
+            return self._pooled(shared) if isinstance(shared, Tensor) else shared
         x = self.text(rows, None, self.text.config.depth - 1)
-        features = self.text.finish(x, rows)  # (C * templates, E)
-        if len(self.templates) > 1:
-            features = F.normalize(features, dim=-1).unflatten(0, (-1, len(self.templates))).mean(dim=1)
-        return features  # (C, E)
+        return self._pooled(self.text.finish(x, rows))  # (C, E)
+
+    def _pooled(self, features: Tensor) -> Tensor:
+        """Pool text features (..., texts, E) by class, unless their scores are."""
+        return features if self.text_pooling == "max" else pool_features(features, self._counts)
 
     def finish_text(self, shared: Tensor | SharedText, contexts: Sequence[Tensor]) -> Tensor:
         """Complete class prompts for each video.
@@ -250,7 +301,7 @@ class VideoClip(nn.Module):
             return shared
         if self.video_prompts is None:
             raise TypeError(f"{self.name} has no prompts that attend to the video")
-        return self.video_prompts.condition(self.text, shared, contexts)
+        return self._pooled(self.video_prompts.condition(self.text, shared, contexts))
 
     def prompt_attention(self, output: VisionOutput) -> list[Tensor]:
         """Return for each prompt layer the weight of each context token for each class: (B, C, K), sums 1 over K."""
@@ -298,13 +349,27 @@ class VideoClip(nn.Module):
     def parameter_groups(self) -> dict[str, frozenset[str]]:
         """Return the names of trained parameters that can have their own learning rate, by group."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        text = frozenset(name for name in trained if name.startswith("text."))
-        return {"prompt": self.prompt_parameter_names() & trained, "text": text}
+        adapters = frozenset(name for name in trained if is_adapter(name))
+        text = frozenset(name for name in trained if name.startswith("text.")) - adapters
+        return {"prompt": self.prompt_parameter_names() & trained, "text": text, "adapters": adapters}
 
     def new_parameter_names(self) -> frozenset[str]:
         """Return the names of parameters that CLIP does not have; a weight-space ensemble leaves them fine-tuned."""
-        bias = (name for name, _ in self.named_parameters() if name.endswith("local_global_bias"))
-        return self.prompt_parameter_names() | frozenset(bias)
+        names = (name for name, _ in self.named_parameters())
+        return self.prompt_parameter_names() | {
+            name for name in names if name.endswith("local_global_bias") or is_adapter(name)
+        }
+
+    def with_lora_merged(self) -> "VideoClip":
+        """Return this model, or a copy of one with LoRA that has its products in the weights, and no LoRA."""
+        if self._info.get("options", {}).get("adapters") != "lora":
+            return self
+        merged = copy.deepcopy(self)
+        for module in merged.modules():
+            if isinstance(module, Attention):
+                module.merge_lora()
+        merged._info["options"]["adapters"] = None
+        return merged
 
     def freeze(self, part: str) -> None:
         """Exclude parameters of CLIP from training: those of "image", of "text" or of "backbone" (all of them).

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tc_clip.adapters import is_adapter
 from tc_clip.config import PromptConfig, TextConfig
 from tc_clip.layers import Modules, ResidualBlock
 from tc_clip.text_encoder import SharedLastBlock, TextEncoder, scaled_products
@@ -92,7 +93,7 @@ class PromptLayer(ResidualBlock):
     @torch.no_grad()
     def init_from(self, block: ResidualBlock) -> None:
         """Copy the weights of the text block that follows this layer."""
-        state = block.state_dict()
+        state = {name: value for name, value in block.state_dict().items() if not is_adapter(name)}
         state |= {f"ln_1_kv.{name}": state[f"ln_1.{name}"] for name in ("weight", "bias")}
         self.load_state_dict(state)
 

@@ -73,7 +73,7 @@ class VideoModel(TorchModule, Protocol):
         """
 
     def parameter_groups(self) -> Mapping[str, Collection[str]]:
-        """Return names of trained parameters by group: "prompt" and "text" can have their own learning rates."""
+        """Return names of trained parameters by group: each can have its own learning rate."""
 
     def new_parameter_names(self) -> Collection[str]:
         """Return the parameters that the start weights do not have; a weight-space ensemble leaves them fine-tuned."""

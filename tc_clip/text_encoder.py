@@ -46,7 +46,7 @@ class TextBlock(ResidualBlock):
         queries, keys, values = (self.attn.split_heads(part) for part in projected.chunk(3, dim=-1))
         attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=rows.is_causal)  # (..., C, A, L, h)
         attended = rows.gather(self.attn.join_heads(attended))  # (..., R, D)
-        return self.feed_forward(x + self.attn.out_proj(attended))
+        return self.feed_forward(x + self.attn.project_out(attended))
 
 
 class TextEncoder(nn.Module):
@@ -138,7 +138,7 @@ class TextEncoder(nn.Module):
         weights = (logits - total).exp().to(values.dtype).transpose(1, 2)  # (B, A, C, M)
         attended = (weights @ values).transpose(1, 2)  # (B, C, A, h)
         attended = attended + (shared.log_weight - total).exp().to(values.dtype) * shared.value
-        return self._features(shared.residual, block.attn.out_proj(attended.flatten(2)))
+        return self._features(shared.residual, block.attn.project_out(attended.flatten(2)))
 
     def _features(self, residual: Tensor, attended: Tensor) -> Tensor:
         """Finish the last block for end-of-text tokens (..., D): the texts' features (..., E), not normalised."""

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tc_clip.adapters import AIM_SCALE, AdapterConfig, AimAdapters, SpaceTimeAdapter, add_block_adapters, add_lora
 from tc_clip.attention import FrameAttention
 from tc_clip.checkpointing import recompute_in_backward
 from tc_clip.compiling import expect_other_sizes
@@ -70,6 +71,7 @@ class VisionBlock(ResidualBlock):
             self.attn.inner_norm = nn.LayerNorm(width, eps)
         if config.activation == "swiglu":
             self.mlp = GatedFeedForward(width, config.hidden_width, eps if config.inner_norm else None)
+        self.adapter: SpaceTimeAdapter | AimAdapters | None = None
 
     def forward(
         self,
@@ -117,6 +119,10 @@ class VisionBlock(ResidualBlock):
         pooling_weights: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, BlockTrace | None]:
         first = self.attn.first_patch
+        if isinstance(self.adapter, SpaceTimeAdapter):
+            frames = self.adapter(frames)
+        elif self.adapter is not None:
+            frames = frames + self.adapter.time(self._attend_along_frames(self.ln_1(frames)))
         normed = self.ln_1(frames)
         context_keys_values = None
         if context is not None and self.attn.uses_context:
@@ -136,7 +142,7 @@ class VisionBlock(ResidualBlock):
         weights = class_weights if pooling_weights is None else pooling_weights
         residual = frames[:, :, :1] if only_class else frames
         if weights is None or not needs_weights:
-            return self.feed_forward(residual + self.attn.merge_heads(attended)), None, None
+            return self.feed_forward(residual + self._merge_heads(attended)), None, None
 
         seeds = generator = assignment = new_context = None
         if summary is not None:
@@ -148,7 +154,7 @@ class VisionBlock(ResidualBlock):
                 attended_seeds, _ = self.attn.attend(queries, keys, values, context_keys_values)
                 attended = torch.cat((attended, attended_seeds), dim=3)
                 residual = torch.cat((residual, gather_patches(frames, seeds, first)), dim=2)
-        frames = residual + self.attn.merge_heads(attended)  # (B, T, N or 1 or 1 + S, D)
+        frames = residual + self._merge_heads(attended)  # (B, T, N or 1 or 1 + S, D)
         if summary is not None and seeds is not None:
             seed_tokens = frames[:, :, 1:] if only_class else gather_patches(frames, seeds, first)  # (B, T, S, D)
             new_context, assignment = summarise_seeds(seed_tokens, summary, generator)
@@ -159,6 +165,23 @@ class VisionBlock(ResidualBlock):
             trace = BlockTrace(weights[..., first:], seeds, assignment, new_context)
         frames, new_context = self._feed_forward_together(frames, new_context)
         return frames, new_context, trace
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Return `x + mlp(ln_2(x))`, and what the adapter adds."""
+        if not isinstance(self.adapter, AimAdapters):
+            return super().feed_forward(x)
+        normed = self.ln_2(x)
+        return x + self.mlp(normed) + AIM_SCALE * self.adapter.feed_forward(normed)
+
+    def _merge_heads(self, attended: Tensor) -> Tensor:
+        x = self.attn.merge_heads(attended)
+        return x + self.adapter.space(x) if isinstance(self.adapter, AimAdapters) else x
+
+    def _attend_along_frames(self, x: Tensor) -> Tensor:
+        """Attend with the block's own weights from each token of (B, T, N, D) to those of its place in all frames."""
+        queries, keys, values = self.attn.queries_keys_values(x.transpose(1, 2))  # (B, N, A, T, h) each
+        attended = F.scaled_dot_product_attention(queries, keys, values)
+        return self.attn.merge_heads(attended).transpose(1, 2)
 
     def _generator(self, summary: ContextConfig, device: torch.device) -> torch.Generator | None:
         """Return the source of random choices: None, torch's own, in training; in evaluation one with a fixed seed."""
@@ -188,6 +211,8 @@ class VisionEncoder(nn.Module):
         positional_frames: None for one table of positions for all frames; else the number of frames of a joint table.
         num_prompt_vectors: learned tokens after the patches (prompt tuning).
         prompt_depth: blocks with their own prompt vectors.
+        adapters: adapters of the blocks.
+        num_frames: frames of a video, for adapters with positions in time.
 
     Raises:
         ValueError: if the contextual blocks do not fit the attention or the depth, or a choice of `context` is unknown.
@@ -207,6 +232,8 @@ class VisionEncoder(nn.Module):
         positional_frames: int | None = None,
         num_prompt_vectors: int = 0,
         prompt_depth: int = 1,
+        adapters: AdapterConfig | None = None,
+        num_frames: int = 0,
     ):
         super().__init__()
         _check_context(attention, contextual_blocks, context, config)
@@ -247,6 +274,16 @@ class VisionEncoder(nn.Module):
         if num_prompt_vectors:
             self.prompt_vectors = nn.Parameter(torch.randn(prompt_depth, num_prompt_vectors, D) * 0.02)
         init_tower(self.blocks, D)
+        self.frame_positions: nn.Parameter | None = None
+        kind = None if adapters is None else adapters.of_side("vision")
+        if kind in ("st_adapter", "aim") and (not config.class_token or config.rotary is not None):
+            raise ValueError(f"adapters={kind} needs weights with class tokens and without rotary positions")
+        if adapters is not None and kind == "lora":
+            add_lora((block.attn for block in self.blocks), D, adapters)
+        elif adapters is not None and kind is not None:
+            add_block_adapters(self.blocks, D, adapters)
+            if kind == "aim":
+                self.frame_positions = nn.Parameter(torch.zeros(num_frames, 1, D))
         self._add_turns(num_prompt_vectors)
 
     def _add_turns(self, num_prompt_vectors: int) -> None:
@@ -349,6 +386,8 @@ class VisionEncoder(nn.Module):
             class_tokens = self.class_embedding.to(patches.dtype).expand(B, T, 1, -1)
             patches = torch.cat((class_tokens, patches), dim=2)
         tokens = patches + self.positional_embedding  # (B, T, N, D)
+        if self.frame_positions is not None:
+            tokens = tokens + self.frame_positions
         if self.prompt_vectors is not None:
             tokens = torch.cat((tokens, self.prompt_vectors[0].to(tokens.dtype).expand(B, T, -1, -1)), dim=2)
         return tokens if self.ln_pre is None else self.ln_pre(tokens)
@@ -375,7 +414,7 @@ class VisionEncoder(nn.Module):
         side = self.config.image_size
         if video.dim() != 5 or video.shape[2:] != (3, side, side):
             raise ValueError(f"the model reads videos of shape (B, T, 3, {side}, {side}), not {tuple(video.shape)}")
-        positions = self.positional_embedding
+        positions = self.positional_embedding if self.frame_positions is None else self.frame_positions
         if positions.dim() == 3 and positions.shape[0] != video.shape[1]:
             raise ValueError(
                 f"the model has joint positions for {positions.shape[0]} frames, the video has {video.shape[1]}: "

@@ -60,7 +60,7 @@ def all_keys() -> dict[str, Any]:
         (choice,) = (entry[group] for entry in base["defaults"] if isinstance(entry, dict) and group in entry)
         own = yaml.safe_load((CONFIGS / group / f"{choice}.yaml").read_text())
         defaults |= leaves(own, f"{group}.")
-    return {**keys, "trainer.options": None, **defaults}
+    return {**keys, "trainer.options": None, "optimizer.lr_factors": None, **defaults}
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from trainers.parts.averaging import EpochAverage, ExponentialAverage
 from trainers.parts.base import TrainingPart
 from trainers.parts.objective import LossWeights, Objective
 from trainers.parts.step import InterpolatedStep
+from trainers.parts.texts import DrawnTexts
 from trainers.precision import Precision
 from trainers.video_lists import VideoList, read_video_list
 from trainers.videos_at_once import VideosAtOnce, memory_of
@@ -210,12 +211,14 @@ def build_parts(settings: Settings, model: VideoModel, videos: VideoList, precis
         mean, deviation = averaging.mean or 0.75 * settings.epochs, averaging.deviation or 0.1 * settings.epochs
         curve = (mean, deviation) if averaging.name == "gaussian" else None
         parts.append(EpochAverage(model, averaging.first_epoch, averaging.last_epoch or settings.epochs, curve))
-    if objective.is_on:
-        if not isinstance(model, tc_clip.VideoClip):
-            raise ConfigError(f"objective: {model.name} has no features to compare; leave it out")
+    draws = settings.texts.train == "draw"
+    if (objective.is_on or draws) and not isinstance(model, tc_clip.VideoClip):
+        part = "objective" if objective.is_on else "texts"
+        raise ConfigError(f"{part}: {model.name} has no text encoder to use it with; leave it out")
+    start = None
+    if objective.is_on and isinstance(model, tc_clip.VideoClip):
         losses = {field.name: getattr(objective, field.name) for field in dataclasses.fields(LossWeights)}
         weights = LossWeights(**losses)
-        start = None
         if weights.need_start:
             begun = build_model(settings, videos)
             assert isinstance(begun, tc_clip.VideoClip)  # as the model is
@@ -223,6 +226,8 @@ def build_parts(settings: Settings, model: VideoModel, videos: VideoList, precis
         torch.manual_seed(settings.seed)  # of the projectors
         width = model.vision.config.embed_dim
         parts.append(Objective(weights, width, precision, start, objective.sides, objective.temperature))
+    if draws and isinstance(model, tc_clip.VideoClip):
+        parts.append(DrawnTexts([model] if start is None else [model, start]))
     if step.name == "interpolated":
         known = build_model(settings, videos).state_dict()
         kept = model.new_parameter_names()
@@ -235,16 +240,22 @@ def build_optimizer(settings: Settings, model: VideoModel, parts: Sequence[Train
     """Return the optimizer, its groups at their peak rates."""
     optimizer, trainer = settings.optimizer, settings.trainer
     groups = model.parameter_groups()
+    rates = {"prompt": trainer.prompt_lr_factor, "text": trainer.text_lr_factor, **optimizer.lr_factors}
+    trained = [name for name, members in groups.items() if members]
+    for name, factor in optimizer.lr_factors.items():
+        if name not in trained:
+            raise ConfigError(
+                f"optimizer.lr_factors.{name}: {model.name} trains no such part; it has {', '.join(trained) or 'none'}"
+            )
+        if type(factor) not in (int, float) or factor <= 0:
+            raise ConfigError(f"optimizer.lr_factors.{name}={factor}: must be a number above 0")
     return build_adamw(
         model,
         lr=settings.lr,
         betas=optimizer.betas,
         eps=optimizer.eps,
         weight_decay=optimizer.weight_decay,
-        factors={
-            "prompt": (groups.get("prompt", ()), trainer.prompt_lr_factor),
-            "text": (groups.get("text", ()), trainer.text_lr_factor),
-        },
+        factors={name: (groups.get(name, ()), factor) for name, factor in rates.items()},
         others={
             part.name: (module.parameters(), settings.objective.lr_factor)
             for part in parts

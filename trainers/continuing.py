@@ -42,7 +42,7 @@ FIXED = (
     *PARTS,
 )
 # What runs of older versions did that had no such key.
-EARLIER = {"partial_update": "keep", "trainer.pixels": "recipe"}
+EARLIER: dict[str, Any] = {"partial_update": "keep", "trainer.pixels": "recipe", "optimizer.lr_factors": {}}
 # What a run needs to continue.
 _PARTS: dict[str, type | UnionType] = {
     **dict.fromkeys(("model", "optimizer", "run", "config", "skipped"), dict),

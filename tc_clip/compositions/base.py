@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tc_clip.adapters import AdapterConfig, add_lora
 from tc_clip.attention import FrameAttention
 from tc_clip.config import (
     RECIPE_PIXELS,
@@ -23,7 +24,9 @@ from tc_clip.vision_encoder import VisionEncoder
 
 # Options by what they belong to. Options of what is switched off have no effect.
 COMMON = {"num_frames": 16, "context_length": 30, "split_camel_case": True, "pixels": "recipe"}
+COMMON |= {"templates": None, "descriptions": None, "text_pooling": "mean", "matching": "cosine"}
 TRAINED = COMMON | {"prompt_init": "a photo of a", "positional_embedding": "space", "freeze": None}
+TRAINED |= asdict(AdapterConfig())
 CONTEXT = asdict(ContextConfig())
 VIDEO_PROMPTS = CONTEXT | asdict(PromptConfig())
 LEARNED_VECTORS = {
@@ -59,7 +62,7 @@ class Composition:
         name: as `create_model` accepts it.
         options: every option with its default. A model has only the features of its options: `video_prompts` is the
             choice whether prompts attend to the video; `num_text_vectors` and the like are prompt tuning;
-            `contextual_blocks` is the choice of blocks with extra keys; `templates` are prompt ensembles.
+            `contextual_blocks` is the choice of blocks with extra keys.
         attention: the kind of vision attention.
         attention_options: names of options that are arguments of its class.
         trainable: whether it is meant to be trained.
@@ -95,10 +98,13 @@ class Composition:
             raise ValueError(f"{self.name}: templates and prompt_init both set the text around a class name: give one")
         parts = parts or Parts()
         prompts = self._prompts(text, options, parts.tokenizer)
+        if templates and prompts is not None:
+            raise ValueError(f"{self.name}: templates have no place for learned prompt vectors: leave them out")
         with_context = self.attention.uses_context or isinstance(prompts, VideoConditionalPrompts)
         position = options.get("positional_embedding", "space")
         if position not in ("space", "joint"):
             raise ValueError(f"positional_embedding is 'space' or 'joint', not {position!r}")
+        adapters = AdapterConfig(**{key: options[key] for key in asdict(AdapterConfig()) if key in options})
         encoder = VisionEncoder(
             vision,
             self.attention,
@@ -109,11 +115,16 @@ class Composition:
             positional_frames=options["num_frames"] if position == "joint" else None,
             num_prompt_vectors=options.get("num_vision_vectors", 0),
             prompt_depth=_vector_depth(options, "vision", vision.depth),
+            adapters=adapters,
+            num_frames=options["num_frames"],
         )
+        text_encoder = TextEncoder(text, parts.tokenizer)
+        if adapters.of_side("text") == "lora":
+            add_lora((block.attn for block in text_encoder.blocks), text.width, adapters)
         model = VideoClip(
             name=self.name,
             vision=encoder,
-            text=TextEncoder(text, parts.tokenizer),
+            text=text_encoder,
             prompts=prompts,
             num_frames=options["num_frames"],
             context_length=options["context_length"],
@@ -121,6 +132,9 @@ class Composition:
             split_camel_case=options["split_camel_case"],
             trainable=self.trainable,
             templates=templates,
+            descriptions=options["descriptions"],
+            text_pooling=options["text_pooling"],
+            matching=options["matching"],
             info=info,
             pixels=parts.pixels,
             logit_bias=parts.logit_bias,

@@ -2,4 +2,4 @@
 
 from tc_clip.compositions.base import COMMON, Composition
 
-MODEL = Composition(name="vanilla_clip", options=COMMON | {"prompt_init": "", "templates": None}, trainable=False)
+MODEL = Composition(name="vanilla_clip", options=COMMON | {"prompt_init": ""}, trainable=False)

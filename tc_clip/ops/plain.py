@@ -84,7 +84,7 @@ class _FeedForward(torch.autograd.Function):
             ctx.dtypes, ctx.product = (x.dtype, dtype), product
             x = x.to(dtype)
             scaled = product(x, *_scaled(w_in, b_in, dtype))  # 1.702 times the hidden tokens
-            ctx.save_for_backward(x, scaled, w_in, w_out)
+            ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, scaled, w_in, w_out)
             return product(F.silu(scaled), (w_out / QUICK_GELU_SLOPE).to(dtype), b_out.to(dtype))
 
     @staticmethod
@@ -92,18 +92,25 @@ class _FeedForward(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scaled, w_in, w_out = ctx.saved_tensors
         (x_dtype, dtype), product = ctx.dtypes, ctx.product
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(grad.device.type, enabled=False):
             with torch.enable_grad():
                 scaled = scaled.detach().requires_grad_()
                 activated = F.silu(scaled)
-            grad_w_out = weight_grad(grad, activated.detach(), product).to(w_out.dtype).div_(QUICK_GELU_SLOPE)
-            grad_b_out = _column_sums(grad, w_out.dtype)
+            grad_x = grad_w_in = grad_b_in = grad_w_out = grad_b_out = None
+            needs_x, needs_w_in, needs_b_in, needs_w_out, needs_b_out = ctx.needs_input_grad[:5]
+            if needs_w_out:
+                grad_w_out = weight_grad(grad, activated.detach(), product).to(w_out.dtype).div_(QUICK_GELU_SLOPE)
+            if needs_b_out:
+                grad_b_out = _column_sums(grad, w_out.dtype)
             # The slope cancels: the derivative of silu(1.702 h) / 1.702 by h is that of silu at 1.702 h.
             grad_hidden = product(grad, w_out.to(dtype).t(), None)
             (grad_hidden,) = torch.autograd.grad(activated, scaled, grad_hidden)
-            grad_w_in = weight_grad(grad_hidden, x, product).to(w_in.dtype)
-            grad_b_in = _column_sums(grad_hidden, w_in.dtype)
-            grad_x = product(grad_hidden, w_in.to(dtype).t(), None).to(x_dtype)
+            if needs_w_in:
+                grad_w_in = weight_grad(grad_hidden, x, product).to(w_in.dtype)
+            if needs_b_in:
+                grad_b_in = _column_sums(grad_hidden, w_in.dtype)
+            if needs_x:
+                grad_x = product(grad_hidden, w_in.to(dtype).t(), None).to(x_dtype)
         return grad_x, grad_w_in, grad_b_in, grad_w_out, grad_b_out, None, None
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,18 +13,22 @@ from torch import nn
 
 import tc_clip
 from tc_clip.frame_wise import frame_wise_clip
+from trainers import build
 from trainers.errors import CheckpointError, ConfigError
 from trainers.parts.averaging import EpochAverage, ExponentialAverage
 from trainers.parts.base import run_model
 from trainers.parts.objective import LossWeights, Objective, divergence, lack_of_motion
 from trainers.parts.step import InterpolatedStep
+from trainers.parts.texts import DrawnTexts
 from trainers.precision import pick_precision
 from trainers.run import run
 from trainers.session import TrainingRun
+from video_datasets.randomness import part_rng
 
 SIZES = {"image_size": 16, "patch_size": 8, "vision_width": 64, "vision_depth": 2, "text_width": 64, "text_depth": 2}
 TC = {"num_context_tokens": 4, "merge_rate": 4, "seed_ratio": 1.0, "prompt_layers": [2]}
 CLASSES = ["push", "pull slowly", "open a door"]
+VIDEOS = SimpleNamespace(class_names=CLASSES, split_camel_case=False)
 DOUBLE = pick_precision("fp64", torch.device("cpu"))
 
 
@@ -175,7 +180,24 @@ ALL = {
     "objective__residual_features": 2,
     "objective__diversity": 1,
     "step__name": "interpolated",
+    "texts__train": "draw",
+    "+trainer__options__templates": "actions",
+    "+trainer__options__prompt_init": "''",
 }
+
+
+def test_drawn_texts_follow_from_the_micro_batch() -> None:
+    model = small_model("vifi_clip")
+    model.templates = ("{}", "a video of {}.", "a photo of {}.")
+    model.set_class_names(CLASSES)
+    start = frame_wise_clip(model)
+    part = DrawnTexts([model, start])
+    drawn = []
+    for number in (0, 1, 0):
+        part.begin_micro_batch(part_rng(7, 0, number, part.name))
+        assert torch.equal(model.text_rows.tokens, start.text_rows.tokens)
+        drawn.append(model.text_rows.tokens)
+    assert torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[0], drawn[1])
 
 
 def load(path: Path) -> dict:
@@ -211,10 +233,11 @@ def test_a_run_with_all_parts_continues_bit_for_bit(compose_run, tmp_path: Path,
     assert projectors["video.w_out"].abs().sum() > 0
     # The average is tested like the best weights, from a file that is a checkpoint like any other.
     assert [row.weights for row in rows][1:] == ["averaged.pth"]
-    again = run(compose_run(eval="val", resume=tmp_path / "cut" / "averaged.pth", output=tmp_path / "eval"))
+    texts = {key: value for key, value in ALL.items() if key.startswith("+")}
+    again = run(compose_run(**texts, eval="val", resume=tmp_path / "cut" / "averaged.pth", output=tmp_path / "eval"))
     assert again[0].metrics == rows[1].metrics
     facts = json.loads((tmp_path / "cut" / "results.json").read_text())["training"]["parts"]
-    assert facts.keys() == {"averaging", "objective", "step"} and facts["averaging"]["name"] == "swa"
+    assert facts.keys() == {"averaging", "objective", "step", "texts"} and facts["averaging"]["name"] == "swa"
     with pytest.raises(CheckpointError, match=r"averaging.first_epoch was 2, is 1.*step.name was interpolated, is"):
         run(compose_run(output=tmp_path / "cut", **ALL | {"averaging__first_epoch": 1, "step__name": "plain"}))
 
@@ -236,3 +259,17 @@ def test_the_ensemble_of_the_average(compose_run, tmp_path: Path, tiny_clip: Pat
     found = [(row.part, row.weights.split(",")[0], row.wise_ft) for row in rows]
     of_best, of_average = ([("test", name, None), ("test", name, 0.7)] for name in ("best.pth", "averaged.pth"))
     assert found == [("val", "best.pth", None), *of_best, ("val", "averaged.pth", None), *of_average]
+
+
+def test_parts_of_the_model_have_their_rates(compose_run) -> None:
+    options = {"trainer": "lora", "trainer__clip_weights": None, "+trainer__options__head_width": 32}
+    sizes = {f"+trainer__options__{key}": value for key, value in SIZES.items() if key != "image_size"}
+    found = compose_run(**options, **sizes, **{"+trainer__options__embed_dim": 64})
+    model = build.build_model(found, VIDEOS)
+    groups = build.build_optimizer(found, model).param_groups
+    assert [(group["name"], group["lr"]) for group in groups] == [("adapters", 100 * found.lr)]
+    with pytest.raises(ConfigError, match=r"optimizer.lr_factors.head: vifi_clip trains no such part; it has adapters"):
+        wrong = compose_run(
+            **options, **sizes, **{"+trainer__options__embed_dim": 64, "optimizer__lr_factors": "{head: 5}"}
+        )
+        build.build_optimizer(wrong, model)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _LOSSES = ("residual_features", "features", "logits", "diversity")
-PARTS = ("averaging", "objective", "step")
+PARTS = ("averaging", "objective", "step", "texts")
 
 
 def used_parts(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -30,4 +30,6 @@ def describe_parts(config: Mapping[str, Any]) -> str:
 def _is_used(name: str, keys: Mapping[str, Any]) -> bool:
     if name == "objective":
         return any(keys[loss] for loss in _LOSSES)
+    if name == "texts":
+        return keys["train"] == "draw"
     return keys["name"] not in ("none", "plain")

@@ -179,6 +179,10 @@ class OptimizerSettings:
     betas: list[float] = key("Decay of the running means.", at_least=0, below=1, length=2)
     eps: float = key("Added to the denominator.", above=0)
     weight_decay: float = key("Weight decay.", at_least=0)
+    lr_factors: dict[str, Any] = key(
+        "Learning rates of parts of the model, times `lr`, by name: `adapters`, or `prompt` and `text` instead of the "
+        "trainer's factors, as in `{adapters: 100}`. A part that the model does not train is refused."
+    )
     clip_grad_norm: float | None = key(
         "Largest norm of an update's gradient; `null`: no clipping, as published.", above=0
     )
@@ -235,6 +239,15 @@ class StepSettings:
         "Largest share of the start weights, drawn evenly from 0 for each update.", above=0, at_most=1
     )
     weight: float = key("Weight of the second pass.", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings:
+    """Which texts of a class training uses, if the model has several (templates, descriptions)."""
+
+    train: Literal["all", "draw"] = key(
+        "`all`: as in evaluation. `draw`: one text of each class, drawn for every micro-batch; evaluation uses all."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -389,6 +402,7 @@ class Settings:
     averaging: AveragingSettings
     objective: ObjectiveSettings
     step: StepSettings
+    texts: TextSettings
     data: DataSettings
     debug: bool = key("Full traceback for every error.")
     aug: AugmentationSettings

@@ -56,6 +56,7 @@ def export_model(
     Raises:
         ConfigError: if a program cannot be exported or differs by more than the bound, or a package is missing.
     """
+    model = model.with_lora_merged()
     dtype = model.logit_scale.dtype
     bound = bound or BOUNDS[dtype]
     videos = moving_patterns(model) if videos is None else videos

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tc_clip import VideoClip
 from tc_clip.layers import share_weights
+from tc_clip.matching import video_features
 from tc_clip.prompts import SharedText
 from tc_clip.text_encoder import SharedLastBlock
 from tc_clip.text_rows import TextRows
@@ -101,10 +102,12 @@ class VideoEncoder(nn.Module):
         self.blocks = model.context_blocks
         self.pixels = model.pixels
         self.dtype = model.logit_scale.dtype
+        self.matching = model.matching
 
     def forward(self, video: Tensor) -> Outputs:
         output: VisionOutput = self.vision(normalize(video, self.dtype, *self.pixels), self.blocks)
-        return output.video_features, *(output.context_tokens[block] for block in self.blocks)
+        features = video_features(output.class_tokens, self.matching)
+        return features, *(output.context_tokens[block] for block in self.blocks)
 
 
 class TextScorer(nn.Module):
