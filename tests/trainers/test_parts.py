@@ -270,6 +270,6 @@ def test_parts_of_the_model_have_their_rates(compose_run) -> None:
     assert [(group["name"], group["lr"]) for group in groups] == [("adapters", 100 * found.lr)]
     with pytest.raises(ConfigError, match=r"optimizer.lr_factors.head: vifi_clip trains no such part; it has adapters"):
         wrong = compose_run(
-            **options, **sizes, **{"+trainer__options__embed_dim": 64, "optimizer__lr_factors": "{head: 5}"}
+            **options, **sizes, **{"+trainer__options__embed_dim": 64, "+optimizer__lr_factors__head": 5}
         )
         build.build_optimizer(wrong, model)
