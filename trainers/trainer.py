@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,6 @@ from trainers.state import TrainingState
 from trainers.videos_at_once import VideosAtOnce, even_share
 from video_datasets.batch_colors import change_batch_colors
 from video_datasets.batches import VideoBatch
-from video_datasets.loaders import TrainLoader
 from video_datasets.mixing import Mixing
 from video_datasets.randomness import micro_batch_rng, part_rng
 from video_datasets.transforms import normalize
@@ -47,6 +47,14 @@ class UpdateReport:
     loss_scale: float | None  # after the update; None without a loss scaler
     skipped: bool  # loss or gradient were not finite, and the weights did not change
     any_rank: Flags  # for each stop flag, whether any rank set it
+
+
+class MicroBatches(Protocol):
+    """What yields this rank's micro-batches of an epoch, as `TrainLoader` does."""
+
+    def epoch(self, epoch: int, start: int = 0, stop: int | None = None) -> Iterator[VideoBatch]:
+        """Yield them, from number `start` to before `stop`."""
+        raise NotImplementedError
 
 
 class Trainer:
@@ -74,7 +82,7 @@ class Trainer:
         state: TrainingState,
         *,
         schedule: WarmupCosine,
-        loader: TrainLoader,
+        loader: MicroBatches,
         plan: BatchPlan,
         mixing: Mixing,
         precision: Precision,

@@ -21,7 +21,7 @@ from video_datasets.sampling import train_indices
 from video_datasets.stored_frames import StoreSettings
 from video_datasets.transforms import TrainTransform
 from video_datasets.video_dataset import ItemKey, VideoDataset
-from video_datasets.video_files import open_video_files
+from video_datasets.video_files import TarMember, open_video_files
 
 NUM_FRAMES = 16
 BATCH_SIZE = 8
@@ -85,6 +85,7 @@ def _measure(video: Path, folder: Path, rounds: int, loader_s: float) -> Loading
         return lambda count: train_indices(count, NUM_FRAMES, np.random.default_rng(number))
 
     stored = open_video_files(folder / "store").find(video.name)
+    assert isinstance(stored, TarMember)
     steps: dict[tuple[str, str], Callable[[int], object]] = {
         ("decoder", name): lambda number, name=name: decode(video, choose(number), name)  # type: ignore[misc]
         for name, decoder in DECODERS.items()

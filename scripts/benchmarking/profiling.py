@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch.autograd import DeviceType
@@ -70,7 +70,7 @@ def kernel_table(title: str, found: Profile, least_ms: float = 0.1) -> str:
     return "\n".join(rows) + "\n"
 
 
-def _union(intervals) -> float:
+def _union(intervals: Iterable[tuple[float, float]]) -> float:
     """Return the length of the union of intervals."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(intervals):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from benchmarking.cases import Case, build
 
+from tc_clip.models import VideoClip
 from trainers.batches import BatchPlan
 from trainers.distributed.processes import Ranks
 from trainers.logging.logger import LoggerContainer
@@ -58,6 +59,7 @@ def measure_run(case: Case, videos_of_update: int, num_updates: int, compiled: b
     """
     device = torch.device(case.device)
     model = build(case)
+    assert isinstance(model, VideoClip)
     if compiled:
         model.compile(fullgraph=True)
     precision = pick_precision(case.precision, device)
