@@ -7,6 +7,7 @@
 | `frame_max` | the largest of the frames' cosines |
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,7 +15,11 @@ MATCHINGS = ("cosine", "frame_mean", "frame_max")
 
 
 def video_features(class_tokens: Tensor, matching: str) -> Tensor:
-    """Return what of the frames' features (B, T, E) is compared: (B, E), or (B, T, E) for `frame_max`."""
+    """Return what of the frames' features (B, T, E) is compared: (B, E), or (B, T, E) for `frame_max`.
+
+    They are in float32 at least: means and cosines of bf16 would round the scores.
+    """
+    class_tokens = class_tokens.to(torch.promote_types(class_tokens.dtype, torch.float32))
     if matching == "cosine":
         return F.normalize(class_tokens.mean(dim=1), dim=-1)
     frames = F.normalize(class_tokens, dim=-1)

@@ -162,7 +162,7 @@ def test_the_configuration_is_read_only_afterwards() -> None:
         ("precision=fp8", "precision=fp8: must be one of auto, fp32, bf16, fp16, fp64"),
         ("auto_resume=2", "auto_resume=2: must be true or false"),
         ("optimizer.betas=[0.9]", "optimizer.betas=.*: must be a list of 2 numbers"),
-        ("data.decoder=opencv", "data.decoder=opencv: must be one of auto, decord, pyav"),
+        ("data.decoder=opencv", "data.decoder=opencv: must be one of auto, pyav, decord, torchcodec"),
         ("warmup_epochs=10", "warmup_epochs=10 leaves nothing of epochs=10"),
         ("output=???", "output is not set"),
         ("data.train.dataset=k401", "data.train.dataset=k401: not among the data sets k400"),

@@ -157,7 +157,7 @@ def test_new_data_sets_are_made_in_the_working_folder(call: Call, tmp_path: Path
 
 def test_one_list_of_requirements(repository: Path) -> None:
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
-    for name, installs in (("", "-e ."), ("-extra", "-e .[web,export]"), ("-dev", "-e .[dev]")):
+    for name, installs in (("", "-e ."), ("-extra", "-e .[web,export,siglip]"), ("-dev", "-e .[dev]")):
         lines = (repository / f"requirements{name}.txt").read_text().splitlines()
         assert [line for line in lines if not line.startswith("#")] == ["-c constraints.txt", installs]
     wanted = [

@@ -123,6 +123,8 @@ def test_llm_differs_in_names_alone(repository: Path, name: str) -> None:
     froster = config(name, "labels=froster", "labels_root=/froster")
     assert all(path.startswith("/froster/") and path.endswith(".json") for path in names(froster))
     assert len(set(names(froster))) == len(set(names(llm))) and froster["context_length"] == 77
+    # The published recipe for rephrased names, whose texts are long.
+    assert (plain.pop("batch_size"), llm.pop("batch_size")) == (4, 2 if protocol == "zero_shot" else 4)
     for changed in (plain, llm):
         changed["data"]["name"] = changed["labels_root"] = changed["label_files"] = changed["context_length"] = None
         changed["label_choice"] = None

@@ -1,5 +1,6 @@
 """Tiny models, their references, and the comparison of the two: logits and the gradient of every weight."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -40,8 +41,10 @@ def build(name: str = "tc_clip", seed: int = 0, **options: Any) -> tc_clip.Video
 def reference_options(model: tc_clip.VideoClip) -> dict[str, Any]:
     """Return what the reference needs besides the weights."""
     vision, prompts = model.vision, model.video_prompts
+    context = {} if vision.context is None else asdict(vision.context)
+    context.pop("context_places", None)  # of rotary positions, which the reference has not
     return {
-        **({} if vision.context is None else asdict(vision.context)),
+        **context,
         "attention": vision.attention.name,
         "contextual_blocks": sorted(vision.contextual_blocks),
         "makes_context": vision.context is not None,
@@ -53,9 +56,17 @@ def reference_options(model: tc_clip.VideoClip) -> dict[str, Any]:
     }
 
 
+def reference_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors by the reference's names: the published ones, vectors of several blocks in one tensor."""
+    vectors = {"vision.prompt_vectors": "image_encoder.prompt_vectors", "prompts.vectors": "prompt_learner.ctx"}
+    deep = {name: value for name, value in tensors.items() if name in vectors and value.dim() == 3}
+    rest = {name: value for name, value in tensors.items() if name not in deep}
+    return to_published(rest) | {vectors[name]: value for name, value in deep.items()}
+
+
 def reference_of(model: tc_clip.VideoClip, gradients: bool = False) -> ReferenceClip:
     """Return the reference with a copy of the model's weights."""
-    weights = {name: value.detach().clone() for name, value in to_published(model.state_dict()).items()}
+    weights = {name: value.detach().clone() for name, value in reference_names(model.state_dict()).items()}
     if gradients:
         weights = {name: value.requires_grad_() for name, value in weights.items()}
     return ReferenceClip(weights, model.text.token_embedding, **reference_options(model))
@@ -83,7 +94,7 @@ def check(model: tc_clip.VideoClip, video: torch.Tensor, evaluation: bool = Fals
     F.cross_entropy(expected, labels).backward()
     F.cross_entropy(logits, labels).backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    gradients = to_published(gradients)
+    gradients = reference_names(gradients)
     assert gradients.keys() == {name for name, weight in reference.weights.items() if weight.grad is not None}
     for name in gradients:
         weight = reference.weights[name]

@@ -165,7 +165,7 @@ def test_layouts_are_reversible():
         (
             "config.json",
             json.dumps({"vision_config": {"hidden_act": "relu"}, "text_config": {"hidden_act": "relu"}}),
-            "the activation must be one of quick_gelu, gelu, not 'relu'",
+            "the activation must be one of quick_gelu, gelu, gelu_tanh, swiglu, not 'relu'",
         ),
         ("open_clip_config.json", json.dumps({"model_cfg": {}}), "KeyError: 'text_cfg'"),
     ],

@@ -69,7 +69,7 @@ def test_every_model_trains_and_its_checkpoint_loads(published, kind):
     idle = {name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())}
     assert all("pooling.attn.in_proj_bias" in name or name in ("logit_bias", "prompts.vectors") for name in idle), idle
     assert model.parameter_groups()["text"]
-    again = tc_clip.load_model({"model": model.state_dict(), "model_info": model.info()}, NAMES[:2]).double()
+    again = tc_clip.load_model({"model": model.state_dict(), "model_info": model.info()}, NAMES[:2], path).double()
     with torch.no_grad():
         assert torch.equal(again.eval()(videos()), model.eval()(videos()))
 

@@ -82,7 +82,7 @@ def test_pixels_of_the_recipe_and_of_the_weights(ours, tmp_path, preprocessor, r
         lines = dict(describe_weights(model.info()))
         assert ("trainer.pixels=weights" in lines["pixels"]) == (expected != weights)
         checkpoint = {"model": model.state_dict(), "model_info": model.info()}
-        assert tc_clip.load_model(checkpoint, NAMES).pixels == expected
+        assert tc_clip.load_model(checkpoint, NAMES, path).pixels == expected
 
 
 def test_unknown_pixels_are_an_error_only_if_they_are_needed(ours, tmp_path):
@@ -128,6 +128,6 @@ def test_prediction_with_the_pixels_of_the_weights(ours, tmp_path):
     model = load(None, **start, pixels="weights")
     assert model.pixels == CLIP_PIXELS
     checkpoint = {"model": model.state_dict(), "model_info": model.info()}
-    assert load(checkpoint).pixels == CLIP_PIXELS
+    assert load(checkpoint, clip_weights=str(path)).pixels == CLIP_PIXELS
     with pytest.raises(ConfigError, match="pixels: the checkpoint states them itself"):
-        load(checkpoint, pixels="recipe")
+        load(checkpoint, clip_weights=str(path), pixels="recipe")

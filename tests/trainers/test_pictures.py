@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
@@ -82,8 +83,9 @@ def test_tables_that_fail_do_not_end_a_run(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(testing, "write_evaluation", fail)
     warnings: list[str] = []
-    settings = SimpleNamespace(folder=tmp_path, logging=SimpleNamespace(predictions=True, pictures=True))
-    job = SimpleNamespace(settings=settings, ranks=SimpleNamespace(is_main=True))
+    logging = SimpleNamespace(predictions=True, pictures=True)
+    settings = SimpleNamespace(folder=tmp_path, logging=logging, videos_at_once=1, test_batch_size=1)
+    job = SimpleNamespace(settings=settings, ranks=SimpleNamespace(is_main=True, device=torch.device("cpu")))
     tester = testing.Tester(job, SimpleNamespace(warning=warnings.append))  # type: ignore[arg-type]
     tester.write_files("val", SimpleNamespace(name="a"), None, None)  # type: ignore[arg-type]
     assert len(warnings) == 1 and warnings[0].startswith("predictions_val_a.csv, or what follows from it, was not")

@@ -29,7 +29,7 @@ def test_rows_of_a_resumed_epoch_say_how_many_updates_they_average(tmp_path: Pat
         for number, update in enumerate(plan.updates()):
             if number >= first:
                 rates = {"base": 1e-3}
-                progress.log_update(UpdateReport(update, float(number), rates, 1.0, 0.0, None, None, False, ()))
+                progress.log_update(UpdateReport(update, float(number), rates, 1.0, 0.0, None, None, None, False, ()))
         progress.end_epoch(0)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     rows = [(line["kind"], line["updates"], line["loss"]) for line in lines]

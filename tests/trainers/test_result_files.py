@@ -37,6 +37,7 @@ def test_results_contain_what_they_depend_on(compose_run, tmp_path: Path, tiny_r
     assert results["weights_sha256"] == sha256(output / "best.pth")
     assert results["training"] == {
         "data": "base2novel_shapes", "protocol": "base2novel", "shot": None, "base": 1, "seed": 1024, "resume": None,
+        "parts": {},
     }  # fmt: skip
     assert results["versions"]["torch"] and results["seed"] == 1024 and results["num_frames"] == 4
     val, test = results["results"]

@@ -169,11 +169,14 @@ def test_ensemble_weighs_start_and_end(compose_run, tmp_path: Path, tiny_clip: P
 
     monkeypatch.setattr(testing, "evaluate", record_weights)
     alone = {"eval": "test", "resume": tmp_path / "run" / "best.pth", "output": tmp_path / "eval"}
-    for weight in (0.0, 0.25, 1.0):
+    run(compose_run(wise_ft=None, **common, **alone | {"resume": None}))
+    for weight in (0.25, 1.0):
         run(compose_run(wise_ft=weight, **common, **alone))
     start, mixed, tuned = tested
-    moved = [name for name in tuned if not torch.equal(start[name], tuned[name])]
-    assert "vision.projection" in moved and not any(name.startswith("prompts.") for name in moved)
+    new = {name for name in tuned if name.startswith("prompts.") or name.endswith("local_global_bias")}
+    assert new and all(torch.equal(mixed[name], tuned[name]) for name in new), "CLIP has none to weigh them with"
+    moved = [name for name in tuned.keys() - new if not torch.equal(start[name], tuned[name])]
+    assert "vision.projection" in moved
     for name in moved:
         torch.testing.assert_close(mixed[name], 0.75 * start[name] + 0.25 * tuned[name])
 
