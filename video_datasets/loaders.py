@@ -5,12 +5,13 @@ them in turn. In an evaluation exactly one rank reads each video, once.
 """
 
 import logging
+import os
 from collections.abc import Iterator
 
 import numpy as np
 
 from video_datasets.batches import VideoBatch
-from video_datasets.machine import free_shared_memory
+from video_datasets.machine import free_file_handles, free_shared_memory
 from video_datasets.randomness import order_rng
 from video_datasets.video_dataset import BadVideo, ItemKey, VideoDataset
 from video_datasets.workers import BatchReader, VideoWorkerError
@@ -61,6 +62,7 @@ class TrainLoader:
         self.batch_size = batch_size
         self._seed = seed
         self._rank, self._world_size = rank, world_size
+        _check_file_handles(num_workers, prefetch_batches)
         _check_shared_memory(dataset, batch_size, num_workers, prefetch_batches)
         self._reader = BatchReader(dataset, num_workers, pin_memory, timeout_s, start_method, prefetch_batches)
         self._bad = _BadVideos(len(dataset), max_bad_share)
@@ -131,6 +133,7 @@ class EvalLoader:
         self.batch_size = batch_size
         self._seed = seed
         self._indices = range(rank, len(dataset), world_size)
+        _check_file_handles(num_workers, prefetch_batches)
         _check_shared_memory(dataset, min(batch_size, max(1, len(self._indices))), num_workers, prefetch_batches)
         self._reader = BatchReader(
             dataset, num_workers, pin_memory, timeout_s, start_method, prefetch_batches, keep_workers
@@ -197,6 +200,20 @@ class _BadVideos:
         return f"{len(self.found)} of {self._num_listed} listed videos ({share:.1%}) cannot be read: {first}{more}"
 
 
+def _check_file_handles(num_workers: int, prefetch_batches: int) -> None:
+    """Raise VideoWorkerError if this process cannot open the files that connect it to its workers and their batches.
+
+    Measured: 5 for each worker, and one or two for each batch that it reads ahead.
+    """
+    left = free_file_handles() if num_workers else None
+    needed = num_workers * (8 + 4 * prefetch_batches)
+    if left is not None and needed > left:
+        raise VideoWorkerError(
+            f"{num_workers} workers need up to {needed} open files, this process may open {max(left, 0)} more: raise "
+            "the limit (ulimit -n 4096; docker run --ulimit nofile=4096), or lower num_workers"
+        )
+
+
 def _check_shared_memory(dataset: VideoDataset, batch_size: int, num_workers: int, prefetch_batches: int) -> None:
     """Raise VideoWorkerError if the batches that wait for this process cannot fit into shared memory.
 
@@ -205,9 +222,12 @@ def _check_shared_memory(dataset: VideoDataset, batch_size: int, num_workers: in
     free = free_shared_memory() if num_workers else None
     size = dataset.transform.input_size
     needed = batch_size * dataset.num_views * dataset.num_frames * 3 * size**2 * num_workers * prefetch_batches
+    num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's: processes on this machine
+    needed *= num_processes
     if free is not None and needed > free:
+        workers = f"{num_workers} workers" + (f" of each of {num_processes} processes" if num_processes > 1 else "")
         raise VideoWorkerError(
-            f"{num_workers} workers need {needed / 1e6:.0f} MB of shared memory for their batches, /dev/shm has "
+            f"{workers} need {needed / 1e6:.0f} MB of shared memory for their batches, /dev/shm has "
             f"{free / 1e6:.0f} MB free: enlarge it (docker run --shm-size=8g), or lower num_workers, batch_size or "
             "test_batch_size"
         )

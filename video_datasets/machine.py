@@ -7,6 +7,7 @@ from pathlib import Path
 # Measured: a worker's own memory while it decodes 16 frames of 320 x 240 (270 MB) and of 1920 x 1080 (510 MB).
 WORKER_BYTES = 750_000_000
 MAX_WORKERS = 16
+FILE_HANDLES = 4096  # the limit to ask for where the system sets none
 
 
 def available_cores(root: Path = Path("/")) -> int:
@@ -44,6 +45,30 @@ def free_shared_memory(folder: Path = Path("/dev/shm")) -> int | None:
     except (OSError, AttributeError):  # macOS, Windows
         return None
     return status.f_bavail * status.f_frsize
+
+
+def free_file_handles() -> int | None:
+    """Return how many more files this process may open, after raising its limit to the most that it may set itself.
+
+    None if the system has no such limit.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = hard if hard != resource.RLIM_INFINITY else max(soft, FILE_HANDLES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+        except (OSError, ValueError):
+            pass  # the limit that there is stays
+    try:
+        in_use = len(os.listdir("/dev/fd"))
+    except OSError:
+        in_use = 0
+    return None if soft == resource.RLIM_INFINITY else soft - in_use
 
 
 def pick_num_workers(cores: int, memory: int | None, num_processes: int, on_gpu: bool) -> int:

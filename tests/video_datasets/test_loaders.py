@@ -342,6 +342,15 @@ def test_importing_the_package_is_cheap_and_its_names_are_there(repository):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=repository)
 
 
+def test_too_few_file_handles_are_refused(train_set, eval_set, monkeypatch):
+    monkeypatch.setattr("video_datasets.loaders.free_file_handles", lambda: 31)
+    for make in (lambda: TrainLoader(train_set, 2, 0, 2), lambda: EvalLoader(eval_set, 2, 2)):
+        with pytest.raises(VideoWorkerError, match=r"2 workers need up to 32 open files, .* may open 31 more: raise"):
+            make()
+    monkeypatch.setattr("video_datasets.loaders.free_file_handles", lambda: 32)
+    TrainLoader(train_set, 2, 0, 2)
+
+
 def test_too_little_shared_memory_is_refused_before_a_worker_waits_for_it(train_set, eval_set, monkeypatch):
     monkeypatch.setattr("video_datasets.loaders.free_shared_memory", lambda: 100_000)
     with pytest.raises(
@@ -352,5 +361,8 @@ def test_too_little_shared_memory_is_refused_before_a_worker_waits_for_it(train_
         EvalLoader(eval_set, 4, num_workers=2)
     TrainLoader(train_set, 4, seed=0, num_workers=0)
     TrainLoader(train_set, 1, seed=0, num_workers=2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(VideoWorkerError, match="2 workers of each of 4 processes need"):
+        TrainLoader(train_set, 1, seed=0, num_workers=2)
     monkeypatch.setattr("video_datasets.loaders.free_shared_memory", lambda: None)
     TrainLoader(train_set, 4, seed=0, num_workers=2)

@@ -1,5 +1,7 @@
 """How many cores and how much memory a process may use, and the number of workers that follows."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,19 @@ def test_a_system_that_reports_no_memory(tmp_path: Path) -> None:
 def test_number_of_workers(cores: int, gib: int | None, processes: int, on_gpu: bool, expected: int) -> None:
     memory = None if gib is None else gib * GIB
     assert pick_num_workers(cores, memory, processes, on_gpu) == expected
+
+
+def test_the_limit_of_open_files_is_raised() -> None:
+    """In a process of its own: the limit of this one stays."""
+    program = """
+import resource
+from video_datasets.machine import free_file_handles
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 500))
+first = free_file_handles()
+assert resource.getrlimit(resource.RLIMIT_NOFILE) == (500, 500)
+assert 400 < first < 500, first
+files = [open("/dev/null") for _ in range(10)]
+assert free_file_handles() == first - 10
+"""
+    pytest.importorskip("resource")
+    subprocess.run([sys.executable, "-c", program], check=True)
