@@ -199,6 +199,24 @@ def test_a_logger_of_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
         open_loggers(["wandbb"], LogOptions(None))
 
 
+def test_a_logger_whose_library_fails_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """TensorBoard fails like this in a folder whose name is not UTF-8."""
+
+    def fail(options: LogOptions) -> Logger:
+        raise UnicodeEncodeError("utf-8", "x", 0, 1, "surrogates not allowed")
+
+    module = ModuleType("failing")
+    module.open_logger = fail
+    monkeypatch.setitem(sys.modules, "their.failing", module)
+    monkeypatch.setitem(sys.modules, "their", ModuleType("their"))
+    with open_loggers(["their.failing", "console", "metrics_file"], LogOptions(tmp_path)) as log:
+        log.log_metrics("train", 4, {"loss": 1.0})
+    assert "their.failing cannot be opened" in capsys.readouterr().out
+    assert steps(tmp_path) == [4]
+
+
 def test_environment_names_versions_and_commit(repository: Path, tmp_path: Path) -> None:
     facts = environment(repository, torch.device("cpu"), 1)
     assert facts["packages"]["torch"] and facts["processes"] == 1

@@ -159,22 +159,33 @@ class LoggerModule(Protocol):
 
 
 def open_loggers(names: Sequence[str], options: LogOptions) -> LoggerContainer:
-    """Open the loggers of some modules.
+    """Open the loggers of some modules. One whose library fails is reported, and the run goes on without it.
 
     Raises:
         ConfigError: if there is no such module, or it cannot write.
     """
     loggers: list[Logger] = []
+    failures: list[str] = []
     try:
         for name in names:
-            logger = _module(name).open_logger(options)
+            module = _module(name)
+            try:
+                logger = module.open_logger(options)
+            except (OSError, ConfigError):
+                raise
+            except Exception as error:  # whatever it is, a log must not end a run
+                failures.append(f"{name} cannot be opened ({error}); the run continues")
+                continue
             loggers += [] if logger is None else [logger]
     except OSError as error:
         LoggerContainer(loggers).close()
         raise ConfigError(
             f"{error.filename or options.output}: cannot be written: {error.strerror or error}"
         ) from error
-    return LoggerContainer(loggers)
+    container = LoggerContainer(loggers)
+    for failure in failures:
+        container.warning(failure)
+    return container
 
 
 def _module(name: str) -> LoggerModule:
