@@ -3,6 +3,7 @@
 Everything of this project that reads a video with PyAV opens it here.
 """
 
+import errno
 import io
 import os
 from collections.abc import Iterator
@@ -97,7 +98,11 @@ def decode_in_order(content: str | bytes) -> Iterator[VideoFrame]:
     except Exception as error:  # as in `decoder_errors`
         position = f"after {num_frames} frames" if num_frames else "from the start"
         # FFmpeg's word for frames above its limit of pixels, among other things.
-        limit = f", or frames above {MAX_PIXELS // 10**6} megapixels" if isinstance(error, av.ArgumentError) else ""
+        limit = (
+            f", or frames above {MAX_PIXELS // 10**6} megapixels"
+            if getattr(error, "errno", None) == errno.EINVAL
+            else ""
+        )
         raise DecoderError(f"PyAV cannot decode it {position} ({one_line(error, content)}{limit})") from error
 
 
