@@ -236,7 +236,14 @@ class VideoClip(nn.Module):
         return self.compare(video_features(output.class_tokens, self.matching), texts)
 
     def compare(self, video_features: Tensor, text_features: Tensor) -> Tensor:
-        """Compare features: scaled cosines (B, C), in float32 at least: steps of bf16 would make equal scores.
+        """Compare features: scaled `similarity`, the logits (B, C)."""
+        with torch.autocast(video_features.device.type, enabled=False):
+            cosine = self.similarity(video_features, text_features)
+            logits = self.logit_scale.to(cosine.dtype).exp() * cosine
+            return logits if self.logit_bias is None else logits + self.logit_bias.to(cosine.dtype)
+
+    def similarity(self, video_features: Tensor, text_features: Tensor) -> Tensor:
+        """Return the cosines of videos and classes (B, C), in float32 at least: steps of bf16 would make equal scores.
 
         Args:
             video_features: of `tc_clip.matching.video_features`.
@@ -248,8 +255,7 @@ class VideoClip(nn.Module):
             cosine = cosines(video_features, text_features)
             if self.text_pooling == "max" and self._counts != (1,):
                 cosine = pool_scores(cosine, self._counts)
-            logits = self.logit_scale.to(dtype).exp() * cosine  # (B, C)
-            return logits if self.logit_bias is None else logits + self.logit_bias.to(dtype)
+            return cosine  # (B, C)
 
     @property
     def _counts(self) -> tuple[int, ...]:

@@ -126,3 +126,13 @@ def test_bars_on_a_terminal_without_unicode(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
     lines = predict.table(item).splitlines()
     assert lines[1].endswith("75.0 %  " + "#" * 18) and lines[2].endswith("25.0 %  " + "#" * 6)
+
+
+def test_float64_gives_the_scores_of_float32(tiny_checkpoints, shape_clips, capsys: pytest.CaptureFixture) -> None:
+    arguments = [str(shape_clips[0]), "--checkpoint", str(tiny_checkpoints["tc_clip"]), "--classes", *CLASSES]
+    scores = []
+    for precision in ("fp32", "fp64"):
+        assert predict.main([*arguments, "--json", "-", "--device", "cpu", "--precision", precision]) == 0
+        (video,) = json.loads(capsys.readouterr().out)
+        scores.append({item["class"]: item["score"] for item in video["predictions"]})
+    assert scores[1] == pytest.approx(scores[0], abs=1e-5) and scores[1] != scores[0]

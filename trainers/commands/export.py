@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         args.device = "cpu"
         model = load_named_model(args, classes, checkpoint)
         export_model(
-            model.double() if args.precision == "fp64" else model,
+            model,
             make_folder(args.output),
             programs=args.programs,
             formats=args.formats,

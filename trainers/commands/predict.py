@@ -12,7 +12,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainers.commands.shared import add_model_arguments, load_named_model, make_folder, positive
+from trainers.commands.shared import (
+    add_model_arguments,
+    add_reading_arguments,
+    load_named_model,
+    make_folder,
+    note,
+    positive,
+)
 from trainers.config.command_line import one_line_errors
 from trainers.errors import ConfigError
 from trainers.inference.inputs import find_videos, read_classes, stems_of
@@ -38,15 +45,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--top", type=positive(int), default=5, help="classes to report of each video (default 5)")
     parser.add_argument("--views", type=positive(int), default=1, help="temporal views of a video (default 1)")
     parser.add_argument("--crops", type=int, choices=[1, 3], default=1, help="spatial views of a video (default 1)")
-    parser.add_argument("--batch-size", type=positive(int), default=4, help="videos of a forward pass (default 4)")
-    parser.add_argument(
-        "--workers", type=int, help="processes that decode (default: one per core; none for a single video)"
-    )
+    add_reading_arguments(parser)
     parser.add_argument("--graphs", action="store_true", help="on a GPU: replay the model as a CUDA graph")
-    parser.add_argument("--decoder", choices=["auto", "pyav", "decord", "torchcodec"], default="auto")
-    parser.add_argument(
-        "--timeout", type=positive(float), default=60.0, help="seconds after which a video is assumed to hang (60)"
-    )
     parser.add_argument("--json", metavar="FILE", help="write all results as JSON ('-': to standard output, no tables)")
     parser.add_argument("--csv", metavar="FILE", help="write one row per video and class as CSV ('-': as above)")
     parser.add_argument(
@@ -63,8 +63,6 @@ def main(argv: list[str] | None = None) -> int:
     with one_line_errors():
         if args.stride and not args.window:
             raise ConfigError("--stride needs --window")
-        if args.workers is not None and args.workers < 0:
-            raise ConfigError("--workers must be 0 or more")
         videos = find_videos(args.videos)
         classes = read_classes(args.classes)
         started = time.perf_counter()
@@ -160,11 +158,6 @@ def print_timelines(model: "VideoClip", videos: list[str], args: argparse.Namesp
             print(f"  breaks off: {timeline.error}")
         print(f"  {folder / stem}.csv, .png", flush=True)
     return num_read
-
-
-def note(line: str) -> None:
-    """Print a line that is not a result to standard error."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def _can_print(text: str) -> bool:

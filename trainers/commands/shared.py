@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -12,6 +13,9 @@ from trainers.errors import ConfigError
 
 if TYPE_CHECKING:
     from tc_clip import Checkpoint, VideoClip
+    from trainers.inference.embed import VideoFeatures
+
+SECONDS_BETWEEN_NOTES = 10.0  # without a terminal
 
 Number = TypeVar("Number", int, float)
 
@@ -42,6 +46,18 @@ def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) 
     )
 
 
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `trainers.inference` about reading many videos."""
+    parser.add_argument("--batch-size", type=positive(int), default=4, help="videos of a forward pass (default 4)")
+    parser.add_argument(
+        "--workers", type=_not_negative, help="processes that decode (default: one per core; none for a single video)"
+    )
+    parser.add_argument("--decoder", choices=["auto", "pyav", "decord", "torchcodec"], default="auto")
+    parser.add_argument(
+        "--timeout", type=positive(float), default=60.0, help="seconds after which a video is assumed to hang (60)"
+    )
+
+
 def load_named_model(
     args: argparse.Namespace, class_names: list[str], checkpoint: "str | Checkpoint | None" = None
 ) -> "VideoClip":
@@ -51,7 +67,7 @@ def load_named_model(
     for name in ("tc_clip", "video_datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)  # the command prints one line for a bad video
     checkpoint = checkpoint or args.checkpoint
-    return load_model(
+    model = load_model(
         None if checkpoint == "none" else checkpoint,
         class_names,
         name=args.model,
@@ -59,6 +75,62 @@ def load_named_model(
         pixels=args.pixels,
         device=args.device,
     )
+    return model.double() if args.precision == "fp64" else model
+
+
+def embed_with_progress(
+    model: "VideoClip", videos: list[str], args: argparse.Namespace, texts: bool = False, context: bool = True
+) -> "VideoFeatures":
+    """Encode videos with the arguments of `add_reading_arguments`; show progress, and one line per unreadable video.
+
+    Args:
+        texts: whether the features of the model's class names are wanted too.
+        context: whether to keep the context tokens, which later searches need.
+    """
+    from tqdm import tqdm
+
+    from trainers.inference.embed import embed
+    from trainers.inference.predict import inference_precision
+    from trainers.logging.plan import duration
+    from trainers.precision import weights_in
+
+    started, shown = time.perf_counter(), time.perf_counter()
+    with (
+        tqdm(total=len(videos), unit="video", leave=False, disable=None) as bar,
+        weights_in(model, inference_precision(model, args.precision)),
+    ):
+
+        def report(done: int, unread: list[tuple[str, str]]) -> None:
+            nonlocal shown
+            bar.update(done - bar.n)
+            for path, reason in unread:
+                tqdm.write(f"{path}: cannot be read: {reason}", file=sys.stderr)
+            now = time.perf_counter()
+            if bar.disable and now - shown >= SECONDS_BETWEEN_NOTES:
+                shown = now
+                note(f"{done}/{len(videos)} videos, ETA {duration((now - started) / done * (len(videos) - done))}")
+
+        features = embed(
+            model,
+            videos,
+            texts=texts,
+            context=context,
+            batch_size=args.batch_size,
+            num_workers=args.workers,
+            precision=args.precision,
+            decoder=args.decoder,
+            timeout_s=args.timeout,
+            progress=report,
+        )
+    unread = len(videos) - len(features.paths)
+    seconds = time.perf_counter() - started
+    note(f"{len(features.paths)} videos in {seconds:.1f} s" + (f", {unread} could not be read" if unread else ""))
+    return features
+
+
+def note(line: str) -> None:
+    """Print a line that is not a result to standard error."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def quiet_decoders() -> None:
@@ -84,6 +156,12 @@ def positive(kind: Callable[[str], Number]) -> Callable[[str], Number]:
 
     read.__name__ = "number"
     return read
+
+
+def _not_negative(text: str) -> int:
+    if (value := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
+    return value
 
 
 def make_folder(path: Path) -> Path:

@@ -141,6 +141,13 @@ def inference_precision(model: VideoModel, name: str = "auto") -> Precision:
     return pick_precision(name, device)
 
 
+def workers_for(paths: Sequence[str], num_workers: int | None) -> int:
+    """Return the processes that decode; None: 0 for one video, else one process per core, at most 8."""
+    if num_workers is not None:
+        return num_workers
+    return 0 if len(paths) == 1 else min(MAX_WORKERS, len(paths), torch.get_num_threads() or 1)
+
+
 def predict(model: VideoModel, paths: Sequence[str | Path], **options: Any) -> list[VideoPrediction]:
     """Return a prediction for every video, in order; the options are those of `iter_predictions`."""
     return list(iter_predictions(model, paths, **options))
@@ -168,8 +175,7 @@ def iter_predictions(
         top: number of classes to report.
         num_clips: temporal views of a video; num_crops: spatial views, 1 or 3.
         batch_size: videos that are read together; on a CPU also the views of one pass through the model.
-        num_workers: processes that decode; 0: a thread of this process; None: 0 for one video, else one process per
-            core, at most 8.
+        num_workers: processes that decode; 0: a thread of this process; None: as `workers_for` chooses.
         precision: auto, fp32, bf16, fp16 or fp64.
         decoder: auto, pyav, decord or torchcodec.
         timeout_s: seconds after which a video that is being read is assumed to hang; it gets an error.
@@ -178,8 +184,6 @@ def iter_predictions(
     names = [str(path) for path in paths]
     if not names:
         return
-    if num_workers is None:
-        num_workers = 0 if len(names) == 1 else min(MAX_WORKERS, len(names), torch.get_num_threads() or 1)
     formats = inference_precision(model, precision)
     reader = FileReader(
         transform=TestTransform(model.input_size, num_crops),
@@ -195,7 +199,7 @@ def iter_predictions(
     model.eval()
     scorer = GraphedModel(model) if cuda_graphs else model
     started = time.perf_counter()
-    for batch, reasons in reader.read(names, num_workers):
+    for batch, reasons in reader.read(names, workers_for(names, num_workers)):
         with torch.inference_mode():
             (scores,) = score_views(scorer, [batch.videos], formats, at_once, copies)  # (B, C)
             scores = scores / batch.videos.shape[1]

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from tc_clip.config import PixelStatistics
 from tc_clip.protocol import VideoModel
 from video_datasets.annotations import VideoRecord
 from video_datasets.batches import VideoBatch
@@ -17,7 +18,7 @@ from video_datasets.decoding import decode
 from video_datasets.isolation import Limits
 from video_datasets.loaders import EvalLoader
 from video_datasets.sampling import test_indices
-from video_datasets.transforms import TestTransform
+from video_datasets.transforms import TestTransform, normalize
 from video_datasets.video_dataset import BadVideo, VideoDataset
 from video_datasets.video_files import VideoFiles
 from video_datasets.workers import VideoTimeoutError, VideoWorkerError
@@ -119,6 +120,30 @@ def read_views(model: VideoModel, paths: Sequence[str]) -> Tensor:
     """
     transform = TestTransform(model.input_size)
     return torch.cat([transform(decode(path, lambda n: test_indices(n, model.num_frames)[0])) for path in paths])
+
+
+@dataclass(frozen=True)
+class VideoTransform:
+    """Turns a video file into a model's input: one view, float32, normalised, (1, T, 3, S, S).
+
+    Attributes:
+        num_frames: frames of the view (T).
+        input_size: side of the frames, in pixels (S).
+        pixels: statistics that normalise the input.
+    """
+
+    num_frames: int
+    input_size: int
+    pixels: PixelStatistics
+
+    def __call__(self, path: str | Path) -> Tensor:
+        """Read a video.
+
+        Raises:
+            VideoReadError: if it cannot be read.
+        """
+        frames = decode(path, lambda n: test_indices(n, self.num_frames)[0])  # (T, H, W, 3)
+        return normalize(TestTransform(self.input_size)(frames), torch.float32, *self.pixels)
 
 
 def in_background(items: Iterable[T], timeout_s: float, message: str) -> Iterator[T]:
