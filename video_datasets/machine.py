@@ -61,9 +61,9 @@ def free_file_handles() -> int | None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-            soft = wanted
         except (OSError, ValueError):
-            pass  # the limit that there is stays
+            wanted = soft  # the limit that there is stays
+        soft = wanted
     try:
         in_use = len(os.listdir("/dev/fd"))
     except OSError:
