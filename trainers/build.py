@@ -115,6 +115,7 @@ def build_train_loader(settings: Settings, videos: VideoList, ranks: Ranks, rese
         pin_memory=ranks.device.type == "cuda",
         timeout_s=data.timeout_s,
         max_bad_share=data.max_bad_share,
+        num_epochs=settings.epochs,
     )
 
 

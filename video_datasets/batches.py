@@ -49,7 +49,7 @@ class VideoBatch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "VideoBatch":
-        """Return the batch with its tensors in pinned memory; PyTorch's DataLoader calls it."""
+        """Return the batch with its tensors in pinned memory."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "VideoBatch":
@@ -62,22 +62,19 @@ class VideoBatch:
         )
 
 
-def collate(items: Sequence[VideoItem | Exception]) -> VideoBatch | Exception:
-    """Stack items into a batch. If one is an error, return it, for the main process to raise in one line."""
-    read: list[VideoItem] = []
-    for item in items:
-        if isinstance(item, Exception):
-            return item
-        read.append(item)
-    colors = [item.colors for item in read if item.colors is not None]
-    encoded = [item.encoded for item in read if item.encoded is not None]
-    return VideoBatch(
-        videos=torch.stack([item.videos for item in read]),
-        labels=torch.tensor([item.label for item in read]),
-        indices=torch.tensor([item.index for item in read]),
-        valid=torch.tensor([item.valid for item in read]),
-        number=read[0].number,
-        bad_videos=[bad for item in read for bad in item.bad_videos],
-        colors=colors if len(colors) == len(read) else None,
-        encoded=encoded if len(encoded) == len(read) else None,
+def collate(items: Sequence[VideoItem], pin_memory: bool = False) -> VideoBatch:
+    """Stack items into a batch, in pinned memory if asked."""
+    colors = [item.colors for item in items if item.colors is not None]
+    encoded = [item.encoded for item in items if item.encoded is not None]
+    videos = torch.empty(len(items), *items[0].videos.shape, dtype=torch.uint8, pin_memory=pin_memory)
+    batch = VideoBatch(
+        videos=torch.stack([item.videos for item in items], out=videos),
+        labels=torch.tensor([item.label for item in items]),
+        indices=torch.tensor([item.index for item in items]),
+        valid=torch.tensor([item.valid for item in items]),
+        number=items[0].number,
+        bad_videos=[bad for item in items for bad in item.bad_videos],
+        colors=colors if len(colors) == len(items) else None,
+        encoded=encoded if len(encoded) == len(items) else None,
     )
+    return batch.pin_memory() if pin_memory else batch

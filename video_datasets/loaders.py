@@ -6,7 +6,8 @@ them in turn. In an evaluation exactly one rank reads each video, once.
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from itertools import chain
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from video_datasets.video_dataset import BadVideo, ItemKey, VideoDataset
 from video_datasets.workers import BatchReader, VideoWorkerError
 
 logger = logging.getLogger(__name__)
+
+_MIN_AHEAD = 8  # videos that a worker may read ahead, if its batches have that many
 
 
 class BadVideoError(RuntimeError):
@@ -36,9 +39,12 @@ class TrainLoader:
         dataset: a training data set.
         batch_size: videos per micro-batch.
         seed: seed of the order and of everything drawn for a video.
-        num_workers, pin_memory, timeout_s, start_method, prefetch_batches: see `BatchReader`.
+        num_workers, pin_memory, timeout_s, start_method: see `BatchReader`.
+        prefetch_batches: batches whose videos are read ahead, at least, and at most by each worker.
         rank, world_size: index of this process, and number of processes.
         max_bad_share: largest share of the list that this rank may find unreadable.
+        num_epochs: the epochs that follow one another. While the last batches of one are used, the first of the next
+            are read. 0: each epoch alone.
     """
 
     def __init__(
@@ -54,6 +60,7 @@ class TrainLoader:
         max_bad_share: float = 0.01,
         start_method: str = "forkserver",
         prefetch_batches: int = 2,
+        num_epochs: int = 0,
     ):
         _check(batch_size, rank, world_size)
         if not dataset.training:
@@ -62,10 +69,12 @@ class TrainLoader:
         self.batch_size = batch_size
         self._seed = seed
         self._rank, self._world_size = rank, world_size
-        _check_file_handles(num_workers, prefetch_batches)
-        _check_shared_memory(dataset, batch_size, num_workers, prefetch_batches)
-        self._reader = BatchReader(dataset, num_workers, pin_memory, timeout_s, start_method, prefetch_batches)
+        ahead = _checked_ahead(dataset, batch_size, num_workers, prefetch_batches)
+        self._reader = BatchReader(dataset, num_workers, pin_memory, timeout_s, start_method, ahead)
         self._bad = _BadVideos(len(dataset), max_bad_share)
+        self._num_epochs = num_epochs
+        self._reading: Generator[VideoBatch] | None = None  # what `epoch` yields if called with `_next`
+        self._next: tuple[int, int, int | None] | None = None
 
     @property
     def num_micro_batches(self) -> int:
@@ -86,21 +95,47 @@ class TrainLoader:
         Raises:
             BadVideoError, VideoTimeoutError, VideoWorkerError, VideoFilesError: one line each.
         """
-        batches = micro_batches(len(self.dataset), self.batch_size, self._seed, epoch)[:stop]
-        numbers = range(start + (self._rank - start) % self._world_size, len(batches), self._world_size)
-        keys = (
-            [ItemKey(int(index), self._seed, epoch, number, i) for i, index in enumerate(batches[number])]
-            for number in numbers
-        )
-        for batch in self._reader.read(keys):
-            self._bad.add(batch)
-            if not batch.valid.all():
-                raise BadVideoError(f"no replacement could be read either: {self._bad.describe()}")
-            yield batch
+        if self._reading is None or self._next != (epoch, start, stop):
+            self._stop_reading()
+            epochs = [(epoch, start), *((later, 0) for later in range(epoch + 1, self._num_epochs))]
+            self._reading = self._reader.read(chain.from_iterable(self._keys(*begin, stop) for begin in epochs))
+        self._next = None
+        left = len(self._numbers(start, stop))
+        try:
+            while left:
+                batch = next(self._reading)
+                self._bad.add(batch)
+                if not batch.valid.all():
+                    raise BadVideoError(f"no replacement could be read either: {self._bad.describe()}")
+                left -= 1
+                if not left and epoch + 1 < self._num_epochs:
+                    self._next = (epoch + 1, 0, stop)
+                elif not left:
+                    next(self._reading, None)  # ends it, and keeps the workers
+                yield batch
+        finally:
+            if left:
+                self._stop_reading()
 
     def close(self) -> None:
         """End the workers."""
+        self._stop_reading()
         self._reader.close()
+
+    def _numbers(self, start: int, stop: int | None) -> range:
+        """Return the numbers of this rank's micro-batches."""
+        first = start + (self._rank - start) % self._world_size
+        return range(first, len(range(self.num_micro_batches)[:stop]), self._world_size)
+
+    def _keys(self, epoch: int, start: int, stop: int | None) -> Iterator[list[ItemKey]]:
+        batches = micro_batches(len(self.dataset), self.batch_size, self._seed, epoch)
+        for number in self._numbers(start, stop):
+            yield [ItemKey(int(index), self._seed, epoch, number, i) for i, index in enumerate(batches[number])]
+
+    def _stop_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.close()
+            self._reading = self._next = None
 
 
 class EvalLoader:
@@ -133,11 +168,9 @@ class EvalLoader:
         self.batch_size = batch_size
         self._seed = seed
         self._indices = range(rank, len(dataset), world_size)
-        _check_file_handles(num_workers, prefetch_batches)
-        _check_shared_memory(dataset, min(batch_size, max(1, len(self._indices))), num_workers, prefetch_batches)
-        self._reader = BatchReader(
-            dataset, num_workers, pin_memory, timeout_s, start_method, prefetch_batches, keep_workers
-        )
+        largest = min(batch_size, max(1, len(self._indices)))
+        ahead = _checked_ahead(dataset, largest, num_workers, prefetch_batches)
+        self._reader = BatchReader(dataset, num_workers, pin_memory, timeout_s, start_method, ahead, keep_workers)
         self._bad = _BadVideos(len(dataset), max_bad_share, num_tolerated=1)
 
     def __len__(self) -> int:
@@ -200,13 +233,30 @@ class _BadVideos:
         return f"{len(self.found)} of {self._num_listed} listed videos ({share:.1%}) cannot be read: {first}{more}"
 
 
-def _check_file_handles(num_workers: int, prefetch_batches: int) -> None:
-    """Raise VideoWorkerError if this process cannot open the files that connect it to its workers and their batches.
+def _checked_ahead(dataset: VideoDataset, batch_size: int, num_workers: int, prefetch_batches: int) -> int:
+    """Return how many videos every worker reads ahead: enough for `prefetch_batches` batches in all, and for its part
+    of them while others read a long video.
 
-    Measured: 5 for each worker, and one or two for each batch that it reads ahead.
+    Raises:
+        VideoWorkerError: too few open files or too little shared memory for the videos on their way.
     """
-    left = free_file_handles() if num_workers else None
-    needed = num_workers * (8 + 4 * prefetch_batches)
+    if not num_workers:
+        return 1
+    batches = prefetch_batches * batch_size
+    ahead = min(batches, max(_MIN_AHEAD, -(-batches // num_workers)))
+    in_flight = num_workers * ahead + batch_size
+    _check_file_handles(num_workers, in_flight)
+    _check_shared_memory(dataset, num_workers, in_flight)
+    return ahead
+
+
+def _check_file_handles(num_workers: int, in_flight: int) -> None:
+    """Raise VideoWorkerError if this process cannot open the files that connect it to its workers and their videos.
+
+    Measured: 5 for each worker, and one for each video that has arrived.
+    """
+    left = free_file_handles()
+    needed = num_workers * 8 + 2 * in_flight
     if left is not None and needed > left:
         raise VideoWorkerError(
             f"{num_workers} workers need up to {needed} open files, this process may open {max(left, 0)} more: raise "
@@ -214,20 +264,20 @@ def _check_file_handles(num_workers: int, prefetch_batches: int) -> None:
         )
 
 
-def _check_shared_memory(dataset: VideoDataset, batch_size: int, num_workers: int, prefetch_batches: int) -> None:
-    """Raise VideoWorkerError if the batches that wait for this process cannot fit into shared memory.
+def _check_shared_memory(dataset: VideoDataset, num_workers: int, in_flight: int) -> None:
+    """Raise VideoWorkerError if the videos that wait for this process cannot fit into shared memory.
 
-    A worker that cannot write a batch there says nothing, and the batch would never come.
+    A worker that cannot write a video there says nothing, and the video would never come.
     """
-    free = free_shared_memory() if num_workers else None
+    free = free_shared_memory()
     size = dataset.transform.input_size
-    needed = batch_size * dataset.num_views * dataset.num_frames * 3 * size**2 * num_workers * prefetch_batches
+    needed = in_flight * dataset.num_views * dataset.num_frames * 3 * size**2
     num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's: processes on this machine
     needed *= num_processes
     if free is not None and needed > free:
         workers = f"{num_workers} workers" + (f" of each of {num_processes} processes" if num_processes > 1 else "")
         raise VideoWorkerError(
-            f"{workers} need {needed / 1e6:.0f} MB of shared memory for their batches, /dev/shm has "
+            f"{workers} need {needed / 1e6:.0f} MB of shared memory for their videos, /dev/shm has "
             f"{free / 1e6:.0f} MB free: enlarge it (docker run --shm-size=8g), or lower num_workers, batch_size or "
             "test_batch_size"
         )

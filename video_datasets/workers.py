@@ -1,20 +1,21 @@
-"""Worker processes that read batches. One that dies costs its video; one that hangs is an error that names it."""
+"""Worker processes that read videos. One that dies costs its video; one that hangs is an error that names it."""
 
 import contextlib
+import itertools
 import logging
 import multiprocessing
 import os
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from multiprocessing.util import Finalize
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from video_datasets.batches import VideoBatch, collate
 from video_datasets.child_processes import settle_worker, start_fork_server
@@ -27,15 +28,15 @@ logger = logging.getLogger(__name__)
 # A worker that ends by one of these was ended by the video that it was reading. Other deaths (SIGKILL for the machine's
 # memory, SIGBUS for a full /dev/shm) are the video's fault only if they happen on it twice.
 _CRASHES = {getattr(signal, name) for name in ("SIGABRT", "SIGSEGV", "SIGILL", "SIGFPE") if hasattr(signal, name)}
-_MAX_UNEXPLAINED = 3  # deaths in a row without a batch that no video explains
+_MAX_UNEXPLAINED = 3  # deaths in a row without a video that no video explains
 
-# How often a wait for a batch checks the workers and the time limit.
+# How often a wait for a video checks the workers and the time limit.
 _POLL_S = 2.0
 _PRELOAD = ["torch", "torchvision.transforms.v2.functional", "video_datasets.workers"]
 
 
 class VideoTimeoutError(RuntimeError):
-    """No batch arrived in time; the message names the video that each busy worker is reading."""
+    """No video arrived in time; the message names the video that each busy worker is reading."""
 
 
 class VideoWorkerError(RuntimeError):
@@ -47,17 +48,17 @@ class _WorkerDied(Exception):  # noqa: N818
 
 
 class BatchReader:
-    """Reads batches of a data set in worker processes, in order.
+    """Reads batches of a data set in order, their videos one by one in worker processes.
 
     Args:
         dataset: the data set to read.
         num_workers: number of processes. 0 reads in this process, where a hang cannot be detected.
         pin_memory: yield batches in pinned memory.
-        timeout_s: seconds without a batch after which a hang is assumed.
+        timeout_s: seconds without a video after which a hang is assumed.
         start_method: `forkserver` forks workers from a clean process that has imported torch once (about 3 s): safe
             with CUDA, NCCL and threads in this process, and fast from the second worker on. `spawn` imports torch in
             every worker; `fork` is instant, and may deadlock on a lock that another thread holds.
-        prefetch_batches: batches that every worker reads ahead.
+        prefetch_videos: videos that every worker reads ahead.
         keep_workers: keep the workers for the next `read`; otherwise they end with it.
     """
 
@@ -68,7 +69,7 @@ class BatchReader:
         pin_memory: bool = False,
         timeout_s: float = 300,
         start_method: str | None = "forkserver",
-        prefetch_batches: int = 2,
+        prefetch_videos: int = 8,
         keep_workers: bool = True,
     ):
         if num_workers < 0:
@@ -85,21 +86,21 @@ class BatchReader:
         self._pin_memory = pin_memory
         self._timeout_s = timeout_s
         self._start_method = start_method
-        self._prefetch_batches = prefetch_batches
+        self._prefetch_videos = prefetch_videos
         self._keep_workers = keep_workers
         self._loader: DataLoader[VideoItem | Exception] | None = None
         self._iterator: _LoaderIterator | None = None
-        self._batches = _Batches()
+        self._keys = _Keys()
         self._deaths: Counter[int] = Counter()  # by index of the video
         self._unexplained = 0
         # Of each worker: index of the video that it reads or -1, time.monotonic_ns() of the start, pid.
         self._slots = torch.full((num_workers, 3), -1, dtype=torch.int64)
 
-    def read(self, batches: Iterable[list[ItemKey]]) -> Iterator[VideoBatch]:
+    def read(self, batches: Iterable[list[ItemKey]]) -> Generator[VideoBatch]:
         """Yield the batch of every list of keys, in order. One read at a time.
 
-        If a worker dies, its video is recorded in the data set's `crashed`, and new workers read the batches that have
-        not been yielded: what an item is does not depend on the process that reads it.
+        If a worker dies, its video is recorded in the data set's `crashed`, and new workers read the videos that have
+        not arrived: what an item is does not depend on the process that reads it.
 
         Raises:
             VideoTimeoutError, VideoWorkerError: see there.
@@ -107,25 +108,28 @@ class BatchReader:
         """
         if self._num_workers == 0:
             for keys in batches:
-                read = _raise_if_error(collate([self._dataset.load(key) for key in keys]))
-                yield read.pin_memory() if self._pin_memory else read
+                yield collate([self._dataset.load(key) for key in keys], self._pin_memory)
             return
-        self._batches.begin(batches)
+        batches, to_read = itertools.tee(batches)
+        self._keys.begin(itertools.chain.from_iterable(to_read))
         finished = False
         iterator = self._start()
         try:
-            while True:
-                try:
-                    batch = self._next(iterator)
-                except _WorkerDied as death:
-                    self._replace_workers(set(death.args))
-                    iterator = self._start()
-                    continue
-                if batch is None:
-                    break
-                self._batches.received()
-                self._unexplained = 0
-                yield _raise_if_error(batch)
+            for keys in batches:
+                items: list[VideoItem] = []
+                while len(items) < len(keys):
+                    try:
+                        item = self._next(iterator)
+                    except _WorkerDied as death:
+                        self._replace_workers(set(death.args))
+                        iterator = self._start()
+                        continue
+                    self._keys.received()
+                    self._unexplained = 0
+                    if isinstance(item, Exception):
+                        raise item
+                    items.append(item)
+                yield collate(items, self._pin_memory)
             finished = True
         finally:
             # Workers of an unfinished read are busy with its batches; starting new ones is faster than waiting.
@@ -141,7 +145,7 @@ class BatchReader:
             self._end_workers()
         self._loader = self._iterator = None
 
-    def _start(self) -> Iterator[VideoBatch]:
+    def _start(self) -> Iterator[VideoItem | Exception]:
         if self._loader is not None:
             try:
                 return iter(self._loader)  # the one iterator of kept workers, reset
@@ -154,12 +158,12 @@ class BatchReader:
         self._slots = torch.full((self._num_workers, 3), -1, dtype=torch.int64).share_memory_()
         self._loader = DataLoader(
             _WatchedDataset(self._dataset, self._slots),
-            batch_sampler=self._batches,
-            collate_fn=collate,
+            batch_size=None,  # a video at a time
+            sampler=self._keys,
             num_workers=self._num_workers,
-            pin_memory=self._pin_memory,
+            pin_memory=self._pin_memory,  # a thread receives the videos; `collate` pins them
             timeout=min(_POLL_S, self._timeout_s),
-            prefetch_factor=self._prefetch_batches,
+            prefetch_factor=self._prefetch_videos,
             persistent_workers=self._keep_workers,
             multiprocessing_context=context,
             worker_init_fn=partial(settle_worker, self._start_method == "forkserver"),
@@ -170,21 +174,21 @@ class BatchReader:
         self._end_workers = Finalize(self, _kill, args=(iterator._workers,), exitpriority=10)
         return iterator
 
-    def _next(self, iterator: Iterator[VideoBatch]) -> VideoBatch | None:
+    def _next(self, iterator: Iterator[VideoItem | Exception]) -> VideoItem | Exception:
         started = time.monotonic()
         while True:
             try:
-                return next(iterator, None)
+                return next(iterator)
             except (RuntimeError, OSError, EOFError) as error:
-                # The loader's own limit is one poll; after it, the same iterator can wait for the same batch again.
+                # The loader's own limit is one poll; after it, the same iterator can wait for the same video again.
                 timed_out = str(error).startswith("DataLoader timed out")
-                # A death shows in many ways: as the loader's error, or when a batch of the dead worker is opened.
+                # A death shows in many ways: as the loader's error, or when a video of the dead worker is opened.
                 if dead := self._dead_workers(wait_s=0.0 if timed_out else 1.0):
                     raise _WorkerDied(*dead) from error
                 if not timed_out:
                     raise
             if time.monotonic() - started >= self._timeout_s:
-                message = f"no batch of videos came for {self._timeout_s:g} s (data.timeout_s): {self._describe(None)}"
+                message = f"no video came for {self._timeout_s:g} s (data.timeout_s): {self._describe(None)}"
                 self._kill_busy_workers()
                 raise VideoTimeoutError(message)
 
@@ -258,15 +262,15 @@ class _LoaderIterator(Protocol):
 
     _workers: list[multiprocessing.Process]
 
-    def __iter__(self) -> Iterator[VideoBatch]: ...
+    def __iter__(self) -> Iterator[VideoItem | Exception]: ...
 
-    def __next__(self) -> VideoBatch: ...
+    def __next__(self) -> VideoItem | Exception: ...
 
     def _shutdown_workers(self) -> None: ...
 
 
-class _Batches:
-    """The batches of the current read. Stays in the main process, so kept workers need not know of epochs.
+class _Keys(Sampler[ItemKey]):
+    """The items of the current read. Stays in the main process, so kept workers need not know of epochs.
 
     Iterating again gives first those that were given and not received.
     """
@@ -274,19 +278,19 @@ class _Batches:
     def __init__(self) -> None:
         self.begin(())
 
-    def begin(self, keys: Iterable[list[ItemKey]]) -> None:
+    def begin(self, keys: Iterable[ItemKey]) -> None:
         self._rest = iter(keys)
-        self._pending: deque[list[ItemKey]] = deque()
+        self._pending: deque[ItemKey] = deque()
 
     def received(self) -> None:
-        """Note that the first of the given batches has come."""
+        """Note that the first of the given items has come."""
         self._pending.popleft()
 
-    def __iter__(self) -> Iterator[list[ItemKey]]:
+    def __iter__(self) -> Iterator[ItemKey]:
         yield from list(self._pending)
-        for keys in self._rest:
-            self._pending.append(keys)
-            yield keys
+        for key in self._rest:
+            self._pending.append(key)
+            yield key
 
 
 class _WatchedDataset(Dataset["VideoItem | Exception"]):
@@ -324,9 +328,3 @@ def _cause(code: int | None) -> str:
     if code is None:
         return "killed"
     return signal.Signals(-code).name if -code in set(signal.Signals) else f"exit status {code}"
-
-
-def _raise_if_error(batch: VideoBatch | Exception) -> VideoBatch:
-    if isinstance(batch, Exception):
-        raise batch
-    return batch

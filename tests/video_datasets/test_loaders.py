@@ -93,6 +93,40 @@ def test_workers_are_kept_from_epoch_to_epoch_and_are_as_many_as_asked_for(train
     assert loader._reader._slots[:, 2].tolist() == pids
 
 
+def test_the_next_epoch_is_read_while_this_one_is_used(train_set):
+    plain = TrainLoader(train_set, 2, seed=5, num_workers=0)
+    loader = TrainLoader(train_set, 2, seed=5, num_workers=2, num_epochs=3)
+    batches = loader.epoch(0, start=1)
+    first = [next(batches) for _ in range(5)]
+    assert {key.epoch for key in loader._reader._keys._pending} == {1}
+    assert_same(first, list(plain.epoch(0, start=1)))
+    pids = loader._reader._slots[:, 2].tolist()
+    second = loader.epoch(1)
+    first = [next(second)]
+    del batches  # of the epoch before, never asked for more than its last one
+    assert_same(first + list(second), list(plain.epoch(1)))
+    assert_same(list(loader.epoch(2)), list(plain.epoch(2)))
+    assert loader._reader._slots[:, 2].tolist() == pids and not loader._reader._keys._pending
+    assert_same(list(loader.epoch(0)), list(plain.epoch(0)))
+    assert_same(list(loader.epoch(1, stop=2)), list(plain.epoch(1, stop=2)))  # not what was read ahead
+    loader.close()
+
+
+def test_the_videos_of_a_batch_are_shared_among_workers(small_videos, small_records):
+    dataset = VideoDataset(small_records[:4], SlowFiles(str(small_videos)), TestTransform(32), num_frames=4)
+    loader = EvalLoader(dataset, 4, num_workers=2, keep_workers=True)
+    list(loader)  # starts the workers
+    started = time.monotonic()
+    assert len(list(loader)) == 1 and time.monotonic() - started < 3.5, "one worker would need 4 s"
+    loader.close()
+
+
+class SlowFiles(FolderFiles):
+    def find(self, listed):
+        time.sleep(1)
+        return super().find(listed)
+
+
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
 def test_other_start_methods_give_the_same_batches(train_set, start_method):
     plain = list(TrainLoader(train_set, 4, seed=5, num_workers=0).epoch(0))
@@ -221,9 +255,7 @@ def test_a_hanging_worker_is_an_error_that_names_its_video(small_videos, small_r
     loader = tricky_loader(small_videos, small_records, "hang", timeout_s=3)
     started = time.monotonic()
     numbers = []
-    pattern = (
-        r"^no batch of videos came for 3 s \(data\.timeout_s\): worker 1 \(pid \d+\) is reading 'v03\.mp4' for \d+ s$"
-    )
+    pattern = r"^no video came for 3 s \(data\.timeout_s\): worker 1 \(pid \d+\) is reading 'v03\.mp4' for \d+ s$"
     with pytest.raises(VideoTimeoutError, match=pattern):
         for batch in loader:
             numbers.append(batch.number)
@@ -343,11 +375,11 @@ def test_importing_the_package_is_cheap_and_its_names_are_there(repository):
 
 
 def test_too_few_file_handles_are_refused(train_set, eval_set, monkeypatch):
-    monkeypatch.setattr("video_datasets.loaders.free_file_handles", lambda: 31)
+    monkeypatch.setattr("video_datasets.loaders.free_file_handles", lambda: 35)
     for make in (lambda: TrainLoader(train_set, 2, 0, 2), lambda: EvalLoader(eval_set, 2, 2)):
-        with pytest.raises(VideoWorkerError, match=r"2 workers need up to 32 open files, .* may open 31 more: raise"):
+        with pytest.raises(VideoWorkerError, match=r"2 workers need up to 36 open files, .* may open 35 more: raise"):
             make()
-    monkeypatch.setattr("video_datasets.loaders.free_file_handles", lambda: 32)
+    monkeypatch.setattr("video_datasets.loaders.free_file_handles", lambda: 36)
     TrainLoader(train_set, 2, 0, 2)
 
 
@@ -356,7 +388,7 @@ def test_too_little_shared_memory_is_refused_before_a_worker_waits_for_it(train_
     with pytest.raises(
         VideoWorkerError, match=r"2 workers need 0 MB of shared memory .*/dev/shm has 0 MB free: enlarge"
     ):
-        TrainLoader(train_set, 4, seed=0, num_workers=2)  # 2 x 2 batches of 4 x 4 x 3 x 32 x 32 bytes
+        TrainLoader(train_set, 4, seed=0, num_workers=2)  # 2 x 8 + 4 videos of 4 x 3 x 32 x 32 bytes
     with pytest.raises(VideoWorkerError, match="lower num_workers, batch_size or test_batch_size"):
         EvalLoader(eval_set, 4, num_workers=2)
     TrainLoader(train_set, 4, seed=0, num_workers=0)

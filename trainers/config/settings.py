@@ -134,7 +134,7 @@ class DataSettings:
         "Decode the JPEG frames of a store on the training device (nvJPEG on NVIDIA GPUs), and resize, crop, flip and "
         "colour them there: training videos, with the same draws, equal up to rounding."
     )
-    timeout_s: float = key("Seconds without a batch until a worker counts as hanging.", above=0)
+    timeout_s: float = key("Seconds without a video until a worker counts as hanging.", above=0)
     allow_outside: bool = key("Paths of a list can lead out of the data set's root (absolute paths, and `..`).")
     isolate: bool = key(
         "Decode in separate processes, one for each worker, for untrusted files: a crash costs one video. See "
@@ -332,9 +332,7 @@ class Settings:
         "The videos left after an epoch's last full update: `drop` leaves them out, as published; `keep` makes a "
         "smaller update of them. A list smaller than `total_batch_size` makes one update of all its videos."
     )
-    test_batch_size: int = key(
-        "Evaluation: videos that a worker reads together. Changes memory and speed, not results.", at_least=1
-    )
+    test_batch_size: int = key("Evaluation: videos in a batch. Changes memory and speed, not results.", at_least=1)
     videos_at_once: int | Literal["auto"] = key(
         "Videos (in evaluation, views) of one pass through the model, of any number of micro-batches of an update, or "
         "a part of one. Changes memory and speed, not results. `auto`: on a GPU as many as fit, at most 64; on a CPU "

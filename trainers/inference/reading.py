@@ -38,7 +38,7 @@ class FileReader:
         num_clips: temporal views of a video.
         decoder: auto, pyav, decord or torchcodec.
         batch_size: videos of a batch.
-        timeout_s: seconds without a batch after which a hang is assumed.
+        timeout_s: seconds without a video after which a hang is assumed.
         pin_memory: whether batches are in pinned memory.
     """
 
