@@ -125,8 +125,8 @@ class AimAdapters(nn.Module):
 
 
 def is_adapter(name: str) -> bool:
-    """Return whether a parameter belongs to an adapter, by its name."""
-    return any(part in ("lora", "adapter", "frame_positions") for part in name.split("."))
+    """Return whether a parameter belongs to an adapter or a Brownian matching, by its name."""
+    return any(part in ("lora", "adapter", "frame_positions", "brownian") for part in name.split("."))
 
 
 def add_lora(attentions: Iterable[nn.Module], width: int, config: AdapterConfig) -> None:

@@ -22,7 +22,7 @@ def frame_wise_clip(model: VideoClip) -> VideoClip:
         templates=model.templates,
         descriptions=model.descriptions,
         text_pooling=model.text_pooling,
-        matching=model.matching,
+        matching="cosine" if model.brownian is not None else model.matching,
         pixels=model.pixels,
         logit_bias=model.logit_bias is not None,
     )

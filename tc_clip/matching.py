@@ -5,21 +5,30 @@
 | `cosine` | cosine of the mean of the frames' features and the text: CLIP, ViFi-CLIP, TC-CLIP |
 | `frame_mean` | mean over the frames of their cosines: FROSTER, Open-VCLIP |
 | `frame_max` | the largest of the frames' cosines |
+| `brownian` | that of `cosine`, and the cosine of Brownian distance covariances (`tc_clip.brownian`): BDC-CLIP |
+
+Features of `brownian` have both parts side by side, E and F channels.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MATCHINGS = ("cosine", "frame_mean", "frame_max")
+from tc_clip.vision_encoder import VisionOutput
+
+MATCHINGS = ("cosine", "frame_mean", "frame_max", "brownian")
 
 
-def video_features(class_tokens: Tensor, matching: str) -> Tensor:
-    """Return what of the frames' features (B, T, E) is compared: (B, E), or (B, T, E) for `frame_max`.
+def video_features(output: VisionOutput, matching: str) -> Tensor:
+    """Return what of encoded videos is compared: (B, E), (B, T, E) for `frame_max`, (B, E + F) for `brownian`.
 
     They are in float32 at least: means and cosines of bf16 would round the scores.
     """
+    class_tokens = output.class_tokens  # (B, T, E)
     class_tokens = class_tokens.to(torch.promote_types(class_tokens.dtype, torch.float32))
+    if output.brownian is not None:
+        own = F.normalize(class_tokens.mean(dim=1), dim=-1)
+        return torch.cat((own, F.normalize(output.brownian, dim=-1)), dim=-1)
     if matching == "cosine":
         return F.normalize(class_tokens.mean(dim=1), dim=-1)
     frames = F.normalize(class_tokens, dim=-1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tc_clip.adapters import is_adapter
 from tc_clip.attention import Attention
+from tc_clip.brownian import BrownianFrames, BrownianScores, BrownianTexts
 from tc_clip.config import RECIPE_PIXELS, PixelStatistics, require_choice, vision_block_of
 from tc_clip.layers import FeedForward, share_weights
 from tc_clip.matching import MATCHINGS, cosines, video_features
@@ -52,6 +53,8 @@ class VideoClip(nn.Module):
         descriptions: a file with texts for the names of classes (`tc_clip.texts.read_descriptions`), or None.
         text_pooling: "mean": a class has the mean of its texts' normalised features; "max": the best of their scores.
         matching: how frames and texts are compared (`tc_clip.matching`).
+        brownian_width: channels of `matching="brownian"`.
+        brownian_share: share of its scores at test.
         info: what `info` returns.
         pixels: statistics that normalise the input.
         logit_bias: whether the logits have a bias.
@@ -74,6 +77,8 @@ class VideoClip(nn.Module):
         descriptions: str | None = None,
         text_pooling: str = "mean",
         matching: str = "cosine",
+        brownian_width: int = 192,
+        brownian_share: float = 0.5,
         info: Mapping[str, Any] | None = None,
         pixels: PixelStatistics = RECIPE_PIXELS,
         logit_bias: bool = False,
@@ -104,6 +109,13 @@ class VideoClip(nn.Module):
         require_choice("matching", matching, MATCHINGS)
         self.text_pooling = text_pooling
         self.matching = matching
+        self.brownian: BrownianScores | None = None
+        if matching == "brownian":
+            if vision.config.pooling != "class" or not text.config.causal:
+                raise ValueError("matching=brownian needs weights with class tokens and causal texts")
+            vision.brownian = BrownianFrames(vision.config.embed_dim, brownian_width)
+            text.brownian = BrownianTexts(text.config.embed_dim, brownian_width)
+            self.brownian = BrownianScores(brownian_share)
         self.text_counts: tuple[int, ...] = ()  # texts of each class
         self._tokens = torch.empty(0, 0, dtype=torch.long)  # `class_tokens`, on the CPU
         self._chosen_rows: TextRows | None = None  # of one text a class, if `choose_texts` chose them
@@ -233,29 +245,47 @@ class VideoClip(nn.Module):
     def score(self, output: VisionOutput, texts: Tensor | None = None) -> Tensor:
         """Score encoded videos against the class names, whose features are computed unless given: logits (B, C)."""
         texts = self.encode_classes(output) if texts is None else texts
-        return self.compare(video_features(output.class_tokens, self.matching), texts)
+        return self.compare(video_features(output, self.matching), texts)
 
     def compare(self, video_features: Tensor, text_features: Tensor) -> Tensor:
-        """Compare features: scaled `similarity`, the logits (B, C)."""
+        """Compare features: scaled `similarity`, the logits (B, C); at test with the scores of Brownian matching."""
         with torch.autocast(video_features.device.type, enabled=False):
             cosine = self.similarity(video_features, text_features)
             logits = self.logit_scale.to(cosine.dtype).exp() * cosine
-            return logits if self.logit_bias is None else logits + self.logit_bias.to(cosine.dtype)
+            if self.logit_bias is not None:
+                logits = logits + self.logit_bias.to(cosine.dtype)
+            if self.brownian is None or self.training:
+                return logits
+            E = self.text.config.embed_dim
+            further = self._cosines(video_features[..., E:], text_features[..., E:])
+            return self.brownian.together(logits, self.brownian(further))
 
     def similarity(self, video_features: Tensor, text_features: Tensor) -> Tensor:
-        """Return the cosines of videos and classes (B, C), in float32 at least: steps of bf16 would make equal scores.
+        """Return CLIP's cosines (B, C) of videos and classes, in float32 at least: bf16 would make equal scores.
 
         Args:
             video_features: of `tc_clip.matching.video_features`.
             text_features: of `encode_classes`.
         """
-        dtype = torch.promote_types(video_features.dtype, torch.float32)
-        with torch.autocast(video_features.device.type, enabled=False):
-            video_features, text_features = video_features.to(dtype), F.normalize(text_features.to(dtype), dim=-1)
-            cosine = cosines(video_features, text_features)
+        E = self.text.config.embed_dim
+        return self._cosines(video_features[..., :E], text_features[..., :E])
+
+    def brownian_logits(self, output: VisionOutput, texts: Tensor) -> Tensor:
+        """Return the scores (B, C) of `matching="brownian"` alone: `compare` joins them to CLIP's at test only."""
+        if self.brownian is None or output.brownian is None:
+            raise ValueError("brownian_logits needs matching=brownian")
+        with torch.autocast(texts.device.type, enabled=False):
+            video = F.normalize(output.brownian, dim=-1)
+            return self.brownian(self._cosines(video, texts[..., self.text.config.embed_dim :]))
+
+    def _cosines(self, video: Tensor, texts: Tensor) -> Tensor:
+        """Return the cosines (B, C) of features of videos and of all texts, pooled by class if they have to be."""
+        dtype = torch.promote_types(video.dtype, torch.float32)
+        with torch.autocast(video.device.type, enabled=False):
+            cosine = cosines(video.to(dtype), F.normalize(texts.to(dtype), dim=-1))
             if self.text_pooling == "max" and self._counts != (1,):
                 cosine = pool_scores(cosine, self._counts)
-            return cosine  # (B, C)
+            return cosine
 
     @property
     def _counts(self) -> tuple[int, ...]:
@@ -291,7 +321,12 @@ class VideoClip(nn.Module):
 
     def _pooled(self, features: Tensor) -> Tensor:
         """Pool text features (..., texts, E) by class, unless their scores are."""
-        return features if self.text_pooling == "max" else pool_features(features, self._counts)
+        if self.text_pooling == "max":
+            return features
+        if self.brownian is None:
+            return pool_features(features, self._counts)
+        E = self.text.config.embed_dim
+        return torch.cat([pool_features(x, self._counts) for x in (features[..., :E], features[..., E:])], dim=-1)
 
     def finish_text(self, shared: Tensor | SharedText, contexts: Sequence[Tensor]) -> Tensor:
         """Complete class prompts for each video.

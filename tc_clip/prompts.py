@@ -198,7 +198,7 @@ class VideoConditionalPrompts(nn.Module):
         numbers = self.config.prompt_layers
         x = text(rows, self.vectors, numbers[0] - 1)  # (R, D)
         # Only in causal texts are the prompts before the last block the same for all classes.
-        only_last = numbers == (text.config.depth,) and text.config.causal
+        only_last = numbers == (text.config.depth,) and text.config.causal and text.brownian is None
         last_block = text.share_last_block(x, rows, self.num_vectors) if only_last else None
         return SharedText(x, rows, last_block)
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tc_clip.brownian import BrownianTexts
 from tc_clip.compiling import expect_other_sizes
 from tc_clip.config import TextConfig
 from tc_clip.layers import Modules, ResidualBlock, init_tower
@@ -69,6 +70,7 @@ class TextEncoder(nn.Module):
         self.register_buffer("token_embedding", torch.zeros(config.vocab_size, D), persistent=False)
         self.positional_embedding = nn.Parameter(torch.randn(config.max_length, D) * 0.01)
         self.is_compiled = False
+        self.brownian: BrownianTexts | None = None
         self.blocks: Modules[TextBlock] = Modules(
             TextBlock(D, config.num_heads, config.activation, config.hidden_width, config.norm_eps)
             for _ in range(config.depth)
@@ -105,7 +107,14 @@ class TextEncoder(nn.Module):
         return x
 
     def finish(self, x: Tensor, rows: TextRows) -> Tensor:
-        """Run the last block for the ends of texts with rows (..., R, D): features (..., C, E)."""
+        """Run the last block for the ends of texts with rows (..., R, D): features (..., C, E).
+
+        With Brownian matching, the whole block is run, and theirs of the texts' tokens follow: (..., C, E + F).
+        """
+        if self.brownian is not None:
+            tokens = self._project(self.run(x, rows, self.config.depth - 1, self.config.depth))  # (..., R, E)
+            further = self.brownian(rows.spread(tokens), rows.positions[rows.ends], rows.visible)
+            return torch.cat((tokens.index_select(-2, rows.ends).to(further.dtype), further), dim=-1)
         block = self.blocks[-1]
         normed = block.ln_1(x)
         query = block.attn.queries(normed.index_select(-2, rows.ends).unsqueeze(-2))  # (..., C, A, 1, h)
@@ -142,7 +151,9 @@ class TextEncoder(nn.Module):
 
     def _features(self, residual: Tensor, attended: Tensor) -> Tensor:
         """Finish the last block for end-of-text tokens (..., D): the texts' features (..., E), not normalised."""
-        x = self.blocks[-1].feed_forward(residual + attended)
+        return self._project(self.blocks[-1].feed_forward(residual + attended))
+
+    def _project(self, x: Tensor) -> Tensor:
         features = self.ln_final(x) @ self.projection
         return features if self.projection_bias is None else features + self.projection_bias
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tc_clip.adapters import AIM_SCALE, AdapterConfig, AimAdapters, SpaceTimeAdapter, add_block_adapters, add_lora
 from tc_clip.attention import FrameAttention
+from tc_clip.brownian import BrownianFrames
 from tc_clip.checkpointing import recompute_in_backward
 from tc_clip.compiling import expect_other_sizes
 from tc_clip.config import ContextConfig, VisionConfig, require_choice
@@ -38,11 +39,13 @@ class VisionOutput(NamedTuple):
         class_tokens: (B, T, E), of the last block.
         context_tokens: block number (from 1) -> (B, K, E), of the requested blocks.
         traces: one `BlockTrace` per block if requested, else empty.
+        brownian: (B, F), Brownian distance covariances of all tokens, if the model compares them.
     """
 
     class_tokens: Tensor
     context_tokens: dict[int, Tensor]
     traces: tuple[BlockTrace, ...]
+    brownian: Tensor | None = None
 
     @property
     def video_features(self) -> Tensor:
@@ -266,6 +269,7 @@ class VisionEncoder(nn.Module):
         self.projection_bias: nn.Parameter | None = None
         if config.projection == "bias":
             self.projection_bias = nn.Parameter(torch.zeros(config.embed_dim))
+        self.brownian: BrownianFrames | None = None
         self.pooling: AttentionPooling | None = None
         if config.pooling == "attention":
             activation = "gelu" if config.activation == "swiglu" else config.activation
@@ -325,7 +329,7 @@ class VisionEncoder(nn.Module):
                 frames,
                 context,
                 self.context if produces else None,
-                only_class=self.pooling is None and i == len(self.blocks) - 1,
+                only_class=self.pooling is None and self.brownian is None and i == len(self.blocks) - 1,
                 with_trace=with_traces,
                 recompute=recompute,
                 turns=turns,
@@ -338,7 +342,10 @@ class VisionEncoder(nn.Module):
             if trace is not None and with_traces:
                 P = self.config.num_patches
                 traces.append(trace._replace(class_attention=trace.class_attention[..., :P]))
-        return VisionOutput(self._pool(frames), requested, tuple(traces))
+        if self.brownian is None:
+            return VisionOutput(self._pool(frames), requested, tuple(traces))
+        tokens = self.project(frames[:, :, : self.config.num_tokens])  # (B, T, N, E)
+        return VisionOutput(tokens[:, :, 0], requested, tuple(traces), self.brownian(tokens))
 
     def _pool(self, frames: Tensor) -> Tensor:
         """Return the frames' features (B, T, E) of their tokens (B, T, N, D) after the last block."""

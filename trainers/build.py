@@ -23,6 +23,7 @@ from trainers.metrics import create_metrics
 from trainers.optim import build_adamw
 from trainers.parts.averaging import EpochAverage, ExponentialAverage
 from trainers.parts.base import TrainingPart
+from trainers.parts.brownian import BrownianLosses
 from trainers.parts.objective import LossWeights, Objective
 from trainers.parts.step import InterpolatedStep
 from trainers.parts.texts import DrawnTexts
@@ -227,6 +228,9 @@ def build_parts(settings: Settings, model: VideoModel, videos: VideoList, precis
         torch.manual_seed(settings.seed)  # of the projectors
         width = model.vision.config.embed_dim
         parts.append(Objective(weights, width, precision, start, objective.sides, objective.temperature))
+    if isinstance(model, tc_clip.VideoClip) and model.brownian is not None:
+        torch.manual_seed(settings.seed)  # of the classifier
+        parts.append(BrownianLosses(model, precision))
     if draws and isinstance(model, tc_clip.VideoClip):
         parts.append(DrawnTexts([model] if start is None else [model, start]))
     if step.name == "interpolated":
@@ -242,7 +246,8 @@ def build_optimizer(settings: Settings, model: VideoModel, parts: Sequence[Train
     optimizer, trainer = settings.optimizer, settings.trainer
     groups = model.parameter_groups()
     rates = {"prompt": trainer.prompt_lr_factor, "text": trainer.text_lr_factor, **optimizer.lr_factors}
-    trained = [name for name, members in groups.items() if members]
+    of_parts = {part.name: module for part in parts if (module := part.trained()) is not None}
+    trained = [*(name for name, members in groups.items() if members), *of_parts]
     for name, factor in optimizer.lr_factors.items():
         if name not in trained:
             raise ConfigError(
@@ -256,11 +261,13 @@ def build_optimizer(settings: Settings, model: VideoModel, parts: Sequence[Train
         betas=optimizer.betas,
         eps=optimizer.eps,
         weight_decay=optimizer.weight_decay,
-        factors={name: (groups.get(name, ()), factor) for name, factor in rates.items()},
+        factors={name: (groups.get(name, ()), factor) for name, factor in rates.items() if name not in of_parts},
         others={
-            part.name: (module.parameters(), settings.objective.lr_factor)
-            for part in parts
-            if (module := part.trained()) is not None
+            name: (
+                module.parameters(),
+                optimizer.lr_factors.get(name, settings.objective.lr_factor if name == Objective.name else 1),
+            )
+            for name, module in of_parts.items()
         },
     )
 

@@ -98,7 +98,8 @@ def compare_runs(
         refused.append("its start weights (trainer.clip_weights) had another token embedding")
     allowed: list[str] = []
     before, now = (dict(_leaves(without_unused_parts(values))) for values in (checkpoint["config"], config))
-    before = EARLIER | before
+    # A group is there if one of its keys is.
+    before |= {key: value for key, value in EARLIER.items() if not any(_within(name, (key,)) for name in before)}
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key, "(not set)"), now.get(key, "(not set)")
         is_new = key not in before and not _within(key, FIXED)  # a key of a newer version, at its default

@@ -287,6 +287,9 @@ class Trainer:
         pairs = zip(outputs.logits.split(sizes), targets.split(sizes), strict=True)
         losses = [self._loss_sum(*pair) / num_videos for pair in pairs]
         for part in self.state.parts:
+            for logits in part.further_logits(outputs):
+                triples = zip(losses, logits.split(sizes), targets.split(sizes), strict=True)
+                losses = [loss + self._loss_sum(x, target) / num_videos for loss, x, target in triples]
             added = part.further_loss(videos, outputs)
             if added is not None:
                 losses = [loss + added * (size / num_videos) for loss, size in zip(losses, sizes, strict=True)]

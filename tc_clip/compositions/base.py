@@ -25,6 +25,7 @@ from tc_clip.vision_encoder import VisionEncoder
 # Options by what they belong to. Options of what is switched off have no effect.
 COMMON = {"num_frames": 16, "context_length": 30, "split_camel_case": True, "pixels": "recipe"}
 COMMON |= {"templates": None, "descriptions": None, "text_pooling": "mean", "matching": "cosine"}
+COMMON |= {"brownian_width": 192, "brownian_share": 0.5}
 TRAINED = COMMON | {"prompt_init": "a photo of a", "positional_embedding": "space", "freeze": None}
 TRAINED |= asdict(AdapterConfig())
 CONTEXT = asdict(ContextConfig())
@@ -135,6 +136,8 @@ class Composition:
             descriptions=options["descriptions"],
             text_pooling=options["text_pooling"],
             matching=options["matching"],
+            brownian_width=options["brownian_width"],
+            brownian_share=options["brownian_share"],
             info=info,
             pixels=parts.pixels,
             logit_bias=parts.logit_bias,

@@ -151,11 +151,12 @@ def embed(
             with formats.autocast():
                 output = model.encode_video(normalize(pixels, formats.dtype, *model.pixels))
                 classes = model.encode_classes(output) if texts else None  # (C, E) or (b, C, E)
-            found = {"video": video_features(output.class_tokens, model.matching)}
+            E = model.text.config.embed_dim  # CLIP's own features: Brownian ones can follow
+            found = {"video": video_features(output, model.matching)[..., :E]}
             if context:
                 found |= {f"{_CONTEXT}{block}": output.context_tokens[block] for block in model.context_blocks}
             if classes is not None:
-                classes = F.normalize(classes.float(), dim=-1)
+                classes = F.normalize(classes[..., :E].float(), dim=-1)
                 if classes.dim() == 3:
                     found["text"] = classes
                 else:

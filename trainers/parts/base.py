@@ -36,7 +36,7 @@ class TrainingPart:
 
     Attributes:
         name: of the part, in checkpoints.
-        needs_features: whether `further_loss` needs the features of `Outputs`.
+        needs_features: whether `further_loss` or `further_logits` needs the features of `Outputs`.
         is_per_micro_batch: whether `begin_micro_batch` changes the model, so that micro-batches cannot run together.
         weights_file: name of the file of `final_weights`.
     """
@@ -61,6 +61,10 @@ class TrainingPart:
 
         A micro-batch can run in pieces, several can run together: a video's share is not to depend on the others.
         """
+
+    def further_logits(self, outputs: Outputs) -> Iterator[Tensor]:
+        """Yield logits (B, C) whose cross entropy is added to that of the model's; it needs `needs_features`."""
+        return iter(())
 
     def further_passes(self) -> Iterator[Pass]:
         """Yield the passes over a micro-batch that follow the usual one."""

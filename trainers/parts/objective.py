@@ -99,7 +99,8 @@ class Objective(TrainingPart):
     def further_loss(self, videos: Tensor, outputs: Outputs) -> Tensor | None:
         assert outputs.vision is not None and outputs.texts is not None  # `needs_features`
         weights, losses = self.weights, []
-        frames, texts = (x.to(self.precision.dtype) for x in (outputs.vision.class_tokens, outputs.texts))
+        frames = outputs.vision.class_tokens.to(self.precision.dtype)
+        texts = outputs.texts[..., : frames.shape[-1]].to(self.precision.dtype)  # matching can append features
         if self.start is not None:
             of_model = {"video": F.normalize(frames, dim=-1), "text": F.normalize(texts, dim=-1)}
             of_start, logits = self._run_start(self.start, videos)

@@ -106,7 +106,7 @@ class VideoEncoder(nn.Module):
 
     def forward(self, video: Tensor) -> Outputs:
         output: VisionOutput = self.vision(normalize(video, self.dtype, *self.pixels), self.blocks)
-        features = video_features(output.class_tokens, self.matching)
+        features = video_features(output, self.matching)
         return features, *(output.context_tokens[block] for block in self.blocks)
 
 
