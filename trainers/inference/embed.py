@@ -269,9 +269,10 @@ def save_features(path: Path, features: VideoFeatures) -> None:
     try:
         with atomic_path(path) as temporary:
             if path.suffix.lower() == ".npz":
-                arrays = {name: np.array(value, dtype=str) for name, value in (facts | lists).items()}
+                arrays: dict[str, Any] = {name: np.array(value, dtype=str) for name, value in (facts | lists).items()}
+                arrays |= {name: values.numpy() for name, values in tensors.items()}
                 with temporary.open("wb") as file:
-                    np.savez(file, **{name: values.numpy() for name, values in tensors.items()}, **arrays)
+                    np.savez(file, **arrays)
             else:
                 metadata = facts | {name: json.dumps(values) for name, values in lists.items()}
                 save_file({name: x.contiguous() for name, x in tensors.items()}, temporary, metadata)
