@@ -34,7 +34,7 @@ def test_a_run_from_the_first_update_to_the_report(family, run_here, tiny_root: 
     assert "mean 127.5 127.5 127.5, deviation 127.5 127.5 127.5" in log and "resumes at epoch 2" in log
     assert f"tokenizer {'tiny' if family.startswith('siglip') else 'clip'}; trained on pictures" in log
 
-    model = load_model(run / "best.pth", CLASSES, device="cpu")
+    model = load_model(run / "best.pth", CLASSES, clip_weights=str(weights), device="cpu")
     assert model.pixels == ((127.5,) * 3, (127.5,) * 3)
     (found,) = predict(model, [tiny_root / "shapes" / "videos" / "00.mp4"], top=2, precision="fp32")
     assert set(found.classes) == set(CLASSES)
