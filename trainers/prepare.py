@@ -65,7 +65,7 @@ def prepare(settings: Settings, ranks: Ranks, interrupts: Interrupts) -> Job:
         raise ConfigError(f"wise_ft={settings.wise_ft}: needs fine-tuned weights; give resume=<checkpoint>")
     loaded = None
     if settings.resume is not None:
-        loaded = load_weights(model, Path(settings.resume), ranks.is_main and settings.eval is not None)
+        loaded = load_weights(model, Path(settings.resume), hash_file=ranks.is_main)
     model.to(ranks.device, precision.dtype)
     ranks.broadcast_model(model)
     model.set_checkpointing(settings.trainer.checkpointing)

@@ -30,6 +30,16 @@ def test_rephrased_names_of_other_weights(compose_run, choice: str, config: dict
     assert caveats(settings, [], None) == []
 
 
+def test_a_training_that_starts_from_other_labels_says_so(compose_run, tmp_path: Path) -> None:
+    run(compose_run(epochs=1, warmup_epochs=0))
+    best = tmp_path / "run" / "best.pth"
+    settings = compose_run(epochs=1, warmup_epochs=0, resume=best, output=tmp_path / "again")
+    object.__setattr__(settings, "label_choice", "froster")
+    run(settings)
+    (line,) = json.loads((tmp_path / "again" / "results.json").read_text())["caveats"]
+    assert line.startswith("the weights are trained with labels=names, these are labels=froster")
+
+
 def test_labels_that_differ_from_the_paths_are_reported(compose_run, tiny_root: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(tiny_root, tmp_path / "data"))
     shapes = root / "shapes"

@@ -11,7 +11,7 @@ def caveats(settings: Settings, lists: Iterable[VideoList], weights: WeightsFile
     """Return a line for each reason why numbers of this run may not compare with others.
 
     Args:
-        weights: the evaluated checkpoint; None: the start weights, or a training.
+        weights: the evaluated checkpoint, or the one that a training starts from (`resume`); None: none.
     """
     found = []
     if weights is not None:
