@@ -124,6 +124,18 @@ def test_an_interrupted_write_keeps_the_old_file(loaded, shape_clips, tmp_path: 
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["f.npz"]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_features_of_any_precision_are_those_of_the_checkpoint(
+    precision: str, tiny_checkpoints, shape_clips, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The weights change format while videos are encoded, which must not make them other weights."""
+    model = ["--checkpoint", str(tiny_checkpoints["tc_clip"]), "--device", "cpu", "--workers", "0"]
+    file = tmp_path / "features.npz"
+    assert embed_command.main([str(shape_clips[0]), *model, "--precision", precision, "--output", str(file)]) == 0
+    assert search_command.main(["red square", str(file), *model]) == 0
+    assert Path(shape_clips[0]).name in capsys.readouterr().out
+
+
 def test_commands(tiny_checkpoints, loaded, shape_clips, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "bad.mp4").write_text("no video")
     options = ["--checkpoint", str(tiny_checkpoints["tc_clip"]), "--device", "cpu", "--precision", "fp32"]

@@ -89,11 +89,12 @@ def embed_with_progress(
     """
     from tqdm import tqdm
 
-    from trainers.inference.embed import embed
+    from trainers.inference.embed import embed, fingerprint_of
     from trainers.inference.predict import inference_precision
     from trainers.logging.plan import duration
     from trainers.precision import weights_in
 
+    fingerprint = fingerprint_of(model)
     started, shown = time.perf_counter(), time.perf_counter()
     with (
         tqdm(total=len(videos), unit="video", leave=False, disable=None) as bar,
@@ -121,6 +122,7 @@ def embed_with_progress(
             decoder=args.decoder,
             timeout_s=args.timeout,
             progress=report,
+            fingerprint=fingerprint,
         )
     unread = len(videos) - len(features.paths)
     seconds = time.perf_counter() - started

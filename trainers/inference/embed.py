@@ -108,6 +108,7 @@ def embed(
     decoder: str = "auto",
     timeout_s: float = 60.0,
     progress: Callable[[int, list[tuple[str, str]]], None] = lambda done, unread: None,
+    fingerprint: str | None = None,
 ) -> VideoFeatures:
     """Encode one view of every video; those that cannot be read are left out.
 
@@ -118,6 +119,7 @@ def embed(
             them.
         progress: called after each batch with the number of videos done, and with the path of each unreadable video
             and the reason.
+        fingerprint: of the model before its weights changed format (`weights_in`); None: they have not.
 
     The other arguments are those of `trainers.inference.predict.iter_predictions`.
 
@@ -136,7 +138,7 @@ def embed(
         pin_memory=formats.device.type == "cuda",
     )
     model.eval()
-    fingerprint = fingerprint_of(model)
+    fingerprint = fingerprint or fingerprint_of(model)
     copies = DeviceCopies(formats.device)
     kept: list[str] = []
     rows: dict[str, _Rows] = {}
