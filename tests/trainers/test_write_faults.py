@@ -4,7 +4,6 @@ import errno
 import io
 import os
 import signal
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -175,20 +174,6 @@ def test_out_of_space_at_every_step(saved: Path) -> None:
         assert not list(saved.parent.glob(".*.tmp")), "nothing is left behind"
         at += 1
     assert num_failures >= 50
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Return a folder on a file system of 16 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no file system can be mounted here ({error})")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_full_disk_costs_that_writing_alone(compose_run, small_disk: Path, tmp_path: Path, monkeypatch) -> None:
