@@ -44,6 +44,7 @@ def finish(run: Run, threads: int) -> None:
     (run.folder / "results.json").write_text(json.dumps({"results": rows}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", LISTS, ids=lambda path: path.stem)
 def test_every_run_of_every_list_is_valid(path: Path, tmp_path: Path) -> None:
     ablation = ablate.read_ablation(path)

@@ -86,6 +86,7 @@ def test_equality_is_checked_first(monkeypatch: pytest.MonkeyPatch) -> None:
         check_equality("cpu")
 
 
+@pytest.mark.slow
 def test_peak_memory_of_a_step_is_measured() -> None:
     plain, ours = (
         peak_memory(Case(model, "training", "fp32", 4, 8, 100, "cpu", "tiny")) for model in ("plain", "tc_clip")

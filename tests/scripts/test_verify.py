@@ -115,6 +115,7 @@ def test_whole_files_raise_no_alarm(shared_videos: Path, name: str, full: bool) 
     assert facts["findings"] == [] and facts["frames"] == 60
 
 
+@pytest.mark.slow
 def test_full_costs_little_more_than_decoding_twice(shared_videos: Path) -> None:
     """Compared in this process, in turns, so that a busy machine slows both alike."""
     from trainers.commands.data.inspect_video import Job, inspect_video
@@ -221,6 +222,7 @@ def test_a_second_start_continues(miniature: Miniature, hmdb51: tuple[Path, Path
     assert by_level(first) == by_level(second) and by_level(third)["error"] == {changed.name}
 
 
+@pytest.mark.slow
 def test_a_hanging_video_is_given_up(
     miniature: Miniature, hmdb51: tuple[Path, Path], tmp_path: Path, monkeypatch
 ) -> None:

@@ -151,6 +151,7 @@ def test_what_the_hub_refuses(fetch, server, code, message):
     assert message in str(caught.value) and NAME in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_download_that_is_cut_off(fetch, server, tmp_path):
     server.cut["open_clip_model.safetensors"] = 1000
     with pytest.raises(WeightsError, match="cannot download tiny .*open_clip_model.safetensors of owner/tiny"):

@@ -231,6 +231,7 @@ for dtype in (torch.float32, torch.bfloat16):
 """
 
 
+@pytest.mark.slow
 def test_a_pytorch_without_the_operators_uses_the_plain_forms():
     """The operators are looked up once, at import; a model then runs without them."""
     code = WITHOUT_OPERATORS.format(flags=CPU_FLAGS)

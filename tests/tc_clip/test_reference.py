@@ -82,6 +82,7 @@ def test_videos_of_a_batch_are_independent():
     torch.testing.assert_close(together, apart, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_geometry_of_clip_b32_and_l14():
     """Depths, widths and patch sizes of other CLIPs, cut in depth to keep the test short."""
     torch.manual_seed(0)

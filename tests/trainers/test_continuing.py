@@ -233,6 +233,7 @@ def test_minutes_save_too(compose_run, tmp_path: Path, monkeypatch) -> None:
     assert len(list((tmp_path / "often").glob("last*.pth"))) == 2
 
 
+@pytest.mark.slow
 def test_random_numbers_of_a_model_follow_from_the_position(compose_run, tmp_path: Path, monkeypatch) -> None:
     """A run of a model with dropout resumes exactly; no generator's state is needed."""
     from trainers import trainer as trainer_module

@@ -87,6 +87,7 @@ def content_of(folder: Path) -> list[dict]:
     return [torch.load(folder / name, weights_only=True) for name in ("best.pth", "last.pth")]
 
 
+@pytest.mark.slow
 def test_a_run_whose_disk_was_full_until_its_end_is_whole(compose_run, tmp_path: Path, monkeypatch) -> None:
     """Nothing could be written before the end: best and last checkpoint are those of a run with room."""
     run(compose_run(output=tmp_path / "whole"))

@@ -186,6 +186,7 @@ def run(config):
 """
 
 
+@pytest.mark.slow
 def test_one_signalled_rank_stops_all(run_on_ranks, tmp_path: Path) -> None:
     run_on_ranks(2, tmp_path / "run", before=SIGNAL_ONE_RANK, statuses=[75, 75], epochs=2)
     checkpoint = load(tmp_path / "run" / "last.pth")

@@ -54,6 +54,7 @@ def run(**environment: str) -> tuple[bool, int, int, int, int]:
     return tuple(json.loads(done.stdout))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
 def test_pages_stay_mapped():
     is_set, faults, _, kept, after_release = run()  # in other threads, large blocks have new pages as before

@@ -144,6 +144,7 @@ def test_the_loss_scale_survives_a_restart(compose_run, tmp_path: Path, monkeypa
     assert all(torch.equal(value, again["model"][name]) for name, value in whole["model"].items())
 
 
+@pytest.mark.slow
 def test_all_ranks_skip_the_same(run_on_ranks, tmp_path: Path) -> None:
     """One rank's micro-batch overflows: the others leave the update out too, as a single process does."""
     options = {"precision": "fp64", "epochs": 2, "lr": 1e-3, "max_skipped": 2}

@@ -204,6 +204,7 @@ def load(path: Path) -> dict:
     return torch.load(path, weights_only=True)
 
 
+@pytest.mark.slow
 def test_a_run_with_all_parts_continues_bit_for_bit(compose_run, tmp_path: Path, monkeypatch) -> None:
     run(compose_run(output=tmp_path / "whole", **ALL))
 

@@ -31,6 +31,7 @@ def read(output: Path, kind: str) -> list[dict]:
     return [line for line in lines if line["kind"] == kind]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_ranks", [2, 3])
 def test_weights_and_losses_are_equal(outputs: dict[int, Path], num_ranks: int) -> None:
     one, many = (torch.load(outputs[number] / "last.pth", weights_only=True) for number in (1, num_ranks))

@@ -29,6 +29,7 @@ def options_of(title: str) -> dict[str, object]:
     return {"trainer": trainer, **{f"+trainer.options.{key}": value for key, value in options.items()}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(MODELS)), ids=MODELS)
 def test_trains_continues_and_tests(compose_run, tmp_path: Path, monkeypatch, number: int) -> None:
     """A run that is cut and continued equals the uninterrupted one. Each protocol is that of two models."""

@@ -114,6 +114,7 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 # 11 videos in groups of 2, an update of 4 groups, then one of 2 videos and 1.
 @pytest.mark.parametrize(("number", "expected"), [(1, [1] * 11), (5, [4, 4, 3]), (6, [4, 4, 3]), (64, [8, 3])])
 def test_training_is_the_same(compose_run, one_group, sizes, tmp_path, number: int, expected: list[int]) -> None:
@@ -122,6 +123,7 @@ def test_training_is_the_same(compose_run, one_group, sizes, tmp_path, number: i
     assert_same_training(one_group, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_random_numbers_are_those_of_a_group(compose_run, sizes, tmp_path) -> None:
     """A model that draws random numbers gets one group at a time: they follow from the group."""
     random = EXACT | {"+trainer__options__seed_selection": "random"}

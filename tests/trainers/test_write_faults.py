@@ -130,6 +130,7 @@ def epochs_of(path: Path) -> list[int]:
     return [read_training_checkpoint(found)["epoch"] for found in newest_first(path)]
 
 
+@pytest.mark.slow
 def test_killed_at_every_step(saved: Path) -> None:
     """At least 200 kills with SIGKILL, of a real process, before and in the middle of every step."""
     num_kills, epoch = 0, 3
@@ -204,6 +205,7 @@ def test_a_full_disk_costs_that_writing_alone(compose_run, small_disk: Path, tmp
     assert all(torch.equal(value, checkpoints[1]["model"][name]) for name, value in checkpoints[0]["model"].items())
 
 
+@pytest.mark.slow
 def test_a_disk_that_stays_full_is_an_error_at_the_end(compose_run, tmp_path: Path, monkeypatch) -> None:
     save, num_saves = checkpoint_module.torch.save, [0]
 

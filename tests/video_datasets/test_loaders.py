@@ -51,6 +51,7 @@ def test_micro_batches_hold_every_video_once_and_follow_from_their_arguments():
         assert np.concatenate(micro_batches(11, 4, seed, epoch)).tolist() != order
 
 
+@pytest.mark.slow
 def test_batches_do_not_depend_on_workers_ranks_or_start(train_set):
     plain = list(TrainLoader(train_set, 2, seed=5, num_workers=0).epoch(1))
     assert [batch.number for batch in plain] == list(range(6)) and [len(batch) for batch in plain] == [2] * 5 + [1]
@@ -251,6 +252,7 @@ def tricky_loader(small_videos, small_records, trick, crashed=None, **options):
     return EvalLoader(dataset, 2, num_workers=2, **options)
 
 
+@pytest.mark.slow
 def test_a_hanging_worker_is_an_error_that_names_its_video(small_videos, small_records):
     loader = tricky_loader(small_videos, small_records, "hang", timeout_s=3)
     started = time.monotonic()
@@ -307,6 +309,7 @@ def test_a_worker_that_dies_in_training_changes_no_other_item(small_videos, smal
         assert torch.equal(ours.videos, theirs.videos) and torch.equal(ours.indices, theirs.indices)
 
 
+@pytest.mark.slow
 def test_workers_that_die_for_no_video_are_an_error(small_videos, small_records, monkeypatch):
     loader = tricky_loader(small_videos, small_records, None)
     monkeypatch.setattr("video_datasets.workers.settle_worker", die)
@@ -336,6 +339,7 @@ def test_fatal_errors_of_a_worker_are_one_line_and_bugs_keep_their_traceback(sma
         list(tricky_loader(small_videos, small_records, "bug"))
 
 
+@pytest.mark.slow
 def test_a_slow_consumer_is_no_hang(train_set):
     batches = TrainLoader(train_set, 4, seed=0, num_workers=1, timeout_s=5).epoch(0)
     next(batches)

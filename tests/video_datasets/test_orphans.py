@@ -29,6 +29,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 def test_workers_and_their_server_end_with_a_killed_process(repository: Path, small_videos: Path, tmp_path: Path):
     script = tmp_path / "train.py"
