@@ -181,12 +181,16 @@ def build_testing_at_once(settings: Settings, device: torch.device) -> VideosAtO
     return VideosAtOnce(settings.videos_at_once, settings.test_batch_size, memory_of(device))
 
 
-def check_best_metric(settings: Settings, num_classes: int) -> None:
-    """Raise ConfigError if `best_metric` is no metric, or has no value for so few classes."""
-    values = {name: value for metric in create_metrics(num_classes) for name, value in metric.values()}
+def check_metrics(settings: Settings, num_classes: int) -> None:
+    """Raise ConfigError if `metrics` has no such metric, or `best_metric` has no value for so few classes."""
+    values = {metric.name: metric.value() for metric in create_metrics(settings.metrics, num_classes)}
+    if "top1" not in values:
+        raise ConfigError("metrics: must have top1, which the tables compare")
+    if settings.eval is not None:
+        return
     chosen = settings.best_metric
     if chosen not in values:
-        raise ConfigError(f"best_metric={chosen}: must be one of {', '.join(values)}")
+        raise ConfigError(f"best_metric={chosen}: must be one of metrics: {', '.join(values)}")
     if values[chosen] is None:
         raise ConfigError(f"best_metric={chosen}: has no value for {num_classes} classes; choose another metric")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tc_clip.protocol import VideoModel
@@ -14,7 +15,7 @@ from trainers.device_copies import DeviceCopies
 from trainers.distributed.interrupts import Interrupts
 from trainers.distributed.processes import Ranks
 from trainers.errors import RunInterrupted
-from trainers.metrics import Metric, create_metrics
+from trainers.metrics import Metric
 from trainers.precision import Precision, weights_in
 from trainers.videos_at_once import VideosAtOnce
 from video_datasets.batches import VideoBatch
@@ -132,7 +133,7 @@ def evaluate(
     model: VideoModel,
     loader: Iterable[VideoBatch],
     *,
-    num_classes: int,
+    metrics: Sequence[Metric],
     num_videos: int,
     precision: Precision,
     ranks: Ranks,
@@ -144,6 +145,7 @@ def evaluate(
     """Evaluate the model with its class names on a list of videos. Collective.
 
     Args:
+        metrics: without videos yet; the evaluation has their values.
         num_videos: length of the list, compared with the number of videos that all ranks have seen.
         cuda_graphs: see `GraphedModel`.
         max_bad_share: share of the list that may be unreadable, over all ranks; one video may be in any case.
@@ -155,7 +157,6 @@ def evaluate(
         RuntimeError: if the ranks together did not see every video exactly once.
     """
     start = time.perf_counter()
-    metrics = create_metrics(num_classes)
     predictions: list[Prediction] = []
     unreadable: list[tuple[int, str, str]] = []
     scored: list[tuple[VideoBatch, Tensor]] = []
@@ -172,11 +173,11 @@ def evaluate(
         reason = next((reason for reason in ranks.all_gather(interrupts.requested) if reason is not None), None)
         if reason is not None:
             raise RunInterrupted(reason)
-    for metric in metrics:
-        metric.sums = ranks.sum(metric.sums)
-    gathered = ranks.all_gather((predictions, unreadable))
-    predictions = sorted((item for part, _ in gathered for item in part), key=lambda item: item.index)
-    unreadable = sorted(item for _, part in gathered for item in part)
+    gathered = ranks.all_gather((predictions, unreadable, [metric.sums for metric in metrics]))
+    predictions = sorted((item for part, _, _ in gathered for item in part), key=lambda item: item.index)
+    unreadable = sorted(item for _, part, _ in gathered for item in part)
+    for number, metric in enumerate(metrics):
+        metric.merge([sums[number] for _, _, sums in gathered])
     seen = [item.index for item in predictions] + [index for index, _, _ in unreadable]
     if sorted(seen) != list(range(num_videos)):
         raise RuntimeError(f"{len(seen)} videos seen, {len(set(seen))} of them different, of a list of {num_videos}")
@@ -187,7 +188,7 @@ def evaluate(
             f"{max_bad_share:g} allows: repair them or take them off the list, or raise it)"
         )
     seconds = time.perf_counter() - start
-    values = {name: value for metric in metrics for name, value in metric.values()}
+    values = {metric.name: metric.value() for metric in metrics}
     return Evaluation(values, predictions, [(path, reason) for _, path, reason in unreadable], seconds)
 
 
@@ -201,8 +202,9 @@ def _predictions(scored: Sequence[tuple[VideoBatch, Tensor]], metrics: Sequence[
     valid, labels, indices = (
         torch.cat([getattr(batch, name) for batch, _ in scored]) for name in ("valid", "labels", "indices")
     )
+    targets = F.one_hot(labels[valid], scores.shape[1]).bool()
     for metric in metrics:
-        metric.add(scores[valid], classes[valid], labels[valid])
+        metric.add(scores[valid], classes[valid], targets)
     rows = (x[valid].tolist() for x in (indices, labels, classes, values))
     return [
         Prediction(index, label, tuple(best), tuple(shares)) for index, label, best, shares in zip(*rows, strict=True)

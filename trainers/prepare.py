@@ -54,8 +54,7 @@ def prepare(settings: Settings, ranks: Ranks, interrupts: Interrupts) -> Job:
     lists = build.read_lists(settings, _parts(settings))
     if settings.dry_run:
         _require_videos(videos for part in lists.values() for videos in part)
-    if settings.eval is None:
-        build.check_best_metric(settings, len(lists["val"][0].class_names))
+    build.check_metrics(settings, len(lists["val" if "val" in lists else "test"][0].class_names))
     model = build.build_model(settings, next(iter(lists.values()))[0])
     if settings.eval is None and not model.trainable:
         raise ConfigError(f"trainer={settings.trainer.name} is not trained: give eval=val or eval=test")

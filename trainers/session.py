@@ -15,7 +15,7 @@ from trainers.distributed.interrupts import Interrupts
 from trainers.errors import CheckpointError, RunInterrupted
 from trainers.evaluator import Evaluation
 from trainers.logging.plan import duration
-from trainers.metrics import format_metrics
+from trainers.metrics import format_metrics, is_better
 from trainers.progress import ProgressReporter
 from trainers.state import Best
 from trainers.trainer import Trainer, UpdateReport
@@ -52,7 +52,7 @@ class TrainingRun:
         save_updates: updates between further writes of `last.pth`, or None.
         save_minutes: minutes after which `last.pth` is written within an epoch, or None.
         keep: how many of the last checkpoints to keep.
-        best_metric: name of the metric whose highest value is the best validation.
+        best_metric: name of the metric whose best value is the best validation.
         run_facts: what checkpoints store besides the state: facts and configuration of the run.
         damaged: checkpoints that could not be read; they are renamed.
         print_every: updates between lines of the log.
@@ -233,7 +233,7 @@ class TrainingRun:
         self.on_validation(evaluation, self._step)
         best_before = position.best if self.unsaved_best is None else self.unsaved_best.values
         value, best = values[self.best_metric], (best_before or {}).get(self.best_metric)
-        is_best = best is None or (value is not None and value > best)
+        is_best = is_better(self.best_metric, value, best)
         log.info(
             f"epoch {epoch + 1}/{self.epochs} validation: {format_metrics(evaluation.metrics)} of "
             f"{len(evaluation.predictions):,} videos, {duration(evaluation.seconds)}"

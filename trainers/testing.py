@@ -8,7 +8,7 @@ from trainers.config.settings import Part
 from trainers.errors import RunInterrupted
 from trainers.evaluator import Evaluation, evaluate
 from trainers.logging.logger import LoggerContainer
-from trainers.metrics import format_metrics, metric_titles
+from trainers.metrics import create_metrics, format_metrics
 from trainers.prepare import Job
 from trainers.reporting.pictures import side_product
 from trainers.reporting.tables import ResultRow
@@ -64,7 +64,7 @@ class Tester:
             videos=_count(values, "videos"),
             unreadable=_count(values, "unreadable"),
             # A checkpoint of an older version can lack metrics that were added later.
-            metrics={name: values.get(name) for name in metric_titles()},
+            metrics={name: values.get(name) for name in self.job.settings.metrics},
             chance=videos.chance,
             predictions=f"predictions_{stem}.csv" if self.job.settings.logging.predictions else None,
             files=list_facts(videos),
@@ -100,7 +100,7 @@ class Tester:
         evaluation = evaluate(
             job.model,
             loader,
-            num_classes=len(videos.class_names),
+            metrics=create_metrics(job.settings.metrics, len(videos.class_names)),
             num_videos=len(videos.records),
             precision=job.precision,
             ranks=job.ranks,

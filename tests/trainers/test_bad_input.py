@@ -264,7 +264,10 @@ VALUES: list[tuple[dict, str]] = [
     ({"input_size": 33}, r"33 is not a multiple of patch_size 8"),
     ({"shot": None}, r"^few_shot needs the number of training videos per class: give shot=2, 4, 8 or 16$"),
     ({"wise_ft": 0.5}, r"^wise_ft=0\.5: this model starts from random weights"),
-    ({"best_metric": "top4"}, r"^best_metric=top4: must be one of top1, top5, mean_class$"),
+    ({"best_metric": "top4"}, r"^best_metric=top4: must be one of metrics: top1, top5, mean_class$"),
+    ({"metrics": ["top1", "recall"]}, r"^metrics: recall must be one of top1, top5 \(any topK\), mean_class, map"),
+    ({"metrics": ["top1", "top1"]}, r"^metrics: top1 is listed twice$"),
+    ({"metrics": ["map"], "best_metric": "map"}, r"^metrics: must have top1, which the tables compare$"),
     ({"best_metric": "top5"}, r"^best_metric=top5: has no value for 3 classes; choose another metric$"),
     ({"trainer__options__vision_depth": 2, "+trainer__options__dept": 2}, r"dept"),
     (

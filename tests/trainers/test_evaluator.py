@@ -9,6 +9,7 @@ from tc_clip.config import RECIPE_PIXELS
 from trainers.device_copies import DeviceCopies
 from trainers.distributed.processes import Ranks
 from trainers.evaluator import evaluate, score_views
+from trainers.metrics import create_metrics
 from trainers.precision import pick_precision
 from trainers.videos_at_once import VideosAtOnce
 from video_datasets.batches import VideoBatch
@@ -55,7 +56,13 @@ def batches(num_videos: int, num_views: int, bad: set[int] = frozenset()) -> lis
 
 def run(loader: list[VideoBatch], num_videos: int, at_once: int = 3, model: BrightnessModel | None = None):
     options = {"precision": CPU, "ranks": Ranks(), "at_once": VideosAtOnce(at_once, at_once)}
-    return evaluate(model or BrightnessModel(), loader, num_classes=NUM_CLASSES, num_videos=num_videos, **options)
+    return evaluate(
+        model or BrightnessModel(),
+        loader,
+        metrics=create_metrics(["top1", "top5", "mean_class"], NUM_CLASSES),
+        num_videos=num_videos,
+        **options,
+    )
 
 
 def test_scores_are_summed_softmaxes_in_bounded_pieces() -> None:

@@ -20,7 +20,7 @@ def draw_curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) 
         loss, accuracy = figure.subplots(1, 2)
         loss.plot([line["step"] for line in updates], [line["loss"] for line in updates], linewidth=1)
         loss.set(title="training loss", xlabel="micro-batches", ylabel="cross entropy, soft targets")
-        for name, title in metric_titles().items():
+        for name, title in metric_titles(name for line in validations for name in line).items():
             values = [line.get(name) for line in validations]
             if None not in values:  # no top-5 with five classes or fewer
                 accuracy.plot([line["step"] for line in validations], values, marker="o", markersize=3, label=title)

@@ -45,7 +45,7 @@ def sweep(
         if again or not _is_of(path, settings):
             run(settings)
         rows += [{**row, "wise_ft": weight, "list": row["name"]} for row in read_document(path)["results"]]
-    columns = ["wise_ft", "list", "group", "part", "videos", *metric_titles()]
+    columns = ["wise_ft", "list", "group", "part", "videos", *metric_titles(name for row in rows for name in row)]
     write_csv(output / "sweep.csv", columns, ([row.get(name) for name in columns] for row in rows))
     with side_product("sweep.png", lambda warning: print(f"sweep_wise_ft: {warning}", file=sys.stderr)):
         draw(rows, output / "sweep.png")

@@ -361,9 +361,12 @@ class Settings:
     save_updates: int | None = key(
         "Also write `last.pth` after this many updates within an epoch; `null`: off.", at_least=1
     )
-    best_metric: str = key(
-        "Metric of the validation whose highest value `best.pth` belongs to: `top1`, `top5` or `mean_class`."
+    metrics: list[str] = key(
+        "Metrics of every evaluation, in the order of the tables: `top1` (needed), `top5` or any other k, "
+        "`mean_class` (mean of the classes' top-1), `map` (mean average precision), `macro_f1`, `ece` (calibration "
+        "error in 15 bins, the lower the better)."
     )
+    best_metric: str = key("The one of `metrics` whose best value in a validation `best.pth` belongs to.")
     keep: int = key(
         "How many of the last checkpoints to keep: `last.pth`, and before it `last_1.pth`, `last_2.pth`, ... A "
         "damaged one is skipped for the one before.",

@@ -59,6 +59,7 @@ def report_page(run: RunFolder, videos_root: Path | None = None) -> str:
 
 def _headline(run: RunFolder) -> str:
     rows = []
+    titles = metric_titles(name for row in rows_of(run.results.values()) for name in row)
     for row in rows_of(run.results.values()):
         weights = str(row.get("weights", ""))
         if row.get("wise_ft") is not None:
@@ -70,14 +71,14 @@ def _headline(run: RunFolder) -> str:
         unreadable = f" (+{row['unreadable']} unreadable)" if row.get("unreadable") else ""
         metrics = "".join(
             f'<td class="n{" big" if name == "top1" else ""}">{_percent(row.get(name))}</td>'
-            for name in (*metric_titles(), "chance")
+            for name in (*titles, "chance")
         )
         rows.append(
             f"<tr><td>{escape(row.get('name'))} <span class=faint>{escape(row.get('part'))}</span></td>"
             f"<td>{escape(weights)}</td><td>{row.get('num_clip')} × {row.get('num_crop')}</td>"
             f'<td class="n">{row.get("videos", 0):,}{unreadable}</td>{metrics}<td>{published}</td></tr>'
         )
-    numbers = ("videos", *(f"{title} %" for title in metric_titles().values()), "chance %")
+    numbers = ("videos", *(f"{title} %" for title in titles.values()), "chance %")
     head = "".join(
         f'<th class="{"n" if name in numbers else ""}">{name}</th>'
         for name in ("list", "weights", "views", *numbers, "published, top-1 %")
@@ -163,6 +164,7 @@ def _video_card(item: VideoPrediction, picture: str | None) -> str:
 
 def _curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     train, val = metrics.get("train", []), metrics.get("val", [])
+    titles = metric_titles(name for row in val for name in row)
 
     def line(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
         return [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
@@ -172,7 +174,7 @@ def _curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         ("training loss", line_chart({"loss": line(train, "loss")}, "micro-batches", "cross entropy")),
         (
             "validation",
-            line_chart({title: line(val, name) for name, title in metric_titles().items()}, "micro-batches", "%"),
+            line_chart({title: line(val, name) for name, title in titles.items()}, "micro-batches", "%"),
         ),
         ("learning rates", line_chart({name: line(train, name) for name in rates}, "micro-batches", "rate")),
         ("throughput", line_chart({"videos": line(train, "videos_per_second")}, "micro-batches", "videos per second")),

@@ -58,7 +58,7 @@ def summarise(rows: Sequence[ResultRow], protocol: str) -> list[dict[str, Any]]:
             members = [row for row in tests if row.group == group]
             if len(members) > 1:
                 mean: dict[str, Any] = {"kind": "mean", "name": group, "weights": label, "splits": len(members)}
-                for name in metric_titles():
+                for name in members[0].metrics:
                     known = [value for row in members if (value := row.metrics[name]) is not None]
                     average = mean_and_std(known) if len(known) == len(members) else (None, None)
                     mean[name], mean[f"{name}_std"] = average
@@ -75,7 +75,7 @@ def summarise(rows: Sequence[ResultRow], protocol: str) -> list[dict[str, Any]]:
 
 def results_table(rows: Sequence[ResultRow], summary: Sequence[dict[str, Any]]) -> str:
     """Return the table as text."""
-    titles = metric_titles()
+    titles = metric_titles(name for row in rows for name in row.metrics)
     lines = [("list", "weights", "views", "videos", *titles.values(), "chance")]
     for row in rows:
         unreadable = f" (+{row.unreadable} unreadable)" if row.unreadable else ""
@@ -85,13 +85,14 @@ def results_table(rows: Sequence[ResultRow], summary: Sequence[dict[str, Any]]) 
                 row.label,
                 f"{row.num_clip} x {row.num_crop}",
                 f"{row.videos:,}{unreadable}",
-                *(percent(row.metrics[name]) for name in titles),
+                *(percent(row.metrics.get(name)) for name in titles),
                 f"{row.chance:.2f}",
             )
         )
     for item in summary:
         if item["kind"] == "mean":
-            means = ["-" if item[name] is None else f"{item[name]:.2f} +- {item[f'{name}_std']:.2f}" for name in titles]
+            known = [(item.get(name), item.get(f"{name}_std")) for name in titles]
+            means = ["-" if mean is None else f"{mean:.2f} +- {std:.2f}" for mean, std in known]
             lines.append((f"{item['name']}, mean of {item['splits']}", item["weights"], "", "", *means, ""))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = []

@@ -80,7 +80,7 @@ def model_card(
         lines += ["The checkpoint does not contain it."]
     lines += ["", "## Results", ""]
     if results:
-        titles = metric_titles()
+        titles = metric_titles(name for row in results for name in row)
         header = ["list", "weights", "views", "videos", *(f"{title} %" for title in titles.values()), "chance %"]
         lines += [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
         for row in results:
