@@ -19,6 +19,7 @@ from trainers.disk import share_disk
 from trainers.distributed.processes import Ranks
 from trainers.errors import ConfigError
 from trainers.logging.logger import LoggerContainer, LogOptions, open_loggers
+from trainers.losses import CrossEntropy, balanced_weights, read_class_weights
 from trainers.metrics import create_metrics
 from trainers.optim import build_adamw
 from trainers.parts.averaging import EpochAverage, ExponentialAverage
@@ -117,6 +118,7 @@ def build_train_loader(settings: Settings, videos: VideoList, ranks: Ranks, rese
         timeout_s=data.timeout_s,
         max_bad_share=data.max_bad_share,
         num_epochs=settings.epochs,
+        balanced=settings.sampling == "balanced",
     )
 
 
@@ -205,6 +207,15 @@ def build_mixing(settings: Settings, num_classes: int) -> Mixing:
         switch_prob=aug.switch_prob,
         label_smoothing=aug.label_smoothing,
     )
+
+
+def build_loss(settings: Settings, videos: VideoList) -> CrossEntropy:
+    """Return the loss with the weights of a training list's classes."""
+    if settings.class_weights == "none":
+        return CrossEntropy()
+    if settings.class_weights == "balanced":
+        return CrossEntropy(balanced_weights([record.label for record in videos.records], len(videos.class_names)))
+    return CrossEntropy(read_class_weights(Path(settings.class_weights), videos.class_names))
 
 
 def build_parts(settings: Settings, model: VideoModel, videos: VideoList, precision: Precision) -> list[TrainingPart]:

@@ -26,6 +26,8 @@ FIXED = (
     "batch_size",
     "total_batch_size",
     "partial_update",
+    "sampling",
+    "class_weights",
     "warmup_epochs",
     "lr",
     "lr_min",
@@ -42,7 +44,13 @@ FIXED = (
     *PARTS,
 )
 # What runs of older versions did that had no such key.
-EARLIER: dict[str, Any] = {"partial_update": "keep", "trainer.pixels": "recipe", "optimizer.lr_factors": {}}
+EARLIER: dict[str, Any] = {
+    "partial_update": "keep",
+    "sampling": "shuffled",
+    "class_weights": "none",
+    "trainer.pixels": "recipe",
+    "optimizer.lr_factors": {},
+}
 # What a run needs to continue.
 _PARTS: dict[str, type | UnionType] = {
     **dict.fromkeys(("model", "optimizer", "run", "config", "skipped"), dict),

@@ -20,6 +20,7 @@ from trainers.distributed.processes import Ranks
 from trainers.errors import ConfigError
 from trainers.files import make_writable
 from trainers.logging.plan import training_lines
+from trainers.losses import CrossEntropy
 from trainers.optim import WarmupCosine
 from trainers.precision import Precision, pick_precision
 from trainers.reporting.write_results import WeightsFile
@@ -82,6 +83,7 @@ class TrainingParts:
     state: TrainingState
     loader: TrainLoader
     val_loader: EvalLoader
+    loss: CrossEntropy
     run_facts: dict[str, Any]  # what checkpoints store besides the state
     is_resumed: bool
     resume_messages: list[str]  # about the checkpoint that the run resumes from, for the log
@@ -116,6 +118,7 @@ def prepare_training(job: Job) -> TrainingParts:
     )
     with ranks.errors_together():
         used = build.build_parts(settings, job.model, train, job.precision)
+        loss = build.build_loss(settings, train)
     optimizer = build.build_optimizer(settings, job.model, used)
     plan_lines = training_lines(  # before the schedule sets the rates
         plan,
@@ -149,6 +152,7 @@ def prepare_training(job: Job) -> TrainingParts:
         state=state,
         loader=loader,
         val_loader=val_loader,
+        loss=loss,
         run_facts={"run": fixed, "config": config},
         is_resumed=last is not None,
         resume_messages=[] if last is None else last.messages,

@@ -53,6 +53,7 @@ class TrainingRun:
         save_minutes: minutes after which `last.pth` is written within an epoch, or None.
         keep: how many of the last checkpoints to keep.
         best_metric: name of the metric whose best value is the best validation.
+        patience: validations in a row without a better one after which training ends, or None.
         run_facts: what checkpoints store besides the state: facts and configuration of the run.
         damaged: checkpoints that could not be read; they are renamed.
         print_every: updates between lines of the log.
@@ -76,6 +77,7 @@ class TrainingRun:
         save_minutes: float | None,
         keep: int,
         best_metric: str,
+        patience: int | None,
         run_facts: dict[str, Any],
         damaged: Sequence[Path],
         print_every: int,
@@ -99,6 +101,7 @@ class TrainingRun:
         self.save_minutes = save_minutes
         self.keep = keep
         self.best_metric = best_metric
+        self.patience = patience
         self.run_facts = run_facts
         self.damaged = damaged
         self.interrupts = interrupts
@@ -131,8 +134,13 @@ class TrainingRun:
         self._saved_at = time.monotonic()
         position = self.state.position
         try:
-            while position.epoch < self.epochs:
+            while position.epoch < self.epochs and not self._is_out_of_patience:
                 self._run_epoch()
+            if position.epoch < self.epochs:
+                self.log.info(
+                    f"training ends after epoch {position.epoch} of {self.epochs}: {self.patience} validations in a "
+                    f"row were not better in {self.best_metric} than the best (patience)"
+                )
             self._save_the_end()
         finally:
             self._await_writing()
@@ -154,6 +162,15 @@ class TrainingRun:
     def is_validated(self, epoch: int) -> bool:
         """Return whether an epoch ends with a validation: as published the first, every `save_freq` later, the last."""
         return epoch % self.save_freq == 0 or epoch + 1 == self.epochs
+
+    @property
+    def _is_out_of_patience(self) -> bool:
+        """Whether the last validations were not better than the best; it follows from the position alone."""
+        best = self.state.position.best if self.unsaved_best is None else self.unsaved_best.values
+        if self.patience is None or best is None or self._awaits_validation:
+            return False
+        since = range(int(best["epoch"] or 0), self.state.position.epoch)
+        return sum(map(self.is_validated, since)) >= self.patience
 
     @property
     def _awaits_validation(self) -> bool:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainers.batches import BatchPlan, Update
@@ -18,6 +17,7 @@ from trainers.distributed.gradients import GradientReducer
 from trainers.distributed.processes import Ranks
 from trainers.errors import TrainingError
 from trainers.logging.logger import LoggerContainer
+from trainers.losses import CrossEntropy
 from trainers.optim import WarmupCosine
 from trainers.parts.base import Outputs, Pass, run_model
 from trainers.precision import Precision
@@ -68,6 +68,7 @@ class Trainer:
         loader: yields this rank's micro-batches of an epoch.
         plan: sizes of the epoch.
         mixing: MixUp, CutMix and label smoothing on a micro-batch; returns soft targets.
+        loss: sum over videos of logits (B, C) and soft targets (B, C).
         video_name: name of a video by its index, for messages.
         clip_grad_norm: largest norm of an update's gradient, or None.
         max_bad_videos: number of unreadable videos, over all ranks, above which training stops.
@@ -89,6 +90,7 @@ class Trainer:
         ranks: Ranks,
         log: LoggerContainer,
         seed: int,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         video_name: Callable[[int], str] = str,
         clip_grad_norm: float | None = None,
         max_bad_videos: float = float("inf"),
@@ -106,6 +108,7 @@ class Trainer:
         self.ranks = ranks
         self.log = log
         self.seed = seed
+        self.loss = loss or CrossEntropy()
         self.video_name = video_name
         self.clip_grad_norm = clip_grad_norm
         self.max_bad_videos = max_bad_videos
@@ -323,8 +326,8 @@ class Trainer:
         return videos, targets
 
     def _loss_sum(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the cross entropy with soft targets, summed over videos."""
-        return F.cross_entropy(logits.to(self.precision.dtype), targets.to(self.precision.dtype), reduction="sum")
+        """Return the loss, summed over videos."""
+        return self.loss(logits.to(self.precision.dtype), targets.to(self.precision.dtype))
 
     def _generator_state(self) -> Tensor:
         """Return the state of the generators that a model on this device draws from."""

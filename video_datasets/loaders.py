@@ -26,10 +26,34 @@ class BadVideoError(RuntimeError):
     """More listed videos are unreadable than `max_bad_share` allows."""
 
 
-def micro_batches(num_videos: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Return an epoch's micro-batches: every video once, as int64 indices; the last one may be smaller."""
-    order = order_rng(seed, epoch).permutation(num_videos)
+def micro_batches(
+    num_videos: int, batch_size: int, seed: int, epoch: int, labels: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Return an epoch's micro-batches as int64 indices; the last one may be smaller.
+
+    Args:
+        labels: classes of the videos, for an epoch with equally many videos of each class (`balanced_order`); None:
+            every video once.
+    """
+    rng = order_rng(seed, epoch)
+    order = rng.permutation(num_videos) if labels is None else balanced_order(labels, rng)
     return [order[start : start + batch_size] for start in range(0, num_videos, batch_size)]
+
+
+def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return as many indices as there are labels, of each class equally many, up to one.
+
+    The videos of a class are drawn without replacement, and again from the start when all have been drawn. Which
+    classes have one more is drawn too.
+    """
+    classes = rng.permutation(np.unique(labels))
+    order = []
+    for number, label in enumerate(classes):
+        count = len(labels) // len(classes) + (number < len(labels) % len(classes))
+        videos = np.flatnonzero(labels == label)
+        rounds = [rng.permutation(videos) for _ in range(-(-count // len(videos)))]
+        order += [np.concatenate(rounds)[:count]] if rounds else []
+    return rng.permutation(np.concatenate(order))
 
 
 class TrainLoader:
@@ -45,6 +69,7 @@ class TrainLoader:
         max_bad_share: largest share of the list that this rank may find unreadable.
         num_epochs: the epochs that follow one another. While the last batches of one are used, the first of the next
             are read. 0: each epoch alone.
+        balanced: equally many videos of each class in an epoch, instead of every video once.
     """
 
     def __init__(
@@ -61,6 +86,7 @@ class TrainLoader:
         start_method: str = "forkserver",
         prefetch_batches: int = 2,
         num_epochs: int = 0,
+        balanced: bool = False,
     ):
         _check(batch_size, rank, world_size)
         if not dataset.training:
@@ -73,6 +99,7 @@ class TrainLoader:
         self._reader = BatchReader(dataset, num_workers, pin_memory, timeout_s, start_method, ahead)
         self._bad = _BadVideos(len(dataset), max_bad_share)
         self._num_epochs = num_epochs
+        self._labels = np.array([dataset.label(index) for index in range(len(dataset))]) if balanced else None
         self._reading: Generator[VideoBatch] | None = None  # what `epoch` yields if called with `_next`
         self._next: tuple[int, int, int | None] | None = None
 
@@ -128,7 +155,7 @@ class TrainLoader:
         return range(first, len(range(self.num_micro_batches)[:stop]), self._world_size)
 
     def _keys(self, epoch: int, start: int, stop: int | None) -> Iterator[list[ItemKey]]:
-        batches = micro_batches(len(self.dataset), self.batch_size, self._seed, epoch)
+        batches = micro_batches(len(self.dataset), self.batch_size, self._seed, epoch, self._labels)
         for number in self._numbers(start, stop):
             yield [ItemKey(int(index), self._seed, epoch, number, i) for i, index in enumerate(batches[number])]
 

@@ -236,14 +236,14 @@ def test_minutes_save_too(compose_run, tmp_path: Path, monkeypatch) -> None:
 @pytest.mark.slow
 def test_random_numbers_of_a_model_follow_from_the_position(compose_run, tmp_path: Path, monkeypatch) -> None:
     """A run of a model with dropout resumes exactly; no generator's state is needed."""
-    from trainers import trainer as trainer_module
+    from trainers import losses as losses_module
 
-    forward = trainer_module.F.cross_entropy
+    forward = losses_module.F.cross_entropy
 
     def with_dropout(logits, *arguments, **options):
         return forward(torch.nn.functional.dropout(logits, 0.5), *arguments, **options)
 
-    monkeypatch.setattr(trainer_module.F, "cross_entropy", with_dropout)
+    monkeypatch.setattr(losses_module.F, "cross_entropy", with_dropout)
     run(compose_run(epochs=2, output=tmp_path / "whole"))
     torch.manual_seed(99)
     run(compose_run(epochs=2, save_updates=1, keep=3))

@@ -332,6 +332,10 @@ class Settings:
         "The videos left after an epoch's last full update: `drop` leaves them out, as published; `keep` makes a "
         "smaller update of them. A list smaller than `total_batch_size` makes one update of all its videos."
     )
+    sampling: Literal["shuffled", "balanced"] = key(
+        "Training videos of an epoch. `shuffled`: every video once. `balanced`: as many videos in all, equally many of "
+        "each class, so that those of small classes come several times (with other frames and crops)."
+    )
     test_batch_size: int = key("Evaluation: videos in a batch. Changes memory and speed, not results.", at_least=1)
     videos_at_once: int | Literal["auto"] = key(
         "Videos (in evaluation, views) of one pass through the model, of any number of micro-batches of an update, or "
@@ -344,6 +348,10 @@ class Settings:
         "but one, without a third of them, at most 16, and fewer if memory is short; the plan shows the number. 0: in "
         "the process itself, where a hang cannot be noticed.",
         at_least=0,
+    )
+    class_weights: str = key(
+        "Weights of the classes in the loss: `none`; `balanced`: in inverse proportion to their training videos, "
+        "with a mean of 1 over the videos; or a CSV file of lines `name,weight`."
     )
     epochs: int = key("Passes over the training list.", at_least=1)
     warmup_epochs: int = key("Epochs of linear warm-up from 0.", at_least=0)
@@ -367,6 +375,11 @@ class Settings:
         "error in 15 bins, the lower the better)."
     )
     best_metric: str = key("The one of `metrics` whose best value in a validation `best.pth` belongs to.")
+    patience: int | None = key(
+        "Validations in a row that are not better in `best_metric` than the best, after which training ends early; "
+        "`null`: never. The learning rate follows `epochs` in any case.",
+        at_least=1,
+    )
     keep: int = key(
         "How many of the last checkpoints to keep: `last.pth`, and before it `last_1.pth`, `last_2.pth`, ... A "
         "damaged one is skipped for the one before.",
