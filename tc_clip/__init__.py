@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from tc_clip.tokenizer import tokenize
     from tc_clip.vision_encoder import VisionOutput
     from tc_clip.weights.downloads import KNOWN_CLIP_WEIGHTS, fetch_clip_weights
-    from tc_clip.weights.files import Checkpoint, WeightsError, read_checkpoint
+    from tc_clip.weights.files import Checkpoint, WeightsError
     from tc_clip.weights.loading import interpolate_weights, load_weights
+    from tc_clip.weights.publishing import push_to_hub
+    from tc_clip.weights.sources import read_checkpoint
 
 __version__ = "0.1.0"
 
@@ -27,7 +29,7 @@ _HOMES = {
     "fetch_clip_weights": "weights.downloads",
     "Checkpoint": "weights.files",
     "WeightsError": "weights.files",
-    "read_checkpoint": "weights.files",
+    "read_checkpoint": "weights.sources",
     "VideoClip": "models",
     "VideoModel": "protocol",
     "VideoTextModel": "protocol",
@@ -35,6 +37,7 @@ _HOMES = {
     "VisionOutput": "vision_encoder",
     "interpolate_weights": "weights.loading",
     "load_weights": "weights.loading",
+    "push_to_hub": "weights.publishing",
 }
 
 __all__ = [
@@ -52,6 +55,7 @@ __all__ = [
     "load_weights",
     "model_names",
     "model_options",
+    "push_to_hub",
     "read_checkpoint",
     "tokenize",
 ]

@@ -20,9 +20,10 @@ from tc_clip.tokenizer import CLIP_TOKENIZER
 from tc_clip.weights.clip import ClipWeights, read_clip_weights, sizes_of
 from tc_clip.weights.downloads import KNOWN_CLIP_WEIGHTS
 from tc_clip.weights.facts import WeightFacts, choose_pixels, tokenizer_of
-from tc_clip.weights.files import Checkpoint, CheckpointSource, WeightsError, as_checkpoint
+from tc_clip.weights.files import Checkpoint, WeightsError
 from tc_clip.weights.hub import KNOWN_HUB_WEIGHTS
 from tc_clip.weights.loading import checkpoint_state, learned_vectors, load_clip_weights, load_weights
+from tc_clip.weights.sources import CheckpointSource, as_checkpoint
 
 _LOG = logging.getLogger(__name__)
 
@@ -124,19 +125,21 @@ def _create(
 
 def load_model(
     checkpoint: CheckpointSource,
-    class_names: Sequence[str],
+    class_names: Sequence[str] | None = None,
     clip_weights: str | Path | Mapping[str, Tensor] | None = None,
 ) -> VideoClip:
-    """Create the model of a checkpoint that this project wrote, with other class names.
+    """Create the model of a checkpoint that this project wrote, with its own or other class names.
 
     Args:
-        checkpoint: a file that training or export wrote, or what `read_checkpoint` returned.
-        class_names: the classes to score.
+        checkpoint: a file that training or export wrote, `hf://owner/name[@revision][/file]` on the Hugging Face hub,
+            or what `read_checkpoint` returned.
+        class_names: the classes to score; None: those that the checkpoint was trained on or published with.
         clip_weights: the source of CLIP's token embedding. It can be left out if the checkpoint names a known one, such
             as "ViT-B/16"; a path that it names is not followed.
 
     Raises:
-        WeightsError: if the checkpoint was not created by this project, or its CLIP weights cannot be read.
+        WeightsError: if the checkpoint was not created by this project, has no class names and none are given, or its
+            CLIP weights cannot be read.
     """
     checkpoint = as_checkpoint(checkpoint)
     info = checkpoint.model_info
@@ -145,6 +148,9 @@ def load_model(
             f"{checkpoint.source}: does not name its model, as checkpoints of this project do: use create_model with "
             "the model's name, clip_weights and checkpoint"
         )
+    names = class_names if class_names is not None else checkpoint.class_names
+    if names is None:
+        raise WeightsError(f"{checkpoint.source}: does not contain class names: give class_names")
     try:
         model = _model_of(checkpoint, info, clip_weights)
     except WeightsError:
@@ -154,7 +160,7 @@ def load_model(
         raise WeightsError(
             f"{checkpoint.source}: its model cannot be built from its model_info ({type(error).__name__}: {reason})"
         ) from error
-    model.set_class_names(class_names)
+    model.set_class_names(names)
     return model
 
 
@@ -175,6 +181,11 @@ def _model_of(
                 f"{checkpoint.source}: was trained from the CLIP weights in {clip_weights!r}; if you trust this "
                 "file, give it (clip_weights=, or --clip-weights), since a path inside a checkpoint is not followed"
             )
+    if checkpoint.downloaded and info["options"].get("descriptions") is not None:
+        raise WeightsError(
+            f"{checkpoint.source}: names a file of descriptions, {info['options']['descriptions']!r}; a path inside a "
+            "downloaded file is not followed"
+        )
     trained = info["sizes"]["vision"]
     # What weights do not determine: an input size that is not CLIP's own, and facts that a file next to them can lack.
     sizes = {key: trained[key] for key in ("image_size", "head_width", "activation") if key in trained}

@@ -430,6 +430,12 @@ class VideoClip(nn.Module):
         """Return what is needed to build this model again, as plain values (name, options, sizes, weights' name)."""
         return dict(self._info)
 
+    def push_to_hub(self, repo: str, **options: Any) -> str:
+        """Publish the model on the Hugging Face hub as `owner/name` (see `tc_clip.push_to_hub`); return its address."""
+        from tc_clip.weights.publishing import push_to_hub
+
+        return push_to_hub(self, repo, **options)
+
     def _contexts(self, output: VisionOutput | None) -> list[Tensor]:
         """Return the context tokens that each prompt layer attends to, (B, K, E) each."""
         if output is None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.loopback import HIDDEN, Server, running
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_VIDEOS = REPOSITORY.parent / "shared" / "videos"
 
@@ -92,6 +94,31 @@ def golden_weights(golden_dir: Path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def loopback(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """Return a running server on the loopback interface (`tests/loopback.py`)."""
+    for variable in HIDDEN:
+        monkeypatch.delenv(variable, raising=False)
+    yield from running(Server())
+
+
+@pytest.fixture
+def hub(loopback: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Server:
+    """Return the server as the hub of this process, with an empty cache in tmp_path and no token."""
+    from huggingface_hub import constants
+
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub_cache"))
+    monkeypatch.setattr(constants, "ENDPOINT", loopback.url)
+    template = "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", loopback.url + template)
+    return loopback
 
 
 TINY_SIZES = {

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from tc_clip.weights.checksum import checksum_of
-from tc_clip.weights.files import WeightsError, read_checkpoint
+from tc_clip.weights.files import WeightsError, read_file
 from trainers.errors import CheckpointError
 from trainers.files import atomic_path
 
@@ -117,7 +117,7 @@ def read_training_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: if it is another kind of checkpoint.
     """
     try:
-        content = read_checkpoint(path).content
+        content = read_file(path).content
     except WeightsError as error:
         raise DamagedCheckpointError(path, str(error).removeprefix(f"{path}: ")) from error
     if content.get("format_version") != FORMAT_VERSION:

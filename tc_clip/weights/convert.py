@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tc_clip.weights.checksum import checksum_of
-from tc_clip.weights.files import WeightsError, read_checkpoint
+from tc_clip.weights.files import WeightsError
 from tc_clip.weights.layouts import (
     TOKEN_EMBEDDING,
     from_clip,
@@ -25,6 +25,7 @@ from tc_clip.weights.layouts import (
     to_published,
 )
 from tc_clip.weights.packing import METADATA, pack
+from tc_clip.weights.sources import read_checkpoint
 
 # Layout -> a tensor that only this layout has.
 _SIGNS = {

@@ -75,10 +75,14 @@ KNOWN_CLIP_WEIGHTS: dict[str, ClipArchive] = {
 }
 
 
+def cache_folder(cache_dir: str | Path | None = None) -> Path:
+    """Return the folder of downloaded files: `cache_dir`, else $TC_CLIP_CACHE, else ~/.cache/tc_clip."""
+    return Path(cache_dir or os.environ.get("TC_CLIP_CACHE") or Path.home() / ".cache" / "tc_clip").expanduser()
+
+
 def archive_path(archive: ClipArchive, cache_dir: str | Path | None = None) -> Path:
-    """Return where the cache has an archive: in `cache_dir`, else $TC_CLIP_CACHE, else ~/.cache/tc_clip."""
-    folder = cache_dir or os.environ.get("TC_CLIP_CACHE") or Path.home() / ".cache" / "tc_clip"
-    return Path(folder).expanduser() / archive.filename
+    """Return where the cache (`cache_folder`) has an archive."""
+    return cache_folder(cache_dir) / archive.filename
 
 
 class _TimedConnection(http.client.HTTPSConnection):

@@ -11,7 +11,7 @@ import re
 import urllib.error
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -38,11 +38,13 @@ class Checkpoint:
         content: all entries of the file; the weights are under `model`. The entry `checksum` was checked and removed.
         source: the file, for messages.
         sha256: SHA-256 of the file, None unless `read_checkpoint` was asked for it.
+        downloaded: whether it came from the hub: then no path in it is followed.
     """
 
     content: dict[str, Any]
     source: str = "the checkpoint"
     sha256: str | None = None
+    downloaded: bool = False
 
     @property
     def model_info(self) -> dict[str, Any] | None:
@@ -55,19 +57,17 @@ class Checkpoint:
         """The configuration of the run of this project that wrote the file; None in files of other projects."""
         return self.content.get("config") if "format_version" in self.content else None
 
-
-CheckpointSource = Checkpoint | Mapping[str, Any] | str | Path
-
-
-def as_checkpoint(source: CheckpointSource) -> Checkpoint:
-    """Return a checkpoint that was read before, or read a file, or wrap a dict (a checkpoint or a state dict)."""
-    if isinstance(source, Checkpoint):
-        return source
-    return Checkpoint(dict(source)) if isinstance(source, Mapping) else read_checkpoint(source)
+    @property
+    def class_names(self) -> list[str] | None:
+        """The classes that the weights were trained on, or published with; None if the file does not have them."""
+        run = self.content.get("run")
+        names = self.content.get("class_names", run.get("class_names") if isinstance(run, dict) else None)
+        is_list = isinstance(names, list | tuple) and all(isinstance(name, str) and name.strip() for name in names)
+        return list(names) if is_list and names else None
 
 
-def read_checkpoint(path: str | Path, *, hash_file: bool = False, archives: bool = False) -> Checkpoint:
-    """Read a checkpoint of this project or a published one, and compare its content with its checksum.
+def read_file(path: Path, *, hash_file: bool = False, archives: bool = False) -> Checkpoint:
+    """Read a file that `tc_clip.weights.sources.read_checkpoint` has found.
 
     Tensors are on the CPU, `config` is plain containers; weights of a .safetensors file are under `model`. The file is
     opened once (.safetensors with `hash_file`, and archives: twice).
@@ -79,7 +79,6 @@ def read_checkpoint(path: str | Path, *, hash_file: bool = False, archives: bool
     Raises:
         WeightsError: if the file cannot be read, is damaged, or holds objects of a class that is not expected.
     """
-    path = Path(path)
     sha256 = None
     with _readable(path):
         if path.suffix == ".safetensors":

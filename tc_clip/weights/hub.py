@@ -1,5 +1,9 @@
-"""Public weights on the Hugging Face hub, by name: download, cache, revisions and tokens are `huggingface_hub`'s."""
+"""Files on the Hugging Face hub, and public weights there by name.
 
+Download, cache, revisions, tokens and the offline mode (`HF_HUB_OFFLINE`) are `huggingface_hub`'s.
+"""
+
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +11,8 @@ from pathlib import Path
 from tc_clip.weights.downloads import CONNECT_TIMEOUT_S, within_deadline
 from tc_clip.weights.facts import OPEN_CLIP_CONFIG
 from tc_clip.weights.files import WeightsError, one_line, sha256_of
+
+_LOG = logging.getLogger(__name__)
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 _SAFE, _PICKLE = "open_clip_model.safetensors", "open_clip_pytorch_model.bin"  # open_clip's names
@@ -108,15 +114,20 @@ def fetch_hub_weights(name: str, cache_dir: Path | None = None, endpoint: str | 
     """
     known = KNOWN_HUB_WEIGHTS[name]
 
+    by_hand = (
+        f"; download {_SAFE} (or {_PICKLE}) and {OPEN_CLIP_CONFIG} of {known.repo} another way into one folder, and "
+        "give the path of the weights as clip_weights"
+    )
+
     def get(filename: str, repo: str = known.repo, revision: str | None = known.revision) -> Path:
-        return _get(name, repo, filename, revision, cache_dir, endpoint)
+        return fetch_file(name, repo, filename, revision, by_hand=by_hand, cache_dir=cache_dir, endpoint=endpoint)
 
     get(OPEN_CLIP_CONFIG)
     weights = cached_hub_weights(name, cache_dir)
     if weights is None:
         try:
             weights = get(_SAFE)
-        except _AbsentError:
+        except AbsentError:
             weights = get(_PICKLE)
     _check(name, weights, known.sha256)
     tokenizer = None
@@ -137,29 +148,43 @@ def cached_hub_weights(name: str, cache_dir: Path | None = None) -> Path | None:
     return None
 
 
-class _AbsentError(WeightsError):
+class AbsentError(WeightsError):
     """A repository does not have a file."""
 
 
-def _get(
-    name: str, repo: str, filename: str, revision: str | None, cache_dir: Path | None, endpoint: str | None
+def fetch_file(
+    name: str,
+    repo: str,
+    filename: str,
+    revision: str | None,
+    *,
+    by_hand: str = "",
+    newest: bool = False,
+    cache_dir: Path | None = None,
+    endpoint: str | None = None,
 ) -> Path:
-    from huggingface_hub import (
-        errors,
-        get_hf_file_metadata,
-        hf_hub_download,
-        hf_hub_url,
-        try_to_load_from_cache,
-    )
+    """Return a file of a repository in the cache; download it if it is not there.
 
-    cached = try_to_load_from_cache(repo, filename, cache_dir=cache_dir, revision=revision)
-    if isinstance(cached, str):
-        return Path(cached)
+    Args:
+        name: what is fetched, for messages.
+        revision: commit, branch or tag; None: the main branch.
+        by_hand: advice for messages, after a semicolon.
+        newest: ask the hub for the present commit of a branch; without a connection the cached one is used, with a
+            warning. A commit is never asked for again.
+        cache_dir: instead of the hub's own cache (`HF_HOME`).
+        endpoint: instead of the hub's own address (`HF_ENDPOINT`).
+
+    Raises:
+        AbsentError: if the repository does not have the file.
+        WeightsError: in one line, for every other reason.
+    """
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, filename, cache_dir=cache_dir, revision=revision)
+    cached = Path(found) if isinstance(found, str) else None
+    if cached is not None and not (newest and re.fullmatch("[0-9a-f]{40}", revision or "") is None):
+        return cached
     of = f"{filename} of {repo}" + (f" at {revision}" if revision else "")
-    by_hand = (
-        f"download {_SAFE} (or {_PICKLE}) and {OPEN_CLIP_CONFIG} of {KNOWN_HUB_WEIGHTS[name].repo} another way into "
-        "one folder, and give the path of the weights as clip_weights"
-    )
     try:
         # The download itself tries for half a minute to connect.
         url = hf_hub_url(repo, filename, revision=revision, endpoint=endpoint)
@@ -175,6 +200,10 @@ def _get(
                 library_name="tc_clip",
             )
         )
+    except errors.OfflineModeIsEnabled as error:
+        if cached is not None:
+            return cached
+        raise WeightsError(f"{name}: {of} is not in the cache, and HF_HUB_OFFLINE forbids to download it") from error
     except errors.GatedRepoError as error:
         raise WeightsError(
             f"{name}: {repo} is gated: accept its terms on its page, and log in with `hf auth login` or set HF_TOKEN"
@@ -182,13 +211,22 @@ def _get(
     except errors.RepositoryNotFoundError as error:
         raise WeightsError(f"{name}: there is no repository {repo}, or it needs a token (HF_TOKEN)") from error
     except errors.RevisionNotFoundError as error:
-        raise WeightsError(f"{name}: {repo} has no commit {revision}; {by_hand}") from error
+        kind = "commit" if re.fullmatch("[0-9a-f]{40}", revision or "") else "revision"
+        raise WeightsError(f"{name}: {repo} has no {kind} {revision}{by_hand}") from error
     except errors.LocalEntryNotFoundError as error:
-        raise WeightsError(f"cannot download {name} ({of}): no connection, and not in the cache; {by_hand}") from error
+        return _without_connection(cached, f"cannot download {name} ({of}): no connection", by_hand, error)
     except errors.EntryNotFoundError as error:
-        raise _AbsentError(f"{name}: {repo} has no {filename}") from error
+        raise AbsentError(f"{name}: {repo} has no {filename}" + (f" at {revision}" if revision else "")) from error
     except (OSError, ValueError, errors.HTTPError) as error:  # no connection, a full disk, a file of another size
-        raise WeightsError(f"cannot download {name} ({of}: {one_line(error)}); {by_hand}") from error
+        return _without_connection(cached, f"cannot download {name} ({of}: {one_line(error)})", by_hand, error)
+
+
+def _without_connection(cached: Path | None, problem: str, by_hand: str, error: Exception) -> Path:
+    """Return the file in the cache with a warning, or raise WeightsError if there is none."""
+    if cached is None:
+        raise WeightsError(f"{problem}, and it is not in the cache{by_hand}") from error
+    _LOG.warning("%s; the version in the cache is used, of commit %s", problem, cached.parent.name[:12])
+    return cached
 
 
 def _check(name: str, path: Path, sha256: str | None) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tc_clip.models import VideoClip
 from tc_clip.protocol import VideoModel
 from tc_clip.weights.clip import ClipWeights
-from tc_clip.weights.files import Checkpoint, CheckpointSource, WeightsError, as_checkpoint
+from tc_clip.weights.files import Checkpoint, WeightsError
 from tc_clip.weights.layouts import (
     CLIP_NAMES,
     POSITIONS,
@@ -24,6 +24,7 @@ from tc_clip.weights.layouts import (
     without_module,
 )
 from tc_clip.weights.positions import interpolate_in_space, interpolate_in_time
+from tc_clip.weights.sources import CheckpointSource, as_checkpoint
 
 _LOG = logging.getLogger(__name__)
 

@@ -1,7 +1,6 @@
 """Fetching known CLIP weights, against a server of the test on the loopback interface."""
 
 import hashlib
-import http.server
 import threading
 import time
 import urllib.request
@@ -17,32 +16,12 @@ CONTENT = bytes(range(256)) * 12000  # several chunks
 BROKEN_OFF_AT = len(CONTENT) // 3
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.server.requests.append(self.path)
-        if self.path == "/absent":
-            self.send_error(404)
-            return
-        self.send_response(200)
-        if self.path != "/without_length":
-            self.send_header("Content-Length", str(len(CONTENT)))
-        self.end_headers()
-        self.wfile.write(CONTENT[:BROKEN_OFF_AT] if self.path == "/broken_off" else CONTENT)
-
-    def log_message(self, *arguments) -> None:
-        """Keep the test's output free of requests."""
-
-
 @pytest.fixture
-def server():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.requests = []
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def server(loopback):
+    loopback.plain |= dict.fromkeys(("/whole", "/without_length", "/broken_off"), CONTENT)
+    loopback.unsized.add("/without_length")
+    loopback.cut["broken_off"] = BROKEN_OFF_AT
+    return loopback
 
 
 def open_without_proxy(url: str):
@@ -54,7 +33,7 @@ def fetch(server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Return a function that fetches "tiny" from a path of the server into tmp_path/cache."""
 
     def fetch(path: str, sha256: str = hashlib.sha256(CONTENT).hexdigest()) -> Path:
-        url = f"http://127.0.0.1:{server.server_address[1]}{path}"
+        url = server.url + path
         monkeypatch.setitem(KNOWN_CLIP_WEIGHTS, "tiny", ClipArchive(url, sha256, "tiny.pt"))
         return fetch_clip_weights("tiny", tmp_path / "cache", open_url=open_without_proxy)
 
@@ -70,7 +49,7 @@ def test_downloads_once(fetch, server, tmp_path: Path, path: str) -> None:
     file = fetch(path)
     assert file == tmp_path / "cache" / "tiny.pt" and file.read_bytes() == CONTENT
     assert fetch(path) == file
-    assert server.requests == [path]
+    assert server.requests == [("GET", path)]
     assert left_in(file.parent) == ["tiny.pt"]
 
 
@@ -82,7 +61,7 @@ def test_the_cache_of_openais_package_is_used(fetch, server, tmp_path: Path, mon
     theirs.write_bytes(CONTENT if is_whole else CONTENT[:100])
     file = fetch("/whole")
     assert file == (theirs if is_whole else tmp_path / "cache" / "tiny.pt") and file.read_bytes() == CONTENT
-    assert server.requests == ([] if is_whole else ["/whole"])
+    assert server.requests == ([] if is_whole else [("GET", "/whole")])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from tc_clip.weights.files import WeightsError, read_checkpoint, read_tensors
+from tc_clip.weights.files import WeightsError, read_tensors
+from tc_clip.weights.sources import read_checkpoint
 
 CONFIG = {
     "output": None,
@@ -234,7 +235,7 @@ def test_reads_without_omegaconf(tmp_path: Path) -> None:
     torch.save(published_checkpoint(), path)
     code = (
         "import sys; sys.modules['omegaconf'] = None\n"
-        "from tc_clip.weights.files import read_checkpoint\n"
+        "from tc_clip.weights.sources import read_checkpoint\n"
         f"print(read_checkpoint({str(path)!r}).content['config']['data'])\n"
         "assert not [name for name in sys.modules if name.startswith('omegaconf.')]"
     )

@@ -1,10 +1,8 @@
 """Weights on the hub, by name: a server of the test on the loopback interface speaks the hub's protocol."""
 
 import hashlib
-import http.server
 import json
 import os
-import threading
 import time
 from dataclasses import replace
 
@@ -19,8 +17,9 @@ from tc_clip.weights.facts import CLIP_PIXELS
 from tc_clip.weights.files import WeightsError
 from tc_clip.weights.hub import KNOWN_HUB_WEIGHTS, HubWeights, fetch_hub_weights
 from tc_clip.weights.layouts import to_clip
+from tests.loopback import COMMIT, Repo
 
-COMMIT, OTHER = "1" * 40, "2" * 40
+OTHER = "2" * 40
 NAME = "tiny"
 TINY = {"image_size": 16, "patch_size": 8, "vision_width": 64, "vision_depth": 1, "text_width": 64, "text_depth": 1}
 PIXELS = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
@@ -38,58 +37,21 @@ def files() -> dict[str, bytes]:
     }
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_HEAD(self) -> None:
-        self.reply(with_body=False)
-
-    def do_GET(self) -> None:
-        self.reply(with_body=True)
-
-    def reply(self, with_body: bool) -> None:
-        server = self.server
-        *_, revision, filename = self.path.split("/")
-        server.requests.append((self.command, revision, filename))
-        code = server.refuses or (None if filename in server.files else "EntryNotFound")
-        if code is None and revision not in ("main", COMMIT):
-            code = "RevisionNotFound"
-        if code:
-            self.send_response(403 if code == "GatedRepo" else 404)
-            self.send_header("X-Error-Code", code)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        content = server.files[filename]
-        self.send_response(200)
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("X-Linked-Etag", server.etags.get(filename, hashlib.sha256(content).hexdigest()))
-        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
-        self.send_header("X-Linked-Size", str(len(content)))
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if with_body:
-            self.wfile.write(content[: server.cut.get(filename, len(content))])
-
-    def log_message(self, *arguments) -> None:
-        """Keep the test's output free of requests."""
-
-
 @pytest.fixture(scope="module")
 def content() -> dict[str, bytes]:
     return files()
 
 
 @pytest.fixture
-def server(content, monkeypatch):
-    for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(variable, raising=False)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.files, server.requests, server.etags, server.cut, server.refuses = dict(content), [], {}, {}, None
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def server(content, loopback):
+    loopback.repos["owner/tiny"] = Repo({COMMIT: dict(content)})
+    return loopback
+
+
+@pytest.fixture
+def tiny(server):
+    """The files of the repository."""
+    return server.repos["owner/tiny"].files
 
 
 @pytest.fixture
@@ -99,7 +61,7 @@ def fetch(server, monkeypatch, tmp_path):
     def fetch(**changes) -> hub.HubFiles:
         known = replace(HubWeights("owner/tiny", 1.0, 16, "MIT", COMMIT), **changes)
         monkeypatch.setitem(KNOWN_HUB_WEIGHTS, NAME, known)
-        return fetch_hub_weights(NAME, tmp_path, f"http://127.0.0.1:{server.server_address[1]}")
+        return fetch_hub_weights(NAME, tmp_path, server.url)
 
     return fetch
 
@@ -112,8 +74,8 @@ def test_downloads_once_and_then_needs_no_network(fetch, server, content):
     assert fetch() == found and len(server.requests) == asked
 
 
-def test_a_known_name_gives_a_model_with_its_facts(fetch, monkeypatch, server, tmp_path):
-    fetch(sha256=hashlib.sha256(server.files["open_clip_model.safetensors"]).hexdigest())
+def test_a_known_name_gives_a_model_with_its_facts(fetch, monkeypatch, tiny, tmp_path):
+    fetch(sha256=hashlib.sha256(tiny["open_clip_model.safetensors"]).hexdigest())
     monkeypatch.setattr(clip, "fetch_hub_weights", lambda name: fetch_hub_weights(name, tmp_path))
     model = tc_clip.create_model("vanilla_clip", class_names=["a", "b"], clip_weights=NAME, pixels="weights")
     facts = model.info()["weights"]
@@ -124,13 +86,13 @@ def test_a_known_name_gives_a_model_with_its_facts(fetch, monkeypatch, server, t
         assert torch.equal(again.eval()(video), model.eval()(video))
 
 
-def test_weights_as_a_pickle_if_there_is_nothing_safer(fetch, server):
-    server.files["open_clip_pytorch_model.bin"] = server.files.pop("open_clip_model.safetensors")
+def test_weights_as_a_pickle_if_there_is_nothing_safer(fetch, tiny):
+    tiny["open_clip_pytorch_model.bin"] = tiny.pop("open_clip_model.safetensors")
     assert fetch().weights.name == "open_clip_pytorch_model.bin"
 
 
 def test_the_tokenizer_of_another_repository(fetch, server, tmp_path):
-    server.files |= {"tokenizer.json": b"{}", "tokenizer_config.json": b"{}"}
+    server.repos["owner/tokens"] = Repo({COMMIT: {"tokenizer.json": b"{}", "tokenizer_config.json": b"{}"}})
     found = fetch(tokenizer=("owner/tokens", COMMIT))
     assert found.tokenizer.read_bytes() == b"{}" and "owner--tokens" in str(found.tokenizer)
 

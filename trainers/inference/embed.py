@@ -19,7 +19,7 @@ from tc_clip import VideoClip
 from tc_clip.matching import video_features
 from tc_clip.vision_encoder import VisionOutput
 from tc_clip.weights.checksum import checksum_of
-from tc_clip.weights.files import CheckpointSource
+from tc_clip.weights.sources import CheckpointSource
 from trainers.device_copies import DeviceCopies
 from trainers.errors import ConfigError
 from trainers.files import atomic_path

@@ -12,7 +12,7 @@ import torch
 import tc_clip
 from tc_clip.ops.memory import keep_freed_memory
 from tc_clip.protocol import VideoModel
-from tc_clip.weights.files import CheckpointSource, as_checkpoint
+from tc_clip.weights.sources import CheckpointSource, as_checkpoint
 from trainers.cuda_graphs import GraphedModel
 from trainers.device_copies import DeviceCopies
 from trainers.distributed.processes import pick_device
