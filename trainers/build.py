@@ -33,7 +33,7 @@ from trainers.video_lists import VideoList, read_video_list
 from trainers.videos_at_once import VideosAtOnce, memory_of
 from video_datasets.crashes import FILE, CrashedVideos
 from video_datasets.frame_cache import FrameCache
-from video_datasets.isolation import Limits
+from video_datasets.isolation import Limits, isolates
 from video_datasets.loaders import EvalLoader, TrainLoader
 from video_datasets.machine import available_cores, pick_num_workers, total_memory
 from video_datasets.mixing import Mixing
@@ -101,7 +101,7 @@ def build_train_loader(settings: Settings, videos: VideoList, ranks: Ranks, rese
         transform,
         num_frames=settings.num_frames,
         decoder=data.decoder,
-        isolation=_isolation(data),
+        isolation=_isolation(settings, ranks.device),
         cache=_frame_cache(settings, transform, reserve),
         crashed=_crashed(settings),
         colors_later=aug.colors_on_device,
@@ -140,7 +140,7 @@ def build_eval_loader(
         num_clips=num_clip,
         random_test_views=settings.views.random,
         decoder=data.decoder,
-        isolation=_isolation(data),
+        isolation=_isolation(settings, ranks.device),
         cache=_frame_cache(settings, transform, reserve),
         crashed=_crashed(settings),
     )
@@ -317,7 +317,15 @@ def _without_bad_videos(videos: VideoList, path: Path) -> VideoList:
     return kept
 
 
-def _isolation(data: DataSettings) -> Limits | None:
+def _isolation(settings: Settings, device: torch.device) -> Limits | None:
+    """Return the limits of decoding in separate processes; None where the workers are these processes, or for `false`.
+
+    Without workers, any video that could be read within the run can be: no memory limit, and a worker's time.
+    """
+    data = settings.data
+    if data.isolate == "auto":
+        has_workers = num_workers_of(settings, device) > 0
+        return None if has_workers or not isolates() else Limits(None, data.timeout_s, timeout_key="data.timeout_s")
     return Limits(data.isolate_memory_mb, data.isolate_timeout_s) if data.isolate else None
 
 

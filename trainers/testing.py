@@ -88,6 +88,8 @@ class Tester:
             raise
         row = self.row(part, videos, weights, wise_ft, evaluation.values())
         facts = {"list": videos.name, "part": part, "weights": row.label}
+        if self.job.settings.eval is not None:
+            facts["eval"] = self.job.settings.eval
         self.log.log_metrics("test", 0, {**facts, **evaluation.values()})
         self.log.info(f"{videos.name} ({part}, {row.label}): {format_metrics(row.metrics)}")
         self.write_files(part, videos, wise_ft, evaluation)

@@ -3,6 +3,7 @@
 A message is a JSON object after its length in four bytes; pixels follow as raw bytes.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 from video_datasets.child_processes import die_with_parent
 from video_datasets.decoders import decoders_for
 from video_datasets.decoding import VideoReadError, decode
+from video_datasets.video_files import TarMember
 
 
 def framed(message: dict[str, Any]) -> bytes:
@@ -49,37 +51,62 @@ class _Bytes:
 
 
 def _serve(request: dict[str, Any], requests: BinaryIO, results: BinaryIO) -> None:
-    source = request["path"] if request["bytes"] is None else _Bytes(requests.read(request["bytes"]))
-
-    def choose(num_frames: int) -> np.ndarray:
-        _write(results, {"num_frames": num_frames})
-        chosen = _read(requests)
-        if chosen is None:
-            raise SystemExit  # the parent has ended
-        return np.array(chosen["frames"], dtype=np.int64)
-
     try:
-        frames = np.ascontiguousarray(decode(source, choose, request["decoder"]))
+        _SERVICES[request["what"]](request, requests, results)
     except VideoReadError as error:
         _write(results, {"error": error.reason})
     except MemoryError:
         _write(results, {"error": f"decoding takes more than {sys.argv[2]} MB (data.isolate_memory_mb)"})
     except Exception as error:  # any error that a crafted file causes is that file's fault
         _write(results, {"error": f"the decoder failed ({type(error).__name__}: {str(error)[:200]})"})
-    else:
-        _write(results, {"shape": list(frames.shape)})
-        results.write(frames.data.cast("B"))
-        results.flush()
+
+
+def _send_frames(request: dict[str, Any], requests: BinaryIO, results: BinaryIO) -> None:
+    """Send the number of frames, receive which are wanted, and send these."""
+    source: Any = request["path"]
+    if request["bytes"] is not None:
+        source = _Bytes(requests.read(request["bytes"]))
+    elif request["part"] is not None:
+        archive, offset, size = request["part"]
+        source = TarMember(archive, request["path"], offset, size)
+
+    def choose(num_frames: int) -> np.ndarray:
+        _write(results, {"num_frames": num_frames})
+        return np.array(_next(requests)["frames"], dtype=np.int64)
+
+    _write_pixels(results, decode(source, choose, request["decoder"]))
+
+
+def _send_frames_in_time(request: dict[str, Any], requests: BinaryIO, results: BinaryIO) -> None:
+    """Send the times of one frame after the other, and the pixels of those that are asked for."""
+    from video_datasets.timed_frames import frames_in_time  # imports PyAV
+
+    for frame in frames_in_time(request["path"]):
+        _write(results, {"start": float(frame.start), "end": float(frame.end)})
+        while _next(requests)["wish"] == "pixels":
+            _write_pixels(results, frame.pixels()[None])
+    _write(results, {"done": True})
+
+
+def _send_seconds(request: dict[str, Any], requests: BinaryIO, results: BinaryIO) -> None:
+    """Send the duration in the header of a video."""
+    from video_datasets.timed_frames import seconds_of
+
+    _write(results, {"seconds": seconds_of(request["path"])})
+
+
+_SERVICES = {"frames": _send_frames, "frames in time": _send_frames_in_time, "seconds": _send_seconds}
 
 
 def _import_decoders(name: str) -> None:
     """Import the decoders now: their memory then does not count, and no file is opened for them later."""
     for decoder in (*decoders_for(name), *decoders_for("auto")):
         decoder.load()
+    importlib.import_module("video_datasets.timed_frames")
 
 
 def _limit(memory_mb: int) -> None:
-    """Bound this process's memory, and forbid it to write files."""
+    """Bound this process's memory (0: not), and forbid it to write files."""
     try:
         import resource
     except ImportError:
@@ -87,7 +114,7 @@ def _limit(memory_mb: int) -> None:
     statm = Path("/proc/self/statm")
     used = int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 1 << 30
     for kind, limit in (
-        (resource.RLIMIT_AS, used + (memory_mb << 20)),
+        *(((resource.RLIMIT_AS, used + (memory_mb << 20)),) if memory_mb else ()),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, 64),
@@ -97,9 +124,24 @@ def _limit(memory_mb: int) -> None:
         resource.setrlimit(kind, (limit, limit))
 
 
+def _write_pixels(results: BinaryIO, frames: np.ndarray) -> None:
+    frames = np.ascontiguousarray(frames)
+    _write(results, {"shape": list(frames.shape)})
+    results.write(frames.data.cast("B"))
+    results.flush()
+
+
 def _write(results: BinaryIO, message: dict[str, Any]) -> None:
     results.write(framed(message))
     results.flush()
+
+
+def _next(requests: BinaryIO) -> dict[str, Any]:
+    """Return the next message within a request; end with the parent."""
+    message = _read(requests)
+    if message is None:
+        raise SystemExit
+    return message
 
 
 def _read(requests: BinaryIO) -> dict[str, Any] | None:

@@ -4,11 +4,12 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import av
 import numpy as np
 from av.video.frame import VideoFrame
 
-from video_datasets.decoders.base import DecoderError
-from video_datasets.decoders.pyav import Orientation, decode_in_order, upright_rgb
+from video_datasets.decoders.base import DecoderError, decoder_errors
+from video_datasets.decoders.pyav import Orientation, best_video_stream, decode_in_order, open_video, upright_rgb
 from video_datasets.decoding import VideoReadError
 
 
@@ -58,6 +59,20 @@ def frames_in_time(path: str | bytes) -> Iterator[TimedFrame]:
         raise VideoReadError(name, f"{error}{position}") from error
     if held is None:
         raise VideoReadError(name, "PyAV finds no frames")
+
+
+def seconds_of(path: str) -> float:
+    """Return the duration in the header of a video file; 0 if it has none.
+
+    Raises:
+        VideoReadError: the file is not a video.
+    """
+    try:
+        with decoder_errors("it cannot be opened", path), open_video(path) as container:
+            best_video_stream(container)
+            return (container.duration or 0) / av.time_base
+    except DecoderError as error:
+        raise VideoReadError(path, str(error)) from error
 
 
 def _pixels(name: str, frame: VideoFrame, width: int, height: int, orientation: Orientation) -> np.ndarray:

@@ -18,7 +18,7 @@ from video_datasets.decoders.base import DecoderError
 from video_datasets.decoding import Choose, VideoReadError, decode
 from video_datasets.device_decoding import EncodedView, read_view
 from video_datasets.frame_cache import FrameCache
-from video_datasets.isolation import IsolatedDecoder, Limits
+from video_datasets.isolation import Limits, shared_decoder
 from video_datasets.packed_texts import PackedTexts
 from video_datasets.randomness import item_rng, views_rng
 from video_datasets.stored_frames import opened_frames
@@ -136,7 +136,7 @@ class VideoDataset:
         self.num_clips = num_clips
         self.random_test_views = random_test_views
         self.decoder = decoder
-        self._read = partial(decode, decoder=decoder) if isolation is None else IsolatedDecoder(decoder, isolation)
+        self._read = partial(decode, decoder=decoder) if isolation is None else shared_decoder(decoder, isolation)
         self.cache = cache
         self.colors_later = colors_later
         self.decode_later = decode_later

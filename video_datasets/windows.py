@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from video_datasets.decoding import VideoReadError
+from video_datasets.isolation import Decoder, DecoderHere
 from video_datasets.transforms import TestTransform
 
 
@@ -49,7 +50,12 @@ class _OpenWindow:
 
 
 def read_windows(
-    path: str, window_s: float, stride_s: float, num_frames: int, transform: TestTransform
+    path: str,
+    window_s: float,
+    stride_s: float,
+    num_frames: int,
+    transform: TestTransform,
+    decoder: Decoder | None = None,
 ) -> Iterator[Window]:
     """Yield the windows of a video in the order of time.
 
@@ -63,13 +69,12 @@ def read_windows(
         stride_s: seconds between the starts of two windows.
         num_frames: frames per window, `T`.
         transform: makes the crops of a frame.
+        decoder: reads the file; None: this process itself.
 
     Raises:
         ValueError: the window or the stride is not above 0.
         VideoReadError: the file cannot be read, or breaks off after the windows already yielded.
     """
-    from video_datasets.timed_frames import frames_in_time  # imports PyAV
-
     if window_s <= 0 or stride_s <= 0:
         raise ValueError(f"window ({window_s:g} s) and stride ({stride_s:g} s) must be above 0")
     offsets = (np.arange(num_frames) + 0.5) * window_s / num_frames  # of the wanted times in a window
@@ -77,7 +82,7 @@ def read_windows(
     num_opened, covered, end = 0, 0.0, 0.0
     damage = None
     try:
-        for frame in frames_in_time(path):
+        for frame in (decoder or DecoderHere()).frames_in_time(path):
             end = frame.end
             while num_opened * stride_s < end:
                 opened.append(_OpenWindow(num_opened * stride_s))

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from trainers.inference import demo as demo_module
-from trainers.inference.demo import Demo, VisitorError, class_names_of, make_examples, seconds_of
+from trainers.inference.demo import Demo, VisitorError, class_names_of, make_examples
 from trainers.inference.demo_guard import RequestGuard
 from trainers.inference.predict import load_model, predict
+from video_datasets.isolation import DecoderHere
 
 CLASSES = ["red square moving sideways", "green square moving diagonally", "a dog"]
 
@@ -92,7 +93,7 @@ def test_a_file_that_breaks_off(model, shape_clips, tmp_path: Path) -> None:
 def test_examples_are_short_videos(tmp_path: Path) -> None:
     paths = make_examples(tmp_path / "examples")
     assert len(paths) == len(demo_module.EXAMPLES)
-    assert all(2.5 < seconds_of(path) < 3.5 for path in paths)
+    assert all(2.5 < DecoderHere().seconds(path) < 3.5 for path in paths)
 
 
 def answer(headers: dict[str, str], body: list[bytes] | None = None, method: str = "POST") -> int:

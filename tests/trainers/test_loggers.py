@@ -59,6 +59,20 @@ def test_a_finished_run_that_is_started_again_has_one_test_line(tmp_path: Path) 
     assert kinds == ["val", "test"]
 
 
+def test_a_resumed_run_keeps_what_evaluations_of_their_own_wrote(tmp_path: Path) -> None:
+    with open_loggers(["metrics_file"], LogOptions(tmp_path)) as log:
+        log.log_metrics("test", 0, {"top1": 1.0})  # after training, which is repeated
+        log.log_metrics("test", 0, {"top1": 2.0, "eval": "test"})
+        log.log_metrics("train", 12, {"loss": 1.0})
+    with open_loggers(["metrics_file"], LogOptions(tmp_path, resumed_step=8)):
+        pass
+    (kept,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert (kept["kind"], kept["top1"]) == ("test", 2.0)
+    with open_loggers(["metrics_file"], LogOptions(tmp_path, resumed_step=0)):
+        pass
+    assert (tmp_path / "metrics.jsonl").read_text() == "", "other weights begin"
+
+
 def test_values_that_are_not_finite_become_null(tmp_path: Path) -> None:
     with open_loggers(["metrics_file"], LogOptions(tmp_path)) as log:
         log.log_metrics("train", 1, {"loss": float("nan"), "top5": None, "list": "a"})

@@ -70,6 +70,18 @@ def test_the_page_shows_everything_and_needs_no_network(folder: Path) -> None:
     assert page.count("<polyline") == 5  # loss, top-1, two rates, throughput; no top-5 is known
 
 
+def test_a_folder_of_another_user_names_no_videos(
+    folder: Path, shape_clips: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("trainers.reporting.thumbnails.os.getuid", lambda: folder.stat().st_uid + 1)
+    assert script.main([str(folder)]) == 0
+    assert (folder / "report.html").read_text().count("data:image/jpeg;base64,") == 0
+    assert "belongs to another user: no pictures of videos (--videos ROOT reads them)" in capsys.readouterr().err
+    assert script.main([str(folder), "--videos", str(shape_clips[0].parent)]) == 0
+    assert (folder / "report.html").read_text().count("data:image/jpeg;base64,") == 4
+    assert "another user" not in capsys.readouterr().err
+
+
 def test_predictions_are_counted_and_ordered(folder: Path) -> None:
     content = read_predictions(folder / "predictions_test_shapes.csv")
     assert content.name == "test_shapes" and content.confusion.class_names == ("red <b>circle", "cross", "dog")

@@ -3,6 +3,7 @@
 import os
 import pickle
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from video_datasets import isolation
 from video_datasets.decoding import VideoReadError, decode
-from video_datasets.isolation import IsolatedDecoder, Limits
+from video_datasets.isolation import DecoderHere, IsolatedDecoder, Limits
 from video_datasets.loaders import TrainLoader
 from video_datasets.transforms import TrainTransform
 from video_datasets.video_dataset import VideoDataset
@@ -37,6 +38,15 @@ def decode(source, choose, decoder):
     if name.startswith("secret"): raise isolated_decoder.VideoReadError(name, repr(sorted(os.environ)))
     return real(source, choose, decoder)
 isolated_decoder.decode = decode
+from video_datasets import timed_frames
+real_frames = timed_frames.frames_in_time
+def frames_in_time(path):
+    name = os.path.basename(path)
+    for number, frame in enumerate(real_frames(path.replace("crash", "v00").replace("hang", "v00"))):
+        if number == 2 and name.startswith("crash"): os.kill(os.getpid(), signal.SIGSEGV)
+        if number == 2 and name.startswith("hang"): time.sleep(600)
+        yield frame
+timed_frames.frames_in_time = frames_in_time
 write = isolated_decoder._write
 def write_and_remember(results, message):
     global RESULTS
@@ -74,7 +84,7 @@ def test_the_same_frames_and_errors(small_videos: Path, shared_videos: Path, tmp
             isolated(str(path), first_frames)
         assert str(found.value) == str(expected.value)
     again = pickle.loads(pickle.dumps(isolated))
-    assert again._child is None and isolated._child.process.poll() is None
+    assert again._idle == [] and isolated._idle[0].process.poll() is None
     isolated.close()
 
 
@@ -97,6 +107,64 @@ def test_a_fault_costs_one_video(faulty: IsolatedDecoder, small_videos: Path, na
     assert np.array_equal(faulty(path, first_frames), decode(path, first_frames, "pyav"))
 
 
+@pytest.mark.parametrize(("name", "reason"), [("crash", "crashed .SIGSEGV"), ("hang", "took more than 2 s")])
+def test_a_fault_among_frames_in_time(faulty: IsolatedDecoder, small_videos: Path, name: str, reason: str) -> None:
+    seen = []
+    with pytest.raises(VideoReadError, match=rf"{name}\.mp4: .*{reason}"):
+        seen.extend(faulty.frames_in_time(str(small_videos / f"{name}.mp4")))
+    assert len(seen) == 2
+    assert len(list(faulty.frames_in_time(str(small_videos / "v00.mp4")))) > 2
+
+
+def test_the_same_frames_in_time(small_videos: Path) -> None:
+    apart, here, path = IsolatedDecoder(), DecoderHere(), str(small_videos / "v03.mp4")
+    found = [(frame.start, frame.end, frame.pixels()) for frame in apart.frames_in_time(path)]
+    expected = [(frame.start, frame.end, frame.pixels()) for frame in here.frames_in_time(path)]
+    assert [item[:2] for item in found] == [item[:2] for item in expected]
+    assert all(np.array_equal(one[2], other[2]) for one, other in zip(found, expected, strict=True))
+    assert apart.seconds(path) == here.seconds(path) > 0
+    process = apart._idle[0].process
+    frames = apart.frames_in_time(path)
+    first = next(frames)
+    next(frames)
+    with pytest.raises(RuntimeError, match="asked for after the next frame"):
+        first.pixels()
+    frames.close()
+    assert process.poll() is not None, "it was in the middle of a video"
+    with pytest.raises(VideoReadError, match="No such file"):
+        apart.seconds(path + "x")
+
+
+def test_one_process_is_started_when_needed_and_used_again(
+    small_videos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shared = isolation.isolated("pyav", timeout_s=77)
+    assert shared._idle == [] and isolation.isolated("pyav", timeout_s=77) is shared
+    monkeypatch.chdir(small_videos)
+    threads = [threading.Thread(target=shared, args=("v00.mp4", first_frames)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        thread.join()
+    process = shared._idle[0].process
+    time.sleep(0.2)  # Linux would end it now if one of these threads had started it
+    monkeypatch.chdir(tmp_path)
+    expected = decode(small_videos / "v01.mp4", first_frames)
+    monkeypatch.chdir(small_videos)
+    assert np.array_equal(shared("v01.mp4", first_frames), expected)
+    assert shared._idle[0].process is process and process.poll() is None
+    process.kill()  # as the system does for memory
+    process.wait()
+    assert np.array_equal(shared("v01.mp4", first_frames), expected)
+    monkeypatch.setattr(shared._idle[0], "_owner", 0)  # as in a fork
+    alive = shared._idle[0].process
+    assert np.array_equal(shared("v01.mp4", first_frames), expected)
+    assert alive.poll() is None and shared._idle[0].process is not alive
+    alive.kill()
+    monkeypatch.setenv("TC_CLIP_ISOLATE", "0")
+    assert isinstance(isolation.isolated("pyav", timeout_s=77), DecoderHere)
+    shared.close()
+
+
 def test_output_of_a_library_does_no_harm(faulty: IsolatedDecoder, small_videos: Path, tmp_path: Path) -> None:
     path = tmp_path / "print.mp4"
     path.write_bytes((small_videos / "v01.mp4").read_bytes())
@@ -115,7 +183,7 @@ def test_it_writes_no_file_and_sees_no_secret(faulty: IsolatedDecoder, tmp_path:
 def test_the_process_ends_with_its_owner(small_videos: Path) -> None:
     isolated = IsolatedDecoder("pyav")
     isolated(str(small_videos / "v00.mp4"), first_frames)
-    process = isolated._child.process
+    process = isolated._idle[0].process
     os.kill(process.pid, signal.SIGTERM)  # a stop of the job, which it ignores
     time.sleep(0.2)
     assert process.poll() is None

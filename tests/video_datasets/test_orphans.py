@@ -51,6 +51,35 @@ def test_workers_and_their_server_end_with_a_killed_process(repository: Path, sm
     assert left == []
 
 
+DECODE_FOR_EVER = """
+import sys, threading, time
+sys.path.insert(0, sys.argv[1])
+from video_datasets import isolation
+isolation._CODE = isolation._CODE.replace("main()", "import video_datasets.isolated_decoder as child\\n"
+    "import time; child.decode = lambda *_: time.sleep(600); main()")
+threading.Thread(target=isolation.isolated(), args=(sys.argv[2], None), daemon=True).start()
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+def test_a_decoding_process_that_hangs_ends_with_a_killed_process(repository: Path, small_videos: Path) -> None:
+    command = [sys.executable, "-c", DECODE_FOR_EVER, str(repository), str(small_videos / "v00.mp4")]
+    with subprocess.Popen(command) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not (family := family_of(process.pid)[1:]):
+                assert time.monotonic() < deadline, "the decoding process did not start"
+                time.sleep(0.05)
+            time.sleep(3)  # it has started, and hangs
+        finally:
+            process.kill()
+    left = still_running(family, 30)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
+
+
 PARENT = """
 import subprocess, sys
 child = "import signal, sys, time; sys.path.insert(0, sys.argv[1])\\n" \\

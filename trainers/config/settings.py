@@ -136,12 +136,13 @@ class DataSettings:
     )
     timeout_s: float = key("Seconds without a video until a worker counts as hanging.", above=0)
     allow_outside: bool = key("Paths of a list can lead out of the data set's root (absolute paths, and `..`).")
-    isolate: bool = key(
-        "Decode in separate processes, one for each worker, for untrusted files: a crash costs one video. See "
-        "[docs/fault_tolerance.md](docs/fault_tolerance.md)."
+    isolate: bool | Literal["auto"] = key(
+        "Decode in separate processes: a crash or a hang costs one video. `auto`: one process if there are no workers, "
+        "which are such processes themselves; true: one for each worker, with the limits below, for untrusted files. "
+        "See [docs/fault_tolerance.md](docs/fault_tolerance.md)."
     )
-    isolate_memory_mb: int = key("Memory limit for decoding one video there, in MB.", at_least=256)
-    isolate_timeout_s: float = key("Time limit for decoding one video there, in seconds.", above=0)
+    isolate_memory_mb: int = key("Memory limit for decoding one video with `isolate=true`, in MB.", at_least=256)
+    isolate_timeout_s: float = key("Time limit for decoding one video with `isolate=true`, in seconds.", above=0)
     name: FileName = key("Name of the choice, shown in results.")
     protocol: Protocol = key("The protocol that it belongs to.")
     train: ListSection = key("Training list: `dataset`, `list` and `class_names`.")

@@ -6,7 +6,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import av
 from PIL import Image
 
 from tc_clip.protocol import VideoTextModel
@@ -14,9 +13,8 @@ from trainers.inference.predict import predict, predict_timeline
 from trainers.inference.visualize.draw import timeline_picture
 from trainers.inference.visualize.html import insight_page
 from trainers.inference.visualize.trace import look
-from video_datasets.decoders.base import DecoderError, decoder_errors
-from video_datasets.decoders.pyav import best_video_stream, open_video
 from video_datasets.decoding import VideoReadError
+from video_datasets.isolation import isolated
 from video_datasets.shapes.classes import Settings, all_classes, file_name
 from video_datasets.shapes.drawing import render, write_video
 
@@ -62,7 +60,7 @@ class Demo:
         names = class_names_of(text)
         if not video:
             raise VisitorError("Choose a video first.")
-        seconds = seconds_of(video)
+        seconds = self._seconds(video)
         if seconds > self.max_seconds:
             raise VisitorError(f"This video is {seconds:.0f} s long; the limit is {self.max_seconds:.0f} s.")
         with self._lock:
@@ -73,10 +71,16 @@ class Demo:
             try:
                 scores = self._scores(video)
                 timeline = self._timeline(video, seconds) if seconds > SHORT_S else None
-                page = insight_page([look(self.model, video, self.precision)])
+                page = insight_page([look(self.model, video, self.precision, timeout_s=self.timeout_s)])
             except VideoReadError as error:
                 raise VisitorError(f"This file cannot be read as a video ({error.reason}).") from error
         return scores, timeline, page
+
+    def _seconds(self, video: str) -> float:
+        try:
+            return isolated(timeout_s=self.timeout_s).seconds(video)
+        except VideoReadError as error:
+            raise VisitorError(f"This file cannot be read as a video ({error.reason}).") from error
 
     def _scores(self, video: str) -> dict[str, float]:
         (prediction,) = predict(
@@ -109,20 +113,6 @@ def class_names_of(text: str) -> list[str]:
     if any(len(name) > MAX_NAME for name in names):
         raise VisitorError(f"A class name has more than {MAX_NAME} letters.")
     return names
-
-
-def seconds_of(video: str) -> float:
-    """Return the duration in the header of a video; 0 if it has none.
-
-    Raises:
-        VisitorError: if the file is not a video.
-    """
-    try:
-        with decoder_errors("it cannot be opened", video), open_video(video) as container:
-            best_video_stream(container)
-            return (container.duration or 0) / av.time_base
-    except DecoderError as error:
-        raise VisitorError(f"This file cannot be read as a video ({error}).") from None
 
 
 def make_examples(folder: Path) -> list[str]:

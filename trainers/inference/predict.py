@@ -22,6 +22,7 @@ from trainers.inference.reading import FileReader, in_background
 from trainers.precision import Precision, pick_precision
 from trainers.videos_at_once import VideosAtOnce, memory_of
 from video_datasets.decoding import VideoReadError
+from video_datasets.isolation import isolated
 from video_datasets.transforms import TestTransform
 from video_datasets.windows import Window, read_windows
 from video_datasets.workers import VideoTimeoutError
@@ -235,7 +236,8 @@ def predict_timeline(
     formats = inference_precision(model, precision)
     transform = TestTransform(model.input_size, num_crops)
     at_once, copies = VideosAtOnce("auto", batch_size, memory_of(formats.device)), DeviceCopies(formats.device)
-    windows = read_windows(str(path), window_s, stride_s, model.num_frames, transform)
+    decoder = isolated(timeout_s=timeout_s)
+    windows = read_windows(str(path), window_s, stride_s, model.num_frames, transform, decoder)
     model.eval()
     spans: list[tuple[float, float]] = []
     scores: list[np.ndarray] = []

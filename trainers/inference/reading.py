@@ -14,8 +14,7 @@ from tc_clip.config import PixelStatistics
 from tc_clip.protocol import VideoModel
 from video_datasets.annotations import VideoRecord
 from video_datasets.batches import VideoBatch
-from video_datasets.decoding import decode
-from video_datasets.isolation import Limits
+from video_datasets.isolation import Limits, isolated, isolates
 from video_datasets.loaders import EvalLoader
 from video_datasets.sampling import test_indices
 from video_datasets.transforms import TestTransform, normalize
@@ -88,7 +87,7 @@ class FileReader:
             num_frames=self.num_frames,
             num_clips=self.num_clips,
             decoder=self.decoder,
-            isolation=None if num_workers else Limits(timeout_s=self.timeout_s),
+            isolation=None if num_workers or not isolates() else Limits(None, self.timeout_s, timeout_key=""),
         )
         loader = EvalLoader(
             dataset,
@@ -119,7 +118,7 @@ def read_views(model: VideoModel, paths: Sequence[str]) -> Tensor:
         VideoReadError: if a video cannot be read.
     """
     transform = TestTransform(model.input_size)
-    return torch.cat([transform(decode(path, lambda n: test_indices(n, model.num_frames)[0])) for path in paths])
+    return torch.cat([transform(isolated()(path, lambda n: test_indices(n, model.num_frames)[0])) for path in paths])
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ class VideoTransform:
         Raises:
             VideoReadError: if it cannot be read.
         """
-        frames = decode(path, lambda n: test_indices(n, self.num_frames)[0])  # (T, H, W, 3)
+        frames = isolated()(path, lambda n: test_indices(n, self.num_frames)[0])  # (T, H, W, 3)
         return normalize(TestTransform(self.input_size)(frames), torch.float32, *self.pixels)
 
 

@@ -48,8 +48,12 @@ def _drop_beyond(path: Path, step: int, repeats_validation: bool) -> None:
         try:
             values = json.loads(line)
             repeated = values["step"] == step and repeats_validation and values["kind"] == "val"
-            # The test after training is repeated too.
-            if 0 < step and values["step"] <= step and not repeated and values["kind"] != "test":
+            # The test after training is repeated too; what an evaluation of its own wrote is not.
+            if values["kind"] == "test":
+                is_kept = 0 < step and "eval" in values
+            else:
+                is_kept = 0 < step and values["step"] <= step and not repeated
+            if is_kept:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue  # the process was killed while it wrote this line

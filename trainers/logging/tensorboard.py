@@ -12,7 +12,8 @@ from trainers.evaluator import Evaluation
 from trainers.logging.logger import Logger, LogOptions, Values
 from trainers.reporting.thumbnails import film_strip
 from trainers.video_lists import VideoList
-from video_datasets.decoding import VideoReadError, decode
+from video_datasets.decoding import VideoReadError
+from video_datasets.isolation import isolated
 from video_datasets.sampling import test_indices
 
 SHOWN_VIDEOS = 8
@@ -81,7 +82,7 @@ def predicted_videos(evaluation: Evaluation, videos: VideoList) -> list[tuple[Te
         item = predictions[index]
         path = videos.records[item.index].path
         try:
-            frames = decode(videos.files.find(path), lambda count: test_indices(count, SHOWN_FRAMES)[0])
+            frames = isolated()(videos.files.find(path), lambda count: test_indices(count, SHOWN_FRAMES)[0])
         except VideoReadError:
             continue  # the evaluation could read it; the run has reported all that it could not read
         best = [

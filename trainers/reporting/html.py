@@ -27,7 +27,8 @@ def write_report(folder: Path, videos_root: Path | None = None, target: Path | N
     Args:
         folder: with `results*.json`; `predictions_*.csv`, `metrics.jsonl`, configuration and environment are used if
             they exist.
-        videos_root: folder or archive of the videos, for the pictures; None: as in the configuration.
+        videos_root: folder or archive of the videos, for the pictures; None: as in the configuration if the
+            user owns the folder, else without pictures.
         target: the page; by default `report.html` in the folder.
 
     Raises:
@@ -43,7 +44,7 @@ def report_page(run: RunFolder, videos_root: Path | None = None) -> str:
     sections = [_headline(run)]
     for content in run.predictions:
         if content.predictions:
-            sections.append(_list_section(content, thumbnails_of(run.config, content.name, videos_root)))
+            sections.append(_list_section(content, thumbnails_of(run, content.name, videos_root)))
     sections += [_curves(run.metrics), _facts(run)]
     title = f"{run.config.get('data', {}).get('name', run.path.name)}: {_first(run, 'trainer') or 'results'}"
     style = (Path(__file__).parent / "assets" / "report.css").read_text(encoding="utf-8")

@@ -1,5 +1,6 @@
 """Small pictures of listed videos for reports."""
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ import numpy as np
 from PIL import Image
 
 from trainers.inference.visualize.html import data_url
-from video_datasets.decoding import VideoReadError, decode
+from trainers.reporting.read_results import RunFolder
+from video_datasets.decoding import VideoReadError
+from video_datasets.isolation import isolated
 from video_datasets.sampling import test_indices
 from video_datasets.video_files import VideoFilesError, open_video_files
 
@@ -17,15 +20,16 @@ NUM_FRAMES = 4
 SIDE = 128  # longer side of a frame, in pixels
 
 
-def thumbnails_of(config: Mapping[str, Any], predictions_name: str, videos_root: Path | None) -> Thumbnail:
+def thumbnails_of(run: RunFolder, predictions_name: str, videos_root: Path | None) -> Thumbnail:
     """Return a function that draws frames of a listed video as a data URL; None if the video cannot be read.
 
     Args:
-        config: configuration of the run.
+        run: the folder of the run.
         predictions_name: name of the predictions file, without `predictions_`.
-        videos_root: folder or archive of the videos; None: as in the configuration.
+        videos_root: folder or archive of the videos; None: as in the configuration if the user owns the run's folder,
+            else there are no pictures. A folder of another user could name any path.
     """
-    root = videos_root or _root_of(config, predictions_name)
+    root = videos_root or (_root_of(run.config, predictions_name) if is_own(run.path) else None)
     files = None
     if root is not None:
         try:
@@ -37,12 +41,17 @@ def thumbnails_of(config: Mapping[str, Any], predictions_name: str, videos_root:
         if files is None:
             return None
         try:
-            frames = decode(files.find(listed), lambda count: test_indices(count, NUM_FRAMES)[0])
+            frames = isolated()(files.find(listed), lambda count: test_indices(count, NUM_FRAMES)[0])
         except (VideoReadError, VideoFilesError):
             return None
         return data_url(film_strip(frames), quality=75)
 
     return thumbnail
+
+
+def is_own(folder: Path) -> bool:
+    """Return whether a folder belongs to the current user; always on systems without owners."""
+    return not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()
 
 
 def film_strip(frames: np.ndarray) -> Image.Image:

@@ -9,7 +9,7 @@ import torch
 from tc_clip.context_tokens import BlockTrace
 from tc_clip.protocol import VideoTextModel
 from trainers.inference.predict import inference_precision
-from video_datasets.decoding import decode
+from video_datasets.isolation import isolated
 from video_datasets.sampling import test_indices
 from video_datasets.transforms import TestTransform, normalize
 
@@ -107,13 +107,19 @@ class Insight:
         return next((block for block in reversed(blocks) if isinstance(block, ContextBlockInsight)), None)
 
 
-def look(model: VideoTextModel, path: str | Path, precision: str = "auto", decoder: str = "auto") -> Insight:
+def look(
+    model: VideoTextModel,
+    path: str | Path,
+    precision: str = "auto",
+    decoder: str = "auto",
+    timeout_s: float = 60.0,
+) -> Insight:
     """Run a model on one view of a video and record its decisions.
 
     Args:
         model: with its class names, on its device.
         path: a video file.
-        precision, decoder: as for `trainers.inference.predict.predict`.
+        precision, decoder, timeout_s: as for `trainers.inference.predict.predict`.
 
     Raises:
         VideoReadError: if the video cannot be read.
@@ -125,7 +131,7 @@ def look(model: VideoTextModel, path: str | Path, precision: str = "auto", decod
         numbers.append(test_indices(num_video_frames, model.num_frames)[0])
         return numbers[-1]
 
-    pixels = TestTransform(model.input_size)(decode(str(path), choose, decoder))  # (1, T, 3, S, S)
+    pixels = TestTransform(model.input_size)(isolated(decoder, timeout_s)(str(path), choose))  # (1, T, 3, S, S)
     model.to(formats.device, formats.dtype).eval()
     with torch.no_grad(), formats.autocast():
         videos = normalize(pixels.to(formats.device), formats.dtype, *model.pixels)
