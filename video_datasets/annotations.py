@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from video_datasets.segments import segment_name
 from video_datasets.text_files import parse_json, read_text_file, split_lines, whole_number
 
 
@@ -20,7 +21,10 @@ class AnnotationError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class VideoRecord:
-    """One listed video: its path as written in the list, and its class (0-based)."""
+    """One listed video: its path as written in the list, and its class (0-based).
+
+    The path of a segment ends in `#t=start,end` (`video_datasets.segments`).
+    """
 
     path: str
     label: int
@@ -29,8 +33,9 @@ class VideoRecord:
 def read_annotations(path: str | Path, num_classes: int | None = None) -> list[VideoRecord]:
     """Read an annotation list: lines `relative/path.mp4 label`, or `.json`: `[{"filename": ..., "label": [int]}, ...]`.
 
-    Paths may contain spaces. Blank lines, a byte order mark and the line ends of Windows and old Macs are
-    tolerated.
+    A segment of a video, in seconds, has a line of four columns with tabs between them, `path`, `label`, `start`,
+    `end`, or the entries `start` and `end`. Paths may contain spaces. Blank lines, a byte order mark and the line ends
+    of Windows and old Macs are tolerated.
 
     Raises:
         AnnotationError: the file is missing, empty or not text, a label is not an integer in `[0, num_classes)`, or a
@@ -118,6 +123,9 @@ def _line_entries(path: Path, text: str) -> Iterator[tuple[str, str, int]]:
         if not line:
             continue
         location = f"{path}:{number}"
+        start = end = None
+        if len(columns := line.split("\t")) == 4:
+            line, start, end = "\t".join(columns[:2]), *columns[2:]
         parts = line.rsplit(maxsplit=1)
         if len(parts) != 2:
             raise AnnotationError(f"{location}: expected `path label`, found {_short(line)}")
@@ -127,7 +135,27 @@ def _line_entries(path: Path, text: str) -> Iterator[tuple[str, str, int]]:
             raise AnnotationError(
                 f"{location}: expected `path label`, the label {_short(parts[1])} is not an integer"
             ) from None
-        yield location, parts[0], label
+        yield location, with_segment(location, parts[0], start, end), label
+
+
+def with_segment(location: str, video: str, start: object, end: object) -> str:
+    """Return the path of a video with its segment, if it has one.
+
+    Raises:
+        AnnotationError: the times, in seconds, are wrong; the message begins with `location`.
+    """
+    if start is None and end is None:
+        return video
+    try:
+        if isinstance(start, bool) or isinstance(end, bool):
+            raise TypeError
+        return segment_name(video, float(start), float(end))  # type: ignore[arg-type]
+    except TypeError:
+        raise AnnotationError(
+            f"{location}: {video!r} needs both start and end in seconds, or none, found {_short([start, end])}"
+        ) from None
+    except ValueError as error:
+        raise AnnotationError(f"{location}: {video!r}: {error}") from None
 
 
 def _json_entries(path: Path, text: str) -> Iterator[tuple[str, str, int]]:
@@ -144,7 +172,7 @@ def _json_entries(path: Path, text: str) -> Iterator[tuple[str, str, int]]:
             raise AnnotationError(f'{location}: has no "filename"')
         if not isinstance(label, int) or isinstance(label, bool):
             raise AnnotationError(f'{location}: the "label" of {video!r} must be one integer, found {_short(label)}')
-        yield location, video, label
+        yield location, with_segment(location, video, entry.get("start"), entry.get("end")), label
 
 
 def _csv_names(path: Path, text: str) -> Iterator[tuple[str, int, str]]:

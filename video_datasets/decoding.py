@@ -10,12 +10,12 @@ would make decord open other files.
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from video_datasets.decoders import check_decoder, decoders_for
+from video_datasets.decoders import check_decoder, decoders_for, is_exact
 from video_datasets.decoders.base import DecoderError, OrderNeededError, VideoReader, check_bytes, decoder_errors
+from video_datasets.segments import VideoBytes, VideoSegment
 from video_datasets.stored_frames import FilePart, opened_frames
 
 
@@ -31,12 +31,7 @@ class VideoReadError(Exception):
         return f"{self.path}: {self.reason}"
 
 
-class VideoBytes(Protocol):
-    """A video that is not a file by itself; `str()` names it in errors."""
-
-    def read(self) -> bytes:
-        """Return all bytes of the video."""
-
+Source = str | Path | VideoBytes | VideoSegment
 
 _FIRST_ATOMS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 
@@ -46,13 +41,13 @@ Choose = Callable[[int], np.ndarray]
 Change = Callable[[np.ndarray], np.ndarray]
 
 
-def decode(
-    source: str | Path | VideoBytes, choose: Choose, decoder: str = "auto", change: Change | None = None
-) -> np.ndarray:
+def decode(source: Source, choose: Choose, decoder: str = "auto", change: Change | None = None) -> np.ndarray:
     """Decode chosen frames of a video: uint8 RGB (T, H, W, 3), upright.
 
     Args:
-        source: a path, or an object whose `read()` returns the bytes of the video.
+        source: a path, an object whose `read()` returns the bytes of the video, or a segment of either, whose frames
+            are counted as if it were a video of its own. Only exact decoders read segments: `auto` if another is asked
+            for.
         choose: number of frames of the video -> indices (T,) in display order; repeats and any order are allowed. It is
             called once for each decoder that is tried, and must return the same indices for the same number.
         decoder: `auto`, or the name of one of `video_datasets.decoders.DECODERS`.
@@ -63,9 +58,13 @@ def decode(
     """
     check_decoder(decoder)
     name = os.fspath(source) if isinstance(source, str | Path) else str(source)
+    segment: VideoSegment | None = None
+    if isinstance(source, VideoSegment):
+        segment, source = source, source.source
+        decoder = decoder if is_exact(decoder) else "auto"
     try:
         content = _content(source)
-        with opened_frames(content) as stored:
+        with opened_frames(content, segment) as stored:
             if stored is not None:
                 indices = _checked(choose(stored.num_frames), stored.num_frames)
                 check_bytes(len(indices), stored.width, stored.height)
@@ -90,7 +89,8 @@ def decode(
                 if num_frames < 1:
                     raise DecoderError(f"{candidate.title} finds no frames")
                 width, height = reader.frame_size
-            indices = _checked(choose(num_frames), num_frames)
+            first, stop = (0, num_frames) if segment is None else segment.frames(reader.times)
+            indices = first + _checked(choose(stop - first), stop - first)
             if change is None:
                 check_bytes(len(indices), width, height)
             wanted, positions = np.unique(indices, return_inverse=True)
@@ -103,6 +103,28 @@ def decode(
         else:
             return frames if np.array_equal(wanted, indices) else frames[positions]
     raise VideoReadError(name, reason)
+
+
+def frame_times(source: str | Path | VideoBytes) -> np.ndarray:
+    """Return when each frame of a video file begins, in seconds since the first one: float64 (F,).
+
+    Raises:
+        VideoReadError: it cannot be read.
+    """
+    reason = ""
+    try:
+        content = _content(source)
+        content = content.read() if isinstance(content, FilePart) else content
+        head = content[:12] if isinstance(content, bytes) else _first_bytes(content)
+        for candidate in decoders_for("auto", may_seek=_may_seek(head)):
+            try:
+                with decoder_errors(f"{candidate.title} cannot open it", content):
+                    return candidate.load()(content).times
+            except DecoderError as error:
+                reason = str(error)
+    except OSError as error:
+        reason = error.strerror or str(error)
+    raise VideoReadError(str(source), reason)
 
 
 def _content(source: str | Path | VideoBytes) -> str | bytes | FilePart:

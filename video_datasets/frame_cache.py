@@ -27,7 +27,8 @@ from typing import Protocol
 import numpy as np
 
 from video_datasets.decoders.base import DecoderError
-from video_datasets.decoding import Change, Choose, VideoBytes, VideoReadError
+from video_datasets.decoding import Change, Choose, Source, VideoReadError
+from video_datasets.segments import VideoSegment
 from video_datasets.stored_frames import FramesWriter, StoreSettings, decode_jpeg, encode_jpeg, opened_frames
 from video_datasets.transforms import shrink
 
@@ -37,7 +38,6 @@ logger = logging.getLogger(__name__)
 _MAX_RAW_BYTES = 1 << 30
 _STALE_S = 3600.0
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-Source = str | Path | VideoBytes
 
 
 class Decode(Protocol):
@@ -280,8 +280,9 @@ class FrameCache:
         return self.folder / key[:2] / f"{key}.frames"
 
     def _key(self, source: Source, fixed: str | None) -> str:
-        """Return a name that changes with the file, its size, its time, and the form in which frames are stored."""
-        file = os.stat(source if isinstance(source, str | Path) else getattr(source, "archive", str(source)))
+        """Return a name that changes with the file, its size, its time, the segment, and the form of stored frames."""
+        whole = source.source if isinstance(source, VideoSegment) else source
+        file = os.stat(whole if isinstance(whole, str | Path) else getattr(whole, "archive", str(whole)))
         facts = (str(source), file.st_size, file.st_mtime_ns, str(self.settings), self.decoder, fixed)
         return hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 

@@ -15,6 +15,7 @@ import numpy as np
 from video_datasets.child_processes import die_with_parent
 from video_datasets.decoders import decoders_for
 from video_datasets.decoding import VideoReadError, decode
+from video_datasets.segments import VideoSegment
 from video_datasets.video_files import TarMember
 
 
@@ -69,6 +70,8 @@ def _send_frames(request: dict[str, Any], requests: BinaryIO, results: BinaryIO)
     elif request["part"] is not None:
         archive, offset, size = request["part"]
         source = TarMember(archive, request["path"], offset, size)
+    if request["segment"] is not None:
+        source = VideoSegment(source, *request["segment"])
 
     def choose(num_frames: int) -> np.ndarray:
         _write(results, {"num_frames": num_frames})

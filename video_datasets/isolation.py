@@ -29,8 +29,9 @@ import numpy as np
 from video_datasets.child_processes import stop_signals_blocked
 from video_datasets.decoders import check_decoder
 from video_datasets.decoders.base import MAX_BYTES
-from video_datasets.decoding import Change, Choose, VideoBytes, VideoReadError, decode
+from video_datasets.decoding import Change, Choose, Source, VideoReadError, decode
 from video_datasets.isolated_decoder import framed
+from video_datasets.segments import VideoSegment
 from video_datasets.stored_frames import FilePart
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Limits:
 class Decoder(Protocol):
     """What reads videos for a process, within it or apart."""
 
-    def __call__(self, source: str | Path | VideoBytes, choose: Choose, change: Change | None = None) -> np.ndarray:
+    def __call__(self, source: Source, choose: Choose, change: Change | None = None) -> np.ndarray:
         """Decode chosen frames; arguments, result and errors as `decode`."""
 
     def frames_in_time(self, path: str) -> Iterator["TimedFrame"]:
@@ -82,7 +83,7 @@ class DecoderHere:
         check_decoder(decoder)
         self._decoder = decoder
 
-    def __call__(self, source: str | Path | VideoBytes, choose: Choose, change: Change | None = None) -> np.ndarray:
+    def __call__(self, source: Source, choose: Choose, change: Change | None = None) -> np.ndarray:
         """Decode chosen frames; arguments, result and errors as `decode`."""
         return decode(source, choose, self._decoder, change)
 
@@ -126,7 +127,7 @@ class IsolatedDecoder:
     def __del__(self) -> None:
         self.close()
 
-    def __call__(self, source: str | Path | VideoBytes, choose: Choose, change: Change | None = None) -> np.ndarray:
+    def __call__(self, source: Source, choose: Choose, change: Change | None = None) -> np.ndarray:
         """Decode chosen frames; arguments, result and errors as `decode`."""
         frames = self._decode(source, choose)
         return frames if change is None else change(frames)
@@ -158,9 +159,11 @@ class IsolatedDecoder:
         while getattr(self, "_idle", None):
             self._idle.pop().close()
 
-    def _decode(self, source: str | Path | VideoBytes, choose: Choose) -> np.ndarray:
+    def _decode(self, source: Source, choose: Choose) -> np.ndarray:
         name = os.fspath(source) if isinstance(source, str | Path) else str(source)
-        part, content = None, None
+        part, content, segment = None, None, None
+        if isinstance(source, VideoSegment):
+            segment, source = (source.start, source.end), source.source
         if isinstance(source, FilePart):  # can be a large store, of which few bytes are needed
             part = [os.path.abspath(source.archive), source.offset, source.size]
         elif not isinstance(source, str | Path):
@@ -170,7 +173,7 @@ class IsolatedDecoder:
                 raise VideoReadError(name, error.strerror or str(error)) from error
         with self._child(name) as child:
             deadline = child.deadline()
-            child.send(self._request(name, "frames", part, content) + (content or b""), deadline)
+            child.send(self._request(str(source), "frames", part, content, segment) + (content or b""), deadline)
             return self._receive_frames(child, choose, deadline)
 
     @contextlib.contextmanager
@@ -200,11 +203,17 @@ class IsolatedDecoder:
             while len(self._idle) > 1:
                 self._idle.pop().close()
 
-    def _request(self, path: str, what: str, part: list[Any] | None = None, content: bytes | None = None) -> bytes:
+    def _request(
+        self,
+        path: str,
+        what: str,
+        part: list[Any] | None = None,
+        content: bytes | None = None,
+        segment: tuple[float, float] | None = None,
+    ) -> bytes:
         size = None if content is None else len(content)
-        return framed(
-            {"what": what, "decoder": self._decoder, "path": os.path.abspath(path), "bytes": size, "part": part}
-        )
+        facts = {"path": os.path.abspath(path), "bytes": size, "part": part, "segment": segment}
+        return framed({"what": what, "decoder": self._decoder, **facts})
 
     def _pixels(self, child: "_Child", path: str, frame: int) -> np.ndarray:
         if frame != child.frame:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from video_datasets.annotations import VideoRecord
+from video_datasets.segments import split_name
 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+|[^\W\d_a-zA-Z]+")
 _SHORTEST = 3  # letters of a class that is looked for: shorter ones are found anywhere
@@ -54,7 +55,7 @@ def _joined(text: str) -> str:
 
 def _class_of(path: str, classes: dict[str, str]) -> str | None:
     """Return the class whose words a path has."""
-    *folders, file = path.replace("\\", "/").split("/")
+    *folders, file = split_name(path)[0].replace("\\", "/").split("/")
     for folder in reversed(folders):
         if (key := _joined(folder)) in classes:
             return classes[key]

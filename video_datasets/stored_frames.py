@@ -14,12 +14,14 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 
 from video_datasets.decoders.base import MAX_PIXELS, DecoderError
+from video_datasets.segments import VideoSegment
 
 MAGIC = b"TCFRAME1"
 _TAIL = 1 << 14  # bytes at the end that usually contain the whole description
@@ -122,12 +124,13 @@ class StoredFrames:
 
     Args:
         file: the file; offset, size: the part of it that holds the frames.
+        segment: only the frames of this segment of the video count, except in `check`; None: all.
 
     Raises:
         DecoderError: it is damaged.
     """
 
-    def __init__(self, file: BinaryIO, offset: int, size: int):
+    def __init__(self, file: BinaryIO, offset: int, size: int, segment: VideoSegment | None = None):
         self._file, self._offset = file, offset
         start = max(0, size - _TAIL)
         tail = self._read(start, size - start).tobytes()
@@ -151,6 +154,9 @@ class StoredFrames:
         is_sound = sizes.ndim == 1 and len(sizes) > 0 and sizes.min() > 0 and self._starts[-1] == end
         if not is_sound or min(self.height, self.width) < 1 or self.height * self.width > MAX_PIXELS:
             raise DecoderError("the description of the stored frames is damaged")
+        self._all_starts = self._starts
+        if segment is not None:
+            self._starts = self._starts[slice(*self._part(segment, len(sizes)))]
 
     @property
     def num_frames(self) -> int:
@@ -183,16 +189,24 @@ class StoredFrames:
         return frames
 
     def check(self) -> None:
-        """Read every byte of the frames and compare their checksum.
+        """Read every byte of all frames and compare their checksum.
 
         Raises:
             DecoderError: they have changed since they were written.
         """
         crc = 0
-        for index in range(self.num_frames):
-            crc = zlib.crc32(self.encoded(np.array([index]))[0].data, crc)
+        for start, stop in pairwise(self._all_starts.tolist()):
+            crc = zlib.crc32(self._read(start, stop - start).data, crc)
         if crc != self.facts["crc32"]:
             raise DecoderError("the stored frames have changed since they were written (checksum)")
+
+    def _part(self, segment: VideoSegment, num_frames: int) -> tuple[int, int]:
+        """Return the part of `_starts` with the frames of a segment."""
+        times = self.facts.get("times")
+        if not isinstance(times, list) or len(times) != num_frames:
+            raise DecoderError("the times of the stored frames are unknown, so it has no segments")
+        first, stop = segment.frames(np.array(times, dtype=np.float64))
+        return first, stop + 1  # with the end of the last one
 
     def _read(self, start: int, size: int) -> np.ndarray:
         data = np.empty(size, dtype=np.uint8)
@@ -203,16 +217,20 @@ class StoredFrames:
 
 
 @contextmanager
-def opened_frames(source: object) -> Iterator[StoredFrames | None]:
+def opened_frames(source: object, segment: VideoSegment | None = None) -> Iterator[StoredFrames | None]:
     """Open a source of `video_datasets.decoding.decode` if it holds stored frames; None if it holds anything else.
+
+    Of a segment (`segment`, or the source) only the frames within count.
 
     Raises:
         OSError: it cannot be opened.
         DecoderError: it holds stored frames and is damaged.
     """
+    if isinstance(source, VideoSegment):
+        segment, source = source, source.source
     with _opened(source) as (file, offset, size):
         file.seek(offset)
-        yield StoredFrames(file, offset, size) if file.read(len(MAGIC)) == MAGIC else None
+        yield StoredFrames(file, offset, size, segment) if file.read(len(MAGIC)) == MAGIC else None
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""All frames of a video in order, each with the time at which it is shown."""
+"""All frames of a video in order, each with the time at which it is shown (`FrameClock`)."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -9,7 +9,14 @@ import numpy as np
 from av.video.frame import VideoFrame
 
 from video_datasets.decoders.base import DecoderError, decoder_errors
-from video_datasets.decoders.pyav import Orientation, best_video_stream, decode_in_order, open_video, upright_rgb
+from video_datasets.decoders.pyav import (
+    FrameClock,
+    Orientation,
+    best_video_stream,
+    decode_in_order,
+    open_video,
+    upright_rgb,
+)
 from video_datasets.decoding import VideoReadError
 
 
@@ -25,37 +32,25 @@ class TimedFrame:
 def frames_in_time(path: str | bytes) -> Iterator[TimedFrame]:
     """Yield all frames of a video file (a path, or its bytes) in order (PyAV), upright, in the size of the first one.
 
-    Where time stamps step back, as in recordings that were joined, a new part follows the one before.
-
     Raises:
         VideoReadError: the file cannot be read, has no frames, or breaks off after those already yielded.
     """
     name = path if isinstance(path, str) else "a video"
     held: VideoFrame | None = None
     shape = (0, 0, Orientation())
-    began = 0.0
-    duration = 0.0  # of the frame before
-    end = 0.0
+    clock, start = FrameClock(), 0.0
     try:
         for frame in decode_in_order(path):
+            moment = clock.start_of(frame)
             if held is None:
                 shape = (frame.width, frame.height, Orientation.of(frame))
-                began = frame.time or 0.0
-                ticks = getattr(frame, "duration", None)  # PyAV has it from 14.3 on
-                duration = float(ticks * frame.time_base) if ticks and frame.time_base else 0.04
             else:
-                moment = end + duration if frame.time is None else frame.time - began
-                if frame.time is not None and moment < end - 1e-6:
-                    moment = end + duration
-                    began = frame.time - moment
-                moment = max(moment, end)
-                yield TimedFrame(end, moment, functools.partial(_pixels, name, held, *shape))
-                duration, end = moment - end, moment
-            held = frame
+                yield TimedFrame(start, moment, functools.partial(_pixels, name, held, *shape))
+            held, start = frame, moment
         if held is not None:
-            yield TimedFrame(end, end + duration, functools.partial(_pixels, name, held, *shape))
+            yield TimedFrame(start, start + clock.duration, functools.partial(_pixels, name, held, *shape))
     except DecoderError as error:
-        position = f" ({end:.1f} s)" if held is not None else ""
+        position = f" ({start:.1f} s)" if held is not None else ""
         raise VideoReadError(name, f"{error}{position}") from error
     if held is None:
         raise VideoReadError(name, "PyAV finds no frames")

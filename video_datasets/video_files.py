@@ -20,6 +20,7 @@ import numpy as np
 
 from video_datasets.decoding import VideoReadError
 from video_datasets.packed_texts import TextIndex
+from video_datasets.segments import VideoSegment, split_name
 from video_datasets.text_files import parse_json
 
 # File names that count as videos when a folder or an archive is searched.
@@ -31,8 +32,8 @@ SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume
 
 
 def has_video_suffix(path: str | Path) -> bool:
-    """Return whether a file name ends in one of `VIDEO_SUFFIXES`, in upper or lower case."""
-    return os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES
+    """Return whether a file name ends in one of `VIDEO_SUFFIXES`, in upper or lower case; a segment's, before it."""
+    return os.path.splitext(split_name(str(path))[0])[1].lower() in VIDEO_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,9 @@ class TarMember:
         return f"{self.archive}:{self.name}"
 
 
+FoundSource = str | TarMember | VideoSegment
+
+
 def open_video_files(root: str | Path, allow_outside: bool = False) -> "VideoFiles":
     """Open a folder of videos, one uncompressed `.tar` of them, or a folder of nothing but such tars.
 
@@ -123,8 +127,10 @@ class VideoFiles(ABC):
         self._by_name: TextIndex | None = None
         self._unreadable: list[str] = []  # folders, of the last walk
 
-    def find(self, listed: str) -> str | TarMember:
-        """Return the source of a listed video for `decode`: a path, or a member of a tar.
+    def find(self, listed: str) -> FoundSource:
+        """Return the source of a listed video for `decode`: a path, a member of a tar, or a segment of either.
+
+        A file with the name of the segment, as a store of frames has it, comes first.
 
         Raises:
             VideoReadError: there is no such video.
@@ -133,6 +139,17 @@ class VideoFiles(ABC):
         path = self._inside(listed)
         if self._exists(path):
             return self._source(path)
+        video, segment = split_name(path)
+        if segment is None:
+            return self._find_by_name(path, listed)
+        if self._exists(video):
+            return VideoSegment(self._source(video), *segment)
+        try:
+            return self._find_by_name(path, listed)
+        except VideoReadError:
+            return VideoSegment(self._find_by_name(video, listed), *segment)
+
+    def _find_by_name(self, path: str, listed: str) -> str | TarMember:
         if self._by_name is None:
             self._by_name = self._index()
         found = sorted(self._by_name.texts[position] for position in self._by_name.find(_file_name(path)))
@@ -155,10 +172,12 @@ class VideoFiles(ABC):
         """
         paths = [(entry, self._inside(entry)) for entry in listed]
         sample = paths[:: max(1, len(paths) // 64)]
-        if self._by_name is None and not all(self._exists(path) for _, path in sample):
+        if self._by_name is None and not all(
+            self._exists(path) or self._exists(split_name(path)[0]) for _, path in sample
+        ):
             self._by_name = self._index()
         if self._by_name is not None:
-            several = self._by_name.may_be_several(_file_name(path) for _, path in paths)
+            several = self._by_name.may_be_several(_file_name(split_name(path)[0]) for _, path in paths)
             for position in np.flatnonzero(several).tolist():
                 with contextlib.suppress(VideoReadError):  # a missing video is one when it is read
                     self.find(paths[position][0])

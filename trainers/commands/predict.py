@@ -128,7 +128,11 @@ def print_timelines(model: "VideoClip", videos: list[str], args: argparse.Namesp
     from trainers.inference.visualize.draw import timeline_picture
     from trainers.reporting.pictures import side_product
     from video_datasets.decoding import VideoReadError
+    from video_datasets.segments import VideoSegment, source_of
 
+    segment = next((video for video in videos if isinstance(source_of(video), VideoSegment)), None)
+    if segment is not None:
+        raise ConfigError(f"{segment}: a timeline is of a whole video; leave out --window, or the segment")
     folder = make_folder(args.output)
     num_read = 0
     for video, stem in zip(videos, stems_of(videos), strict=True):

@@ -9,7 +9,8 @@ from pathlib import Path
 from trainers.config.keys import did_you_mean
 from trainers.errors import ConfigError
 from trainers.paths import LABELS
-from video_datasets.annotations import read_annotations, read_class_names
+from video_datasets.annotations import read_annotations, read_class_names, with_segment
+from video_datasets.segments import split_name
 from video_datasets.text_files import read_text_file, split_lines
 from video_datasets.video_files import FolderFiles
 
@@ -20,9 +21,9 @@ def find_videos(arguments: Sequence[str | Path]) -> list[str]:
     """Return the videos that the arguments name, each once, in order.
 
     Args:
-        arguments: files, folders (with their subfolders), globs (`'clips/**/*.mp4'`), and lists: annotation lists as
-            training reads them (`.txt`, `.json`), and `.txt` files of paths without labels. Listed paths are relative
-            to the working folder or to the list's folder.
+        arguments: files, segments of files (`clip.mp4#t=1.5,4`), folders (with their subfolders), globs
+            (`'clips/**/*.mp4'`), and lists: annotation lists as training reads them (`.txt`, `.json`), and `.txt` files
+            of paths without labels. Listed paths are relative to the working folder or to the list's folder.
 
     Raises:
         ConfigError: if a folder, a glob or a list names no video. A missing file stays in: it is a bad video.
@@ -92,7 +93,8 @@ def stems_of(videos: Sequence[str]) -> list[str]:
     """Return a file name without suffix for each video: the video's own, numbered if another video has the same."""
     stems: list[str] = []
     for video in videos:
-        stem, number = Path(video).stem, 1
+        path, segment = split_name(video)
+        stem, number = Path(path).stem + ("" if segment is None else "_{:g}-{:g}".format(*segment)), 1
         while (unique := stem if number == 1 else f"{stem}_{number}") in stems:
             number += 1
         stems.append(unique)
@@ -104,6 +106,8 @@ def _listed(path: Path) -> list[str]:
         return [_existing([record.path], path.parent) for record in read_annotations(path)]
     videos = []
     for line in _lines(path):
+        if len(columns := line.split("\t")) == 4:
+            line = with_segment(str(path), columns[0], *columns[2:])
         # A label can follow after any space, as in annotation lists; the name itself can also end in a number.
         front, *label = line.rsplit(maxsplit=1)
         has_label = bool(label) and label[0].lstrip("+-").isdecimal()
@@ -114,7 +118,9 @@ def _listed(path: Path) -> list[str]:
 def _existing(names: Sequence[str], folder: Path) -> str:
     """Return the first of the names that is a file, in the working folder or in `folder`, else the last in `folder`."""
     candidates = [candidate for name in names for candidate in (name, str(folder / name))]
-    return next((candidate for candidate in candidates if os.path.isfile(candidate)), candidates[-1])
+    return next(
+        (name for name in candidates if os.path.isfile(name) or os.path.isfile(split_name(name)[0])), candidates[-1]
+    )
 
 
 def _lines(path: Path) -> list[str]:

@@ -17,9 +17,10 @@ from video_datasets.batches import VideoBatch
 from video_datasets.isolation import Limits, isolated, isolates
 from video_datasets.loaders import EvalLoader
 from video_datasets.sampling import test_indices
+from video_datasets.segments import source_of
 from video_datasets.transforms import TestTransform, normalize
 from video_datasets.video_dataset import BadVideo, VideoDataset
-from video_datasets.video_files import VideoFiles
+from video_datasets.video_files import FoundSource, VideoFiles
 from video_datasets.workers import VideoTimeoutError, VideoWorkerError
 
 PREFETCH_BATCHES = 2  # of each worker
@@ -118,7 +119,9 @@ def read_views(model: VideoModel, paths: Sequence[str]) -> Tensor:
         VideoReadError: if a video cannot be read.
     """
     transform = TestTransform(model.input_size)
-    return torch.cat([transform(isolated()(path, lambda n: test_indices(n, model.num_frames)[0])) for path in paths])
+    return torch.cat(
+        [transform(isolated()(source_of(path), lambda n: test_indices(n, model.num_frames)[0])) for path in paths]
+    )
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ class VideoTransform:
         Raises:
             VideoReadError: if it cannot be read.
         """
-        frames = isolated()(path, lambda n: test_indices(n, self.num_frames)[0])  # (T, H, W, 3)
+        frames = isolated()(source_of(str(path)), lambda n: test_indices(n, self.num_frames)[0])  # (T, H, W, 3)
         return normalize(TestTransform(self.input_size)(frames), torch.float32, *self.pixels)
 
 
@@ -198,8 +201,8 @@ class _GivenFiles(VideoFiles):
     def __init__(self) -> None:
         super().__init__("")
 
-    def find(self, listed: str) -> str:
-        return listed
+    def find(self, listed: str) -> FoundSource:
+        return source_of(listed)
 
     def prepare(self, listed: Iterable[str]) -> None:
         """Do nothing: there is no root to search."""

@@ -82,6 +82,15 @@ class VideoReader(ABC):
         """
 
     @property
+    def times(self) -> np.ndarray:
+        """When each frame begins, in seconds since the first one, ascending: (num_frames,).
+
+        Raises:
+            OrderNeededError: this decoder does not know it.
+        """
+        raise OrderNeededError("its decoder does not know the times of its frames")
+
+    @property
     @abstractmethod
     def frame_size(self) -> tuple[int, int]:
         """Width and height of a frame."""

@@ -71,6 +71,7 @@ class IndexedReader(VideoReader):
             raise OrderNeededError(f"{len(pictures)} of {stream.frames} packets can be read")
         times = np.array([packet.pts for packet in self._packets])
         self._order = np.argsort(times, kind="stable")  # (F,) frame -> packet
+        self._times = (times[self._order] - times.min()) * float(self._packets[0].time_base)
         self._frame_of = {int(time): frame for frame, time in enumerate(times[self._order])}
         if len(self._frame_of) < len(times):
             raise OrderNeededError("two of its packets have the same time")
@@ -91,6 +92,11 @@ class IndexedReader(VideoReader):
     def num_frames(self) -> int:
         """Number of packets, each of which is one frame."""
         return len(self._packets)
+
+    @property
+    def times(self) -> np.ndarray:
+        """Times of the packets, in the order in which they are shown."""
+        return self._times
 
     @property
     def frame_size(self) -> tuple[int, int]:

@@ -106,6 +106,34 @@ def decode_in_order(content: str | bytes) -> Iterator[VideoFrame]:
         raise DecoderError(f"PyAV cannot decode it {position} ({one_line(error, content)}{limit})") from error
 
 
+class FrameClock:
+    """When the frames of a video begin, in seconds since the first one.
+
+    Where time stamps step back, as in recordings that were joined, a new part follows the one before.
+    """
+
+    def __init__(self) -> None:
+        self._began: float | None = None  # time stamp of second 0
+        self._now = 0.0
+        self.duration = 0.04  # of the frame before
+
+    def start_of(self, frame: VideoFrame) -> float:
+        """Return when the next frame begins; called with every frame, in order."""
+        if self._began is None:
+            self._began = frame.time or 0.0
+            ticks = getattr(frame, "duration", None)  # PyAV has it from 14.3 on
+            if ticks and frame.time_base:
+                self.duration = float(ticks * frame.time_base)
+            return 0.0
+        moment = self._now + self.duration if frame.time is None else frame.time - self._began
+        if frame.time is not None and moment < self._now - 1e-6:
+            moment = self._now + self.duration
+            self._began = frame.time - moment
+        moment = max(moment, self._now)
+        self.duration, self._now = moment - self._now, moment
+        return moment
+
+
 class Orientation(NamedTuple):
     """How a stored picture becomes upright: rows and columns swapped, then columns reversed, then rows reversed."""
 
@@ -155,12 +183,14 @@ class PyavReader(VideoReader):
         self._content = content
         self._num_frames = 0
         self._kept: list[VideoFrame] | None = []  # all frames, or None if they are too large to keep
-        kept_bytes = 0
+        self._times: list[float] = []
+        kept_bytes, clock = 0, FrameClock()
         for frame in decode_in_order(content):
             if self._num_frames == 0:
                 self._width, self._height = frame.width, frame.height
                 self._orientation = Orientation.of(frame)
             self._num_frames += 1
+            self._times.append(clock.start_of(frame))
             if self._kept is not None:
                 self._kept.append(frame)
                 kept_bytes += sum(plane.buffer_size for plane in frame.planes)
@@ -173,6 +203,11 @@ class PyavReader(VideoReader):
     def num_frames(self) -> int:
         """Number of frames, counted by decoding them."""
         return self._num_frames
+
+    @property
+    def times(self) -> np.ndarray:
+        """Times of the decoded frames."""
+        return np.array(self._times)
 
     @property
     def frame_size(self) -> tuple[int, int]:

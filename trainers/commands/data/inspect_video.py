@@ -6,6 +6,7 @@ import io
 import os
 import time
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ from video_datasets.decoders.base import DecoderError, decoder_errors
 from video_datasets.decoders.pyav import Orientation, best_video_stream, open_video, upright_rgb
 from video_datasets.decoding import VideoReadError, decode
 from video_datasets.sampling import test_indices
+from video_datasets.segments import VideoSegment, segment_name
 from video_datasets.stored_frames import StoredFrames, opened_frames
-from video_datasets.video_files import TarMember
+from video_datasets.video_files import FoundSource
 
 LEVELS = ("ok", "note", "warning", "error")
 # A container may claim one frame more than it has, as undamaged AVIs of HMDB-51 do.
@@ -34,7 +36,7 @@ class Job:
     """One video to check: `full` decodes every frame in order, else the frames of one test view are decoded."""
 
     key: str
-    source: str | TarMember
+    source: FoundSource
     full: bool
     num_frames: int
     thumbnail: bool
@@ -85,13 +87,17 @@ def inspect_video(job: Job) -> dict[str, Any]:
     try:
         content = _content(job.source)
         facts.bytes, facts.digest = _size_and_digest(content)
+        segment = job.source if isinstance(job.source, VideoSegment) else None
+        if segment is not None:  # two segments of a file have different contents
+            facts.digest += segment_name("", segment.start, segment.end)
         if facts.bytes == 0:
             raise OSError(None, "the file is empty")
-        with opened_frames(content) as stored:
+        with opened_frames(content, segment) as stored:
             if stored is not None:
                 picture: np.ndarray | None = _read_stored(stored, job, facts)
             else:
-                picture = _decode_all(job, content, facts) if job.full else _decode_wanted(job, content, facts)
+                is_whole = job.full and segment is None
+                picture = _decode_all(job, content, facts) if is_whole else _decode_wanted(job, content, facts)
     except DecoderError as error:
         facts.add("error", "unreadable", str(error))
         picture = None
@@ -106,8 +112,9 @@ def inspect_video(job: Job) -> dict[str, Any]:
     return asdict(facts)
 
 
-def _content(source: str | TarMember) -> str | bytes:
-    return source if isinstance(source, str) else source.read()
+def _content(source: FoundSource) -> str | bytes:
+    whole = source.source if isinstance(source, VideoSegment) else source
+    return str(whole) if isinstance(whole, str | Path) else whole.read()
 
 
 def _size_and_digest(content: str | bytes) -> tuple[int, str]:
@@ -122,15 +129,16 @@ def _size_and_digest(content: str | bytes) -> tuple[int, str]:
     return size, hashlib.sha256(b"".join([str(size).encode(), *parts])).hexdigest()[:24]
 
 
-def content_hash(source: str | TarMember) -> str:
-    """Return the SHA-256 of a video's whole content.
+def content_hash(source: FoundSource) -> str:
+    """Return the SHA-256 of the whole content of a video's file.
 
     Raises:
         OSError: it cannot be read.
     """
-    if not isinstance(source, str):
-        return hashlib.sha256(source.read()).hexdigest()
-    with open(source, "rb") as file:
+    content = _content(source)
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with open(content, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -173,15 +181,20 @@ def _read_view(job: Job, facts: VideoFacts, decoder: str) -> _View | None:
 
 
 def _decode_wanted(job: Job, content: str | bytes, facts: VideoFacts) -> np.ndarray | None:
-    """Decode the frames of one test view, and compare them with the right ones if the decoder is not exact."""
+    """Decode the frames of one test view, and compare them with the right ones if the decoder is not exact.
+
+    A segment is read by exact decoders only; with `full` it is compared with decoding in order.
+    """
     header = _read_header(content, facts)
     view = _read_view(job, facts, job.decoder)
     if view is None:
         return None
     facts.frames = view.num_video_frames
     facts.height, facts.width = view.frames.shape[1:3]
-    header.compare(facts)
-    if not is_exact(job.decoder):
+    is_segment = isinstance(job.source, VideoSegment)
+    if not is_segment:
+        header.compare(facts)
+    if job.full if is_segment else not is_exact(job.decoder):
         right: list[int] = []
 
         def choose(num_video_frames: int) -> np.ndarray:
@@ -189,7 +202,7 @@ def _decode_wanted(job: Job, content: str | bytes, facts: VideoFacts) -> np.ndar
             return np.minimum(view.indices, num_video_frames - 1)
 
         try:
-            frames = decode(job.source, choose, "auto")
+            frames = decode(job.source, choose, "pyav" if is_segment else "auto")
         except VideoReadError as error:
             facts.add("warning", "wrong frames", f"{job.decoder} reads it, but in order it fails: {error.reason}")
         else:

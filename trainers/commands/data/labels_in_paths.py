@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from trainers.commands.data.listing import normalized_name
+from video_datasets.segments import split_name
 
 _UCF101 = re.compile(r"^v_(.+)_g\d+_c\d+$")
 _HMDB51 = re.compile(r"^(.+)_[a-z]_(?:cm|nm)_np\d_[a-z]{2}_[a-z]{3}_\d+$")
@@ -17,7 +18,7 @@ def class_in_path(path: str, class_names: Sequence[str]) -> str | None:
     Otherwise the innermost folder that is spelled like a class counts.
     """
     by_spelling = _by_spelling(tuple(class_names))
-    *folders, file = path.replace(":", "/").split("/")
+    *folders, file = split_name(path)[0].replace(":", "/").split("/")
     stem = file.rpartition(".")[0] or file
     if (found := _UCF101.match(stem)) and (name := by_spelling.get(normalized_name(found[1]))):
         return name

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from video_datasets.annotations import VideoRecord, read_class_names
+from video_datasets.segments import split_name
 from video_datasets.video_files import FoundVideos
 
 _LOG = logging.getLogger(__name__)
@@ -82,16 +83,20 @@ def normalized_name(name: str) -> str:
 
 
 def list_text(records: Iterable[VideoRecord]) -> str:
-    """Return the records as the lines of a list.
+    """Return the records as the lines of a list; a segment has four columns.
 
     Raises:
         DataError: the format cannot hold a path.
     """
     lines = []
     for record in records:
-        if record.path != record.path.strip() or "\n" in record.path or "\r" in record.path:
-            raise DataError(f"{record.path!r}: a list cannot hold a path that begins or ends with a space or has lines")
-        lines.append(f"{record.path} {record.label}\n")
+        if record.path != record.path.strip() or any(sign in record.path for sign in "\n\r\t"):
+            raise DataError(
+                f"{record.path!r}: a list cannot hold a path that begins or ends with a space, or has lines or tabs"
+            )
+        path, segment = split_name(record.path)
+        columns = record.path[len(path) :].removeprefix("#t=").replace(",", "\t")
+        lines.append(f"{path} {record.label}\n" if segment is None else f"{path}\t{record.label}\t{columns}\n")
     return "".join(lines)
 
 

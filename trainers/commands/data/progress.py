@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from trainers.files import atomic_path
-from video_datasets.video_files import TarMember
+from video_datasets.segments import VideoSegment
+from video_datasets.video_files import FoundSource, TarMember
 
 FILE_NAME = "progress.jsonl"
 
@@ -41,10 +42,11 @@ class Progress:
         self._file.flush()
 
 
-def key_of(source: str | TarMember, *settings: object) -> str:
+def key_of(source: FoundSource, *settings: object) -> str:
     """Return a key of a video in its present state and of the settings; a change of either gives another key."""
     try:
-        status = os.stat(source if isinstance(source, str) else source.archive)
+        whole = source.source if isinstance(source, VideoSegment) else source
+        status = os.stat(whole.archive if isinstance(whole, TarMember) else str(whole))
         state = f"{status.st_size}:{status.st_mtime_ns}"
     except OSError:
         state = "gone"

@@ -2,11 +2,13 @@
 
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -16,15 +18,17 @@ from trainers.commands.data.watched_pool import Failure, watched_map
 from trainers.csv_files import write_csv
 from trainers.files import atomic_path
 from video_datasets.annotations import read_annotations
+from video_datasets.decoders.base import DecoderError
 from video_datasets.decoding import VideoReadError
 from video_datasets.machine import available_cores
+from video_datasets.segments import VideoSegment, segment_name
 from video_datasets.stored_frames import FramesWriter, StoreSettings, opened_frames
 from video_datasets.timed_frames import TimedFrame, frames_in_time
 from video_datasets.transforms import shrink
 from video_datasets.video_files import (
     PACK_STATE,
     UNFINISHED,
-    TarMember,
+    FoundSource,
     VideoFiles,
     index_path,
     open_video_files,
@@ -52,7 +56,7 @@ class Job:
 
     key: str
     name: str
-    source: str | TarMember
+    source: FoundSource
     target: str
     settings: StoreSettings
 
@@ -130,14 +134,23 @@ def plan(videos: str | Path, output: Path, options: Options, lists: list[Path] |
         raise DataError(f"{output}: must be a separate folder, outside of the videos in {root}")
     jobs: dict[str, Job] = {}
     for source in _sources(files, lists):
-        name = Path(os.path.relpath(source, files.root)).as_posix() if isinstance(source, str) else source.name
+        name = _member_name(source, files.root)
         key = key_of(source, str(options.settings))
         part = output / PACK_STATE / f"{len(jobs)}.part"
         jobs.setdefault(name, Job(key, name, source, str(part), options.settings))
     return list(jobs.values())
 
 
-def _sources(files: VideoFiles, lists: list[Path] | None) -> Iterator[str | TarMember]:
+def _member_name(source: FoundSource, root: str) -> str:
+    """Return the name of a video's member: its path below the root, and its segment."""
+    if isinstance(source, VideoSegment):
+        found = source.source
+        assert isinstance(found, FoundSource)
+        return segment_name(_member_name(found, root), source.start, source.end)
+    return Path(os.path.relpath(source, root)).as_posix() if isinstance(source, str) else source.name
+
+
+def _sources(files: VideoFiles, lists: list[Path] | None) -> Iterator[FoundSource]:
     if lists:
         listed = list(dict.fromkeys(record.path for path in lists for record in read_annotations(path)))
         files.prepare(listed)
@@ -164,10 +177,12 @@ def store_video(job: Job) -> dict[str, Any]:
         VideoReadError: the video cannot be decoded to its end.
     """
     torch.set_num_threads(1)
-    content = job.source if isinstance(job.source, str) else job.source.read()
+    segment = job.source if isinstance(job.source, VideoSegment) else None
+    source = job.source if segment is None else segment.source
+    content = source if isinstance(source, str) else source.read()  # type: ignore[union-attr]
     try:
         with open(job.target, "wb") as file:
-            num_stored = _write_frames(content, file, job.settings)
+            num_stored = _write_frames(content, file, job.settings, segment)
     except VideoReadError as error:
         raise VideoReadError(job.name, error.reason) from error
     with opened_frames(job.target) as written:
@@ -176,8 +191,20 @@ def store_video(job: Job) -> dict[str, Any]:
     return {"frames": num_stored, "bytes": os.path.getsize(job.target)}
 
 
-def _write_frames(content: str | bytes, file: BinaryIO, settings: StoreSettings) -> int:
-    """Write the wanted frames one by one, and return their number."""
+def _write_frames(
+    content: str | bytes, file: BinaryIO, settings: StoreSettings, segment: VideoSegment | None = None
+) -> int:
+    """Write the wanted frames of a video or of its segment one by one, and return their number."""
+    if segment is None:
+        return _write_video(lambda: frames_in_time(content), file, settings)
+    try:
+        first, stop = segment.frames(np.array([frame.start for frame in frames_in_time(content)]))
+    except DecoderError as error:
+        raise VideoReadError(str(segment), str(error)) from error
+    return _write_video(lambda: islice(frames_in_time(content), first, stop), file, settings)
+
+
+def _write_video(frames: Callable[[], Iterable[TimedFrame]], file: BinaryIO, settings: StoreSettings) -> int:
     writer = FramesWriter(file, settings)
 
     def add(frame: TimedFrame) -> None:
@@ -187,7 +214,7 @@ def _write_frames(content: str | bytes, file: BinaryIO, settings: StoreSettings)
     times: list[float] = []
     kept: list[TimedFrame] | None = []
     max_kept = 0
-    for frame in frames_in_time(content):
+    for frame in frames():
         if settings.frames is None:
             add(frame)
         elif kept is not None:
@@ -200,10 +227,10 @@ def _write_frames(content: str | bytes, file: BinaryIO, settings: StoreSettings)
     positions = settings.positions(len(times)).tolist()
     if settings.frames is not None:
         wanted = set(positions)
-        for index, frame in enumerate(frames_in_time(content) if kept is None else kept):
+        for index, frame in enumerate(frames() if kept is None else kept):
             if index in wanted:
                 add(frame)
-    writer.finish(len(times), positions, [times[index] for index in positions])
+    writer.finish(len(times), positions, [times[index] - times[0] for index in positions])
     return len(positions)
 
 

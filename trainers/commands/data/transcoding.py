@@ -24,6 +24,7 @@ from video_datasets.decoders.base import DecoderError, decoder_errors
 from video_datasets.decoders.pyav import Orientation, best_video_stream, open_video, upright_rgb
 from video_datasets.decoding import VideoReadError
 from video_datasets.machine import available_cores
+from video_datasets.segments import VideoSegment
 from video_datasets.video_files import TarMember, open_video_files
 
 STATE = ".transcode"  # folder below the output: progress, failures
@@ -129,13 +130,19 @@ def plan(videos: str | Path, output: Path, options: Options, lists: list[Path] |
         found = files.find_all()
         listed = found.videos
         report_left_out(videos, found)
-    jobs, missing = [], []
+    jobs: list[Job] = []
+    missing = []
     for path in tqdm(listed, desc="find", unit="video", disable=None, leave=False):
         try:
             source = files.find(path)
         except VideoReadError:
             missing.append(path)
             continue
+        if isinstance(source, VideoSegment):
+            raise DataError(
+                f"{path}: a list of segments needs the times of the frames, which transcoding does not keep; store "
+                "frames instead (pack.py --frames)"
+            )
         relative = os.path.relpath(source, files.root) if isinstance(source, str) else source.name
         jobs.append(Job(key_of(source, *options.encoding), path, source, str(output / relative), options))
     if missing:

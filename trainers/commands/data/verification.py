@@ -16,7 +16,7 @@ from trainers.commands.data.watched_pool import Failure, watched_map
 from video_datasets.annotations import read_annotations, read_class_names
 from video_datasets.decoding import VideoReadError
 from video_datasets.machine import available_cores
-from video_datasets.video_files import VIDEO_SUFFIXES, TarMember, VideoFiles, open_video_files
+from video_datasets.video_files import VIDEO_SUFFIXES, FoundSource, VideoFiles, open_video_files
 
 NUM_SAMPLES = 24
 
@@ -61,7 +61,7 @@ class Entry:
     path: str
     class_name: str | None
     class_names: list[str]
-    source: str | TarMember | None = None
+    source: FoundSource | None = None
     missing: str | None = None
 
 
@@ -153,12 +153,12 @@ def _judge(entry: Entry, facts: dict[str, Any] | None) -> Verified:
     return Verified(entry.root, entry.path, entry.class_name, entry.lists, found)
 
 
-def _compare_contents(verified: list[Verified], sources: list[str | TarMember | None]) -> None:
+def _compare_contents(verified: list[Verified], sources: list[FoundSource | None]) -> None:
     """Add a finding to videos of a root with equal content: a note within a class, a warning across classes.
 
     Digests cover the size, the beginning and the end; if they agree, the whole files are compared.
     """
-    groups: dict[tuple[str, str], list[tuple[Verified, str | TarMember]]] = {}
+    groups: dict[tuple[str, str], list[tuple[Verified, FoundSource]]] = {}
     hashes: dict[str, str] = {}
     for item, source in zip(verified, sources, strict=True):
         if source is None or not item.facts.digest or item.is_bad:
@@ -179,7 +179,7 @@ def _compare_contents(verified: list[Verified], sources: list[str | TarMember | 
             item.facts.add("warning", "mislabelled", text)
 
 
-def _same_content(first: str | TarMember, second: str | TarMember, hashes: dict[str, str]) -> bool:
+def _same_content(first: FoundSource, second: FoundSource, hashes: dict[str, str]) -> bool:
     """Return whether two sources have equal content; `hashes` holds those of the sources read so far."""
     try:
         for source in (first, second):

@@ -11,6 +11,7 @@ from tc_clip.protocol import VideoTextModel
 from trainers.inference.predict import inference_precision
 from video_datasets.isolation import isolated
 from video_datasets.sampling import test_indices
+from video_datasets.segments import source_of
 from video_datasets.transforms import TestTransform, normalize
 
 NO_TOKEN = -1
@@ -131,7 +132,9 @@ def look(
         numbers.append(test_indices(num_video_frames, model.num_frames)[0])
         return numbers[-1]
 
-    pixels = TestTransform(model.input_size)(isolated(decoder, timeout_s)(str(path), choose))  # (1, T, 3, S, S)
+    pixels = TestTransform(model.input_size)(
+        isolated(decoder, timeout_s)(source_of(str(path)), choose)
+    )  # (1, T, 3, S, S)
     model.to(formats.device, formats.dtype).eval()
     with torch.no_grad(), formats.autocast():
         videos = normalize(pixels.to(formats.device), formats.dtype, *model.pixels)
