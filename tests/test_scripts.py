@@ -1,5 +1,6 @@
 """The scripts of the paper's table rows: their commands compose, and cover every row."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -92,3 +93,57 @@ def test_scripts_are_short_and_stop_on_errors(script: Path) -> None:
     text = script.read_text()
     assert "set -euo pipefail" in text and len(text.splitlines()) < 20
     assert text.splitlines()[1].startswith("# ")
+
+
+FAKE_SSH = """#!/bin/bash
+[ -t 0 ] && echo "$1 has a terminal" >>"$FAKE_LOG"
+read -r && echo "$1 has input" >>"$FAKE_LOG"
+printf '%s\\0' "$@" >"$FAKE_LOG.$1"
+exit "$(sed -n "s/^$1 //p" <<<"$FAKE_STATUS")"
+"""
+
+
+def ssh_train(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run scripts/ssh_train.sh with an ssh that records its arguments, and ends with the status of its machine."""
+    programs = folder / "bin"
+    programs.mkdir(exist_ok=True)
+    (programs / "ssh").write_text(FAKE_SSH)
+    (programs / "ssh").chmod(0o755)
+    facts = {"PATH": f"{programs}:{os.environ['PATH']}", "FAKE_LOG": str(folder / "log"), **environment}
+    command = ["bash", str(REPOSITORY / "scripts" / "ssh_train.sh"), *arguments]
+    return subprocess.run(command, env=facts, input="typed", capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (75, 3), (3, 0)])
+def test_every_machine_gets_the_same_command_by_ssh(tmp_path: Path, first: int, second: int) -> None:
+    """The rendezvous is on the first machine, whose status is that of the script; arguments arrive as they are."""
+    words = ["-cn", "zero_shot", "output=/shared/a b", "data.name=it's $HOME `x`"]
+    facts = {"NODES": "alpha beta", "GPUS": "4", "PORT": "2345", "FAKE_STATUS": f"alpha {first}\nbeta {second}"}
+    done = ssh_train(tmp_path, *words, **facts)
+    assert (done.returncode, done.stdout, done.stderr) == (first, "", "")
+    sent = {}
+    for node in ("alpha", "beta"):
+        host, sent[node], rest = (tmp_path / f"log.{node}").read_text().split("\0")
+        assert (host, rest) == (node, "")
+    assert sent["alpha"] == sent["beta"] and not (tmp_path / "log").exists(), "ssh reads nothing of what is typed"
+    # The shell of the machine reads the command, with a launcher that records its arguments.
+    remote = sent["alpha"].replace("exec bash scripts/torchrun.sh", "printf '%s\\0' $PWD")
+    done = subprocess.run(
+        ["bash", "-c", remote], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=True
+    )
+    folder, *flags = done.stdout.removesuffix("\0").split("\0")
+    assert folder == str(REPOSITORY)
+    assert flags[flags.index("main.py") + 1 :] == words
+    expected = {"--nnodes=2", "--nproc_per_node=4", "--max_restarts=3", "--rdzv_backend=c10d"}
+    assert expected | {"--rdzv_endpoint=alpha:2345"} < set(flags[: flags.index("main.py")])
+    (run,) = [flag for flag in flags if flag.startswith("--rdzv_id=")]
+    assert re.fullmatch(r"--rdzv_id=tc_clip_\d+", run), "its own, so that two runs do not meet"
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"), [({"GPUS": "1"}, "list the machines"), ({"NODES": "a"}, "set the number of GPUs")]
+)
+def test_missing_facts_of_machines_are_an_error(tmp_path: Path, given: dict[str, str], missing: str) -> None:
+    done = ssh_train(tmp_path, "-cn", "zero_shot", **given)
+    assert done.returncode != 0 and missing in done.stderr
+    assert not list(tmp_path.glob("log*")), "no machine was asked"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fault_drill import OVERRIDES, family_of
+from fault_drill import OVERRIDES, family_of, still_running
 
 from video_datasets.shapes.classes import Settings
 from video_datasets.shapes.making import make_shapes
@@ -22,6 +22,7 @@ from video_datasets.shapes.making import make_shapes
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="needs bash, setsid and /proc")]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 PATIENCE_S = 240
+PARTING_S = 60.0  # for an update and a checkpoint, also on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +141,34 @@ def test_a_killed_rank_restarts_and_resumes(start, arguments, tmp_path: Path) ->
     whole = start([*TORCHRUN, "--standalone", "--nproc_per_node=2", "main.py", *arguments(3, tmp_path / "whole")])
     assert finish(whole)[0] == 0
     expected = load(tmp_path / "whole")
+    assert all(torch.equal(value, load(output)["model"][name]) for name, value in expected["model"].items())
+
+
+def test_ranks_save_and_end_if_torchrun_is_killed(start, arguments, tmp_path: Path) -> None:
+    """Nobody restarts them: they are asked to stop. The next start goes on from there, to the same weights."""
+    output = tmp_path / "run"
+    torchrun = [*TORCHRUN, "--standalone", "--nproc_per_node=2", "main.py"]
+    process = start([*torchrun, *arguments(3)])
+    wait_for((output / "last_1.pth").exists, process)
+    ranks = ranks_of([process], 2)
+    family = family_of(process.pid)[1:]
+    process.kill()
+    killed = time.monotonic()
+    assert still_running(ranks.values(), PARTING_S) == [], "the ranks train on without their launcher"
+    assert still_running(family, PARTING_S) == []
+    seconds = time.monotonic() - killed
+    status, printed = finish(process)
+    assert status == -signal.SIGKILL and seconds < PARTING_S
+    log = (output / "log.txt").read_text()
+    (stopped,) = re.findall(r"stopped \((?:SIGTERM|by another process)\).*", log)
+    position = load(output)
+    assert position["epoch"] < 3, f"it was done before: {printed}"
+    status, printed = finish(start([*torchrun, *arguments(3)]))
+    assert status == 0 and "resumes at epoch" in printed, (stopped, printed)
+    whole = start([*torchrun, *arguments(3, tmp_path / "whole")])
+    assert finish(whole)[0] == 0
+    expected = load(tmp_path / "whole")
+    assert load(output)["epoch"] == expected["epoch"] == 3
     assert all(torch.equal(value, load(output)["model"][name]) for name, value in expected["model"].items())
 
 

@@ -15,6 +15,8 @@ from trainers.commands.data.make_splits import main
 from trainers.commands.data.published import LISTS, SHOTS, SWAPPED
 from trainers.commands.data.splits import Options, make_splits
 from video_datasets.annotations import VideoRecord, read_annotations, read_class_names
+from video_datasets.decoding import VideoReadError
+from video_datasets.video_files import open_video_files
 
 OPTIONS = Options(shots=(1, 2), base2novel_shots=2, tiny_per_class=2)
 DATASETS = ("hmdb51", "k400", "k600", "ssv2", "ucf101")
@@ -59,6 +61,39 @@ def test_the_configurations_use_these_names(repository: Path, made: Path) -> Non
             name = line.split("list:")[1].strip().split(",")[0].strip('{}"')
             for value in SHOTS if "${shot}" in name else (1, 2, 3):
                 assert name.replace("${shot}", str(value)).replace("${base}", str(value)) in LISTS
+
+
+def test_lists_of_kinetics_600_with_its_test_part_need_its_folder(miniature: Miniature, tmp_path: Path) -> None:
+    """As the published lists do: their paths begin with val/ and test/, and a root without test/ lacks these videos."""
+    annotations, root = tmp_path / "annotations", tmp_path / "videos"
+    shutil.copytree(miniature.annotations("k600"), annotations)
+    shutil.copytree(miniature.videos("k600") / "val", root / "val")
+    options = replace(OPTIONS, k600_parts=("val", "test"))
+
+    def lists(output: str, **more: object) -> list[str]:
+        make_splits("k600", annotations, tmp_path / output, options, miniature.labels, **more)
+        return [
+            path for path, _ in read(tmp_path / output, miniature, "k600_splits/ZS_split1_K600_eval.txt", "k600_split1")
+        ]
+
+    with pytest.raises(DataError, match=r"test\.csv"):
+        lists("none")
+    text = (annotations / "val.csv").read_text()
+    (annotations / "test.csv").write_text(text.replace("-k600v", "-k600t").replace(",val,", ",test,"))
+    listed = lists("all")
+    assert Counter(path.split("/")[0] for path in listed) == dict.fromkeys(("val", "test"), len(listed) // 2)
+    files = open_video_files(root)
+    for path in listed:
+        if path.startswith("val/"):
+            assert files.find(path) == str(root / path)
+        else:
+            with pytest.raises(VideoReadError, match="no such file, and none of its name below the root"):
+                files.find(path)
+    assert sorted(lists("present", videos=root)) == sorted(path for path in listed if path.startswith("val/"))
+    (root / "test").mkdir()
+    for video in (root / "val").iterdir():
+        shutil.copy(video, root / "test" / video.name.replace("-k600v", "-k600t"))
+    assert sorted(lists("complete", videos=root)) == sorted(listed)
 
 
 @pytest.mark.parametrize("dataset", ["ucf101", "hmdb51"])
