@@ -179,7 +179,7 @@ class IsolatedDecoder:
     @contextlib.contextmanager
     def _child(self, name: str) -> Iterator["_Child"]:
         """Lend the process for one video; it is ended unless the video was read, or refused by a decoder."""
-        child = None
+        child: _Child | None = None
         try:
             child = self._idle.pop() if self._idle else None
             if child is not None and not child.is_usable():
@@ -191,8 +191,9 @@ class IsolatedDecoder:
         except _Lost as error:
             raise VideoReadError(name, str(error)) from error
         except _Refused as refusal:
-            self._idle.append(child)
-            child = None
+            if child is not None:
+                self._idle.append(child)
+                child = None
             raise VideoReadError(name, str(refusal)) from None
         else:
             self._idle.append(child)

@@ -145,7 +145,7 @@ def test_a_killed_rank_restarts_and_resumes(start, arguments, tmp_path: Path) ->
 
 
 def test_ranks_save_and_end_if_torchrun_is_killed(start, arguments, tmp_path: Path) -> None:
-    """Nobody restarts them: they are asked to stop. The next start goes on from there, to the same weights."""
+    """Nobody restarts them: they are asked to stop. The next start resumes, to the same weights."""
     output = tmp_path / "run"
     torchrun = [*TORCHRUN, "--standalone", "--nproc_per_node=2", "main.py"]
     process = start([*torchrun, *arguments(3)])
