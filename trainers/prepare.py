@@ -65,7 +65,7 @@ def prepare(settings: Settings, ranks: Ranks, interrupts: Interrupts) -> Job:
         raise ConfigError(f"wise_ft={settings.wise_ft}: needs fine-tuned weights; give resume=<checkpoint>")
     loaded = None
     if settings.resume is not None:
-        loaded = load_weights(model, Path(settings.resume), hash_file=ranks.is_main)
+        loaded = load_weights(model, settings.resume, hash_file=ranks.is_main)
     model.to(ranks.device, precision.dtype)
     ranks.broadcast_model(model)
     model.set_checkpointing(settings.trainer.checkpointing)
@@ -160,15 +160,19 @@ def prepare_training(job: Job) -> TrainingParts:
     )
 
 
-def load_weights(model: VideoModel, path: Path, hash_file: bool) -> WeightsFile | None:
-    """Load weights from a checkpoint; with `hash_file`, return the facts of the file that the results report."""
+def load_weights(model: VideoModel, path: str | Path, hash_file: bool) -> WeightsFile | None:
+    """Load weights from a source of `tc_clip.read_checkpoint`; return the facts of the file that the results report.
+
+    Args:
+        hash_file: whether to compute the file's SHA-256; without it there are no facts.
+    """
     checkpoint = tc_clip.read_checkpoint(path, hash_file=hash_file)
     try:
         tc_clip.load_weights(model, checkpoint)
     except tc_clip.WeightsError as error:
         advice = "; give the trainer= and trainer.options that it was trained with"
         raise tc_clip.WeightsError(f"{error}{advice if 'not the weights of this' in str(error) else ''}") from error
-    return None if checkpoint.sha256 is None else WeightsFile(path, checkpoint.sha256, checkpoint.config)
+    return None if checkpoint.sha256 is None else WeightsFile(str(path), checkpoint.sha256, checkpoint.config)
 
 
 def load_on_all(job: Job, path: Path) -> WeightsFile | None:

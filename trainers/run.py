@@ -140,7 +140,7 @@ def _test_best(job: Job, tester: Tester, best: Best) -> tuple[list[ResultRow], W
     weights = f"{BEST}, epoch {best['epoch']}"
     rows = [tester.row("val", job.lists["val"][0], weights, None, best)]
     if not settings.final_test.enabled:
-        return rows, WeightsFile(path, sha256_of(path)) if job.ranks.is_main else None
+        return rows, WeightsFile(str(path), sha256_of(path)) if job.ranks.is_main else None
     file = load_on_all(job, path)
     return rows + _final_test(job, tester, weights), file
 

@@ -25,7 +25,7 @@ from trainers.run import run
 def test_rephrased_names_of_other_weights(compose_run, choice: str, config: dict | None, text: str | None) -> None:
     settings = compose_run()
     object.__setattr__(settings, "label_choice", choice)
-    found = caveats(settings, [], WeightsFile(Path("best.pth"), "0" * 64, config))
+    found = caveats(settings, [], WeightsFile("best.pth", "0" * 64, config))
     assert [line.startswith(text) for line in found] == [True] if text else found == []
     assert caveats(settings, [], None) == []
 

@@ -14,7 +14,7 @@ import signal
 import tempfile
 from pathlib import Path
 
-from trainers.commands.shared import add_model_arguments, load_named_model, positive
+from trainers.commands.shared import add_model_arguments, load_named_model, named_checkpoint, positive
 from trainers.config.command_line import one_line_errors
 from trainers.errors import ConfigError
 from trainers.inference.inputs import read_classes
@@ -36,9 +36,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run the page until it is stopped with Ctrl-C."""
     args = parse(argv)
     with one_line_errors():
+        from huggingface_hub import constants
+
+        checkpoint = named_checkpoint(args)  # can be a download; afterwards nothing asks the hub
         folder = tempfile.TemporaryDirectory(prefix="tc_clip_demo_")
         # Set before gradio is imported: uploads go into this folder, and nothing is sent to other machines.
         os.environ |= {"GRADIO_TEMP_DIR": folder.name, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
+        constants.HF_HUB_OFFLINE = True
         try:
             import gradio
         except ImportError:
@@ -52,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 
         classes = read_classes(args.classes or CLASSES)
         max_bytes = args.max_mb * 2**20
-        model = load_named_model(args, classes)
+        model = load_named_model(args, classes, checkpoint)
         examples = make_examples(Path(folder.name) / "examples")
         page = build_page(gradio, Demo(model, args.precision, args.max_seconds, args.timeout), classes, examples)
         signal.signal(signal.SIGTERM, _stop)  # as Ctrl-C, so that the uploads are deleted

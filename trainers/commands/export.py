@@ -11,7 +11,14 @@ this repository. The largest difference to PyTorch is printed; a program that di
 import argparse
 from pathlib import Path
 
-from trainers.commands.shared import add_model_arguments, load_named_model, make_folder, positive
+from trainers.commands.shared import (
+    add_model_arguments,
+    load_named_model,
+    make_folder,
+    named_checkpoint,
+    own_classes,
+    positive,
+)
 from trainers.config.command_line import one_line_errors
 from trainers.errors import ConfigError
 from trainers.inference.inputs import find_videos, read_classes
@@ -25,7 +32,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
-    parser.add_argument("--classes", nargs="+", required=True, help="as for predict: words, a file, or a label set")
+    parser.add_argument("--classes", nargs="+", help="as for predict: words, a file, or a label set")
     parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=["classifier"], help="default: classifier")
     parser.add_argument(
         "--formats",
@@ -46,16 +53,15 @@ def main(argv: list[str] | None = None) -> int:
     with one_line_errors():
         if args.precision not in ("auto", "fp32", "fp64"):
             raise ConfigError(f"--precision {args.precision}: programs are exported in fp32 or fp64")
-        classes = read_classes(args.classes)
-        import tc_clip
+        classes = read_classes(args.classes) if args.classes else None
         from trainers.inference.export.folder import export_model
         from trainers.inference.reading import read_views
         from trainers.reporting.read_results import read_documents, rows_of
 
-        checkpoint, results = None, []
-        if args.checkpoint != "none":
-            checkpoint = tc_clip.read_checkpoint(args.checkpoint)
-            results = rows_of(read_documents(Path(args.checkpoint).resolve().parent).values())
+        checkpoint = named_checkpoint(args)
+        classes = classes or own_classes(args, checkpoint)
+        path = Path(args.checkpoint)
+        results = rows_of(read_documents(path.resolve().parent).values()) if path.is_file() else []
         args.device = "cpu"
         model = load_named_model(args, classes, checkpoint)
         export_model(

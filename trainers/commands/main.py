@@ -28,6 +28,7 @@ COMMANDS = {
     "report": Command("report", "write report.html about a finished run or evaluation", decodes=True),
     "export": Command("export", "export a model to torch.export, AOTInductor, ONNX or safetensors"),
     "convert": Command("convert_checkpoint", "convert a checkpoint to another layout"),
+    "push": Command("push", "publish a checkpoint on the Hugging Face hub"),
     "results": Command("collect_results", "build the tables of the paper from finished runs"),
     "ablate": Command("ablate", "train and compare a list of variants"),
     "sweep-wise-ft": Command("sweep_wise_ft", "evaluate a range of WiSE-FT weights"),

@@ -3,6 +3,7 @@
 python scripts/predict.py clip.mp4 --checkpoint runs/first/best.pth --classes "riding a bike" surfing
 python scripts/predict.py folder 'more/**/*.mkv' list.txt --checkpoint best.pth --classes hmdb51 --csv scores.csv
 python scripts/predict.py long.mp4 --checkpoint best.pth --classes classes.txt --window 4 --stride 2
+python scripts/predict.py clip.mp4 --model hf://owner/name --threshold 0.5
 """
 
 import argparse
@@ -17,8 +18,11 @@ from trainers.commands.shared import (
     add_reading_arguments,
     load_named_model,
     make_folder,
+    named_checkpoint,
     note,
+    own_classes,
     positive,
+    share,
 )
 from trainers.config.command_line import one_line_errors
 from trainers.errors import ConfigError
@@ -39,8 +43,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--classes",
         nargs="+",
-        required=True,
-        help="class names; or a file of them (.txt with one name per line, .csv, .json), or a label set such as hmdb51",
+        help="class names; or a file of them (.txt with one name per line, .csv, .json), or a label set such as hmdb51 "
+        "(default: those of the checkpoint)",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=share,
+        default=0.0,
+        metavar="P",
+        help="0 to 1: a video or window whose best class scores less is labelled 'none of these' (default 0)",
     )
     parser.add_argument("--top", type=positive(int), default=5, help="classes to report of each video (default 5)")
     parser.add_argument("--views", type=positive(int), default=1, help="temporal views of a video (default 1)")
@@ -64,9 +75,11 @@ def main(argv: list[str] | None = None) -> int:
         if args.stride and not args.window:
             raise ConfigError("--stride needs --window")
         videos = find_videos(args.videos)
-        classes = read_classes(args.classes)
+        classes = read_classes(args.classes) if args.classes else None
         started = time.perf_counter()
-        model = load_named_model(args, classes)
+        checkpoint = named_checkpoint(args)
+        classes = classes or own_classes(args, checkpoint)
+        model = load_named_model(args, classes, checkpoint)
         note(f"{model.name}, {len(classes)} classes, {len(videos)} videos; loaded in {_since(started)}")
         num_read = print_timelines(model, videos, args) if args.window else print_predictions(model, videos, args)
     return 0 if num_read else 1
@@ -93,6 +106,7 @@ def print_predictions(model: "VideoClip", videos: list[str], args: argparse.Name
             decoder=args.decoder,
             timeout_s=args.timeout,
             cuda_graphs=args.graphs,
+            threshold=args.threshold,
         ):
             predictions.append(item)
             if STANDARD_OUTPUT not in (args.json, args.csv):
@@ -110,10 +124,15 @@ def print_predictions(model: "VideoClip", videos: list[str], args: argparse.Name
 
 def table(item: "VideoPrediction") -> str:
     """Return a prediction as text: the video, then one line per class with its score as a bar."""
+    from trainers.inference.predict import NONE_OF_THESE
+
     if item.error is not None:
         return f"{item.path}: cannot be read: {item.error}"
     width = min(max(map(len, item.classes)), max(20, shutil.get_terminal_size().columns - BAR_WIDTH - 12))
-    lines = [f"{item.path}  ({item.seconds:.2f} s)"]
+    label = ""
+    if item.label == NONE_OF_THESE:
+        label = f"  {NONE_OF_THESE}: the best class has less than {100 * item.threshold:g} %"
+    lines = [f"{item.path}{label}  ({item.seconds:.2f} s)"]
     for name, score in zip(item.classes, item.scores, strict=True):
         bar = "█" * int(score * BAR_WIDTH) + " ▏▎▍▌▋▊▉"[int(score * BAR_WIDTH % 1 * 8)]
         bar = bar if _can_print(bar) else "#" * round(score * BAR_WIDTH)
@@ -147,6 +166,7 @@ def print_timelines(model: "VideoClip", videos: list[str], args: argparse.Namesp
                 batch_size=args.batch_size,
                 precision=args.precision,
                 timeout_s=args.timeout,
+                threshold=args.threshold,
             )
         except VideoReadError as error:
             print(f"{video}: cannot be read: {error.reason}", flush=True)

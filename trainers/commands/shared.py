@@ -20,14 +20,17 @@ SECONDS_BETWEEN_NOTES = 10.0  # without a terminal
 Number = TypeVar("Number", int, float)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Add the arguments that select a model, its device and its number format."""
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that select a model, its device and its number format; `named_checkpoint` reads them."""
     parser.add_argument(
         "--checkpoint",
-        required=required,
-        help="best.pth of a training run, a published checkpoint, or 'none': the start weights of --clip-weights",
+        help="best.pth of a training run, a published checkpoint or its name, hf://owner/name[@revision][/file] on the "
+        "Hugging Face hub, or 'none': the start weights of --clip-weights",
     )
-    parser.add_argument("--model", help="tc_clip, vifi_clip or vanilla_clip, if the checkpoint does not name it")
+    parser.add_argument(
+        "--model",
+        help="the same as --checkpoint; next to it tc_clip, vifi_clip or vanilla_clip, if the checkpoint names none",
+    )
     parser.add_argument(
         "--clip-weights", help="CLIP's weights (ViT-B/16, or a file), if the checkpoint does not name them"
     )
@@ -58,20 +61,64 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def named_checkpoint(args: argparse.Namespace) -> "Checkpoint | None":
+    """Read the checkpoint that the arguments name; None for the start weights. A checkpoint in `--model` is moved.
+
+    Raises:
+        ConfigError: if none is named.
+        WeightsError: if it cannot be had or read.
+    """
+    import tc_clip
+
+    if args.checkpoint is None and args.model is not None and args.model not in tc_clip.model_names():
+        args.checkpoint, args.model = args.model, None
+    if args.checkpoint is None:
+        raise ConfigError(
+            "give --checkpoint: a file, hf://owner/name, a name of a published model, or 'none' for the start weights"
+        )
+    if args.checkpoint == "none":
+        return None
+    return tc_clip.read_checkpoint(args.checkpoint)
+
+
+def own_classes(args: argparse.Namespace, checkpoint: "Checkpoint | None") -> list[str]:
+    """Return the class names that a checkpoint has, or that its published model was trained on.
+
+    Raises:
+        ConfigError: if they are not known.
+    """
+    from tc_clip.weights.sources import published_models
+    from trainers.inference.inputs import read_classes
+
+    if checkpoint is not None and checkpoint.class_names is not None:
+        return checkpoint.class_names
+    if args.checkpoint in published_models():
+        return read_classes([published_models()[args.checkpoint].labels])
+    raise ConfigError(f"{args.checkpoint}: has no class names of its own; give --classes")
+
+
 def load_named_model(
-    args: argparse.Namespace, class_names: list[str], checkpoint: "str | Checkpoint | None" = None
+    args: argparse.Namespace, class_names: list[str], checkpoint: "Checkpoint | None" = None
 ) -> "VideoClip":
-    """Load the model that the arguments of `add_model_arguments` name, or another checkpoint; log errors only."""
+    """Load the model that the arguments of `add_model_arguments` name; log errors only.
+
+    Args:
+        checkpoint: what `named_checkpoint` or `tc_clip.read_checkpoint` has read, if it was read before.
+    """
+    from tc_clip.weights.sources import published_models
     from trainers.inference.predict import load_model
 
+    if checkpoint is None:
+        checkpoint = named_checkpoint(args)
     for name in ("tc_clip", "video_datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)  # the command prints one line for a bad video
-    checkpoint = checkpoint or args.checkpoint
+    known = published_models().get(args.checkpoint)
+    is_named = checkpoint is not None and checkpoint.model_info is not None
     model = load_model(
-        None if checkpoint == "none" else checkpoint,
+        checkpoint,
         class_names,
-        name=args.model,
-        clip_weights=args.clip_weights,
+        name=args.model or (known.model if known else None),
+        clip_weights=args.clip_weights or (known.clip_weights if known and not is_named else None),
         pixels=args.pixels,
         device=args.device,
     )
@@ -158,6 +205,14 @@ def positive(kind: Callable[[str], Number]) -> Callable[[str], Number]:
 
     read.__name__ = "number"
     return read
+
+
+def share(text: str) -> float:
+    """Return a number from 0 to 1: an argparse type."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text}")
+    return value
 
 
 def _not_negative(text: str) -> int:

@@ -54,12 +54,13 @@ def sweep(
 
 def _is_of(path: Path, settings: Settings) -> bool:
     """Return whether a results file exists and belongs to the checkpoint and the weight to test."""
+    from tc_clip.weights.sources import locate
     from trainers.reporting.write_results import sha256_of
 
     if not path.is_file():
         return False
     found = read_document(path)
-    wanted = (settings.data.name, settings.wise_ft, sha256_of(Path(str(settings.resume))))
+    wanted = (settings.data.name, settings.wise_ft, sha256_of(locate(str(settings.resume))))
     return (found["data"], found["wise_ft"], found["weights_sha256"]) == wanted
 
 

@@ -53,7 +53,11 @@ def main(argv: list[str] | None = None) -> int:
     with one_line_errors():
         videos = find_videos(args.videos)
         classes = read_classes([word for words in args.classes for word in words], at_least=1)
-        models = [load_named_model(args, classes, path) for path in (args.checkpoint, args.compare) if path]
+        models = [load_named_model(args, classes)]
+        if args.compare:
+            import tc_clip
+
+            models.append(load_named_model(args, classes, tc_clip.read_checkpoint(args.compare)))
         _check(models, args)
         folder = make_folder(args.output)
         stems = stems_of(videos)

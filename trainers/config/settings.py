@@ -292,7 +292,7 @@ class Settings:
     )
     resume: str | None = key(
         "Checkpoint to start from: only the model's weights, at epoch 0. With `eval`, the weights to evaluate. "
-        "Written by this project, or a published `.pth`."
+        "Written by this project, a published `.pth`, or `hf://owner/name[@revision][/file]` on the Hugging Face hub."
     )
     auto_resume: bool = key("Continue from `last.pth` in `output` if it exists. It takes precedence over `resume`.")
     dry_run: bool = key("Check everything, print the plan, stop.")

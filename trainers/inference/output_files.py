@@ -25,6 +25,7 @@ def write_json(target: str, predictions: Sequence[VideoPrediction]) -> None:
             "video": item.path,
             "error": item.error,
             "seconds": round(item.seconds, 4),
+            "label": item.label,
             "predictions": [
                 {"class": name, "score": score} for name, score in zip(item.classes, item.scores, strict=True)
             ],
@@ -44,24 +45,24 @@ def write_predictions_csv(target: str, predictions: Sequence[VideoPrediction]) -
     rows: list[list[object]] = []
     for item in predictions:
         if item.error is not None:
-            rows.append([item.path, "", "", "", item.error])
+            rows.append([item.path, "", "", "", item.error, ""])
         for rank, (name, score) in enumerate(zip(item.classes, item.scores, strict=True), start=1):
-            rows.append([item.path, rank, name, f"{score:.6f}", ""])
+            rows.append([item.path, rank, name, f"{score:.6f}", "", item.label])
     with _opened(target) as file:
         line_end = "\n" if target == STANDARD_OUTPUT else "\r\n"
-        write_csv(file, ["video", "rank", "class", "score", "error"], rows, lineterminator=line_end)
+        write_csv(file, ["video", "rank", "class", "score", "error", "label"], rows, lineterminator=line_end)
 
 
 def write_timeline_csv(path: Path, timeline: Timeline, top: int) -> None:
-    """Write a timeline as CSV: one row per window, with its best classes and their scores."""
+    """Write a timeline as CSV: one row per window, with its best classes, their scores and its label."""
     top = min(top, len(timeline.class_names))
     rows = []
-    for start, end, scores in zip(timeline.starts, timeline.ends, timeline.scores, strict=True):
+    for start, end, scores, label in zip(timeline.starts, timeline.ends, timeline.scores, timeline.labels, strict=True):
         best = (-scores).argsort(kind="stable")[:top]
         cells = [cell for index in best for cell in (timeline.class_names[index], f"{scores[index]:.6f}")]
-        rows.append([f"{start:.3f}", f"{end:.3f}", *cells])
+        rows.append([f"{start:.3f}", f"{end:.3f}", *cells, label])
     columns = [f"{column}{rank}" for rank in range(1, top + 1) for column in ("class", "score")]
-    write_csv(path, ["start_s", "end_s", *columns], rows)
+    write_csv(path, ["start_s", "end_s", *columns, "label"], rows)
 
 
 @contextmanager

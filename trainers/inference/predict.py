@@ -28,6 +28,7 @@ from video_datasets.windows import Window, read_windows
 from video_datasets.workers import VideoTimeoutError
 
 MAX_WORKERS = 8
+NONE_OF_THESE = "none of these"  # the label of what scores below the threshold
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class VideoPrediction:
     """The best classes of a video, best first, with their scores (mean softmax over the views, 0 to 1).
 
     `seconds` is the time since the previous result, divided by the number of videos in the batch. If the video could
-    not be read, `error` is one line with the reason and there are no classes.
+    not be read, `error` is one line with the reason and there are no classes. `label` is the best class, or
+    `NONE_OF_THESE` if it scores less than the threshold.
     """
 
     path: str
@@ -43,13 +45,22 @@ class VideoPrediction:
     scores: tuple[float, ...]
     seconds: float
     error: str | None = None
+    threshold: float = 0.0
+
+    @property
+    def label(self) -> str | None:
+        """The best class, `NONE_OF_THESE`, or None if the video could not be read."""
+        if not self.classes:
+            return None
+        return self.classes[0] if self.scores[0] >= self.threshold else NONE_OF_THESE
 
 
 @dataclass(frozen=True)
 class Timeline:
     """Scores of a long video over time: `scores` (n, C) of the windows from `starts` to `ends` (n,), in seconds.
 
-    If the video breaks off, `error` is one line with the reason; the windows before it are there.
+    A window whose best class scores less than `threshold` has the label `NONE_OF_THESE`. If the video breaks off,
+    `error` is one line with the reason; the windows before it are there.
     """
 
     path: str
@@ -58,17 +69,25 @@ class Timeline:
     ends: np.ndarray
     scores: np.ndarray
     error: str | None = None
+    threshold: float = 0.0
+
+    @property
+    def labels(self) -> list[str]:
+        """The best class of each window, or `NONE_OF_THESE`."""
+        best, names = self.scores.argmax(axis=1).tolist(), self.class_names
+        known = (self.scores.max(axis=1) >= self.threshold).tolist()
+        return [names[label] if is_known else NONE_OF_THESE for label, is_known in zip(best, known, strict=True)]
 
     def segments(self) -> list[tuple[float, float, str, float]]:
-        """Return the stretches of windows that have the same best class: start, end, class, mean score."""
-        best = self.scores.argmax(axis=1)
-        firsts = [0, *(i for i in range(1, len(best)) if best[i] != best[i - 1]), len(best)]
+        """Return the stretches of windows with the same label: start, end, label, mean score of the best class."""
+        labels, best = self.labels, self.scores.max(axis=1)
+        firsts = [0, *(i for i in range(1, len(labels)) if labels[i] != labels[i - 1]), len(labels)]
         return [
             (
                 float(self.starts[first]),
                 float(self.ends[last - 1]),
-                self.class_names[best[first]],
-                float(self.scores[first:last, best[first]].mean()),
+                labels[first],
+                float(best[first:last].mean()),
             )
             for first, last in zip(firsts, firsts[1:], strict=False)
         ]
@@ -86,8 +105,9 @@ def load_model(
     """Build the model of a checkpoint, in evaluation mode and on a device.
 
     Args:
-        checkpoint: a file of this project, or a published one (then `name` and `clip_weights`, by default tc_clip and
-            ViT-B/16, must fit it), or what `tc_clip.read_checkpoint` returned; None: the start weights.
+        checkpoint: a file of this project, `hf://owner/name[@revision][/file]`, or a published one (then `name` and
+            `clip_weights`, by default tc_clip and ViT-B/16, must fit it), or what `tc_clip.read_checkpoint` returned;
+            None: the start weights.
         class_names: the classes to score.
         name: the model, if the checkpoint does not name it.
         clip_weights: the source of CLIP's weights, if the checkpoint does not name it.
@@ -167,6 +187,7 @@ def iter_predictions(
     decoder: str = "auto",
     timeout_s: float = 60.0,
     cuda_graphs: bool = False,
+    threshold: float = 0.0,
 ) -> Iterator[VideoPrediction]:
     """Yield a prediction for every video, in order, each as soon as its batch is scored.
 
@@ -181,6 +202,7 @@ def iter_predictions(
         decoder: auto, pyav, decord or torchcodec.
         timeout_s: seconds after which a video that is being read is assumed to hang; it gets an error.
         cuda_graphs: replay the model as a CUDA graph for batches of a size that comes again.
+        threshold: score (0 to 1) below which the best class is not the label of a video.
     """
     names = [str(path) for path in paths]
     if not names:
@@ -211,7 +233,7 @@ def iter_predictions(
         for row, index in enumerate(batch.indices.tolist()):
             if batch.valid[row]:
                 best_names = tuple(model.class_names[label] for label in classes[row])
-                yield VideoPrediction(names[index], best_names, tuple(values[row]), seconds)
+                yield VideoPrediction(names[index], best_names, tuple(values[row]), seconds, threshold=threshold)
             else:
                 yield VideoPrediction(names[index], (), (), seconds, reasons[index])
 
@@ -226,8 +248,13 @@ def predict_timeline(
     batch_size: int = 4,
     precision: str = "auto",
     timeout_s: float = 60.0,
+    threshold: float = 0.0,
 ) -> Timeline:
     """Score a long video window by window; `video_datasets.windows.read_windows` defines the windows.
+
+    Args:
+        threshold: score (0 to 1) below which the best class is not the label of a window; the others are those of
+            `iter_predictions`.
 
     Raises:
         ValueError: if the window or the stride is not above 0.
@@ -265,4 +292,4 @@ def predict_timeline(
     if not spans:
         raise VideoReadError(str(path), reason or "it has no frames") from error
     starts, ends = np.array(spans).T
-    return Timeline(str(path), model.class_names, starts, ends, np.concatenate(scores), reason)
+    return Timeline(str(path), model.class_names, starts, ends, np.concatenate(scores), reason, threshold)

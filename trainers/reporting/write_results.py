@@ -22,11 +22,12 @@ class WeightsFile:
     """The checkpoint that was evaluated.
 
     Attributes:
+        source: its path, its address on the hub or its name.
         sha256: of the file.
         config: the configuration that it was trained with, None if the file has none.
     """
 
-    path: Path
+    source: str
     sha256: str
     config: dict[str, Any] | None = None
 
@@ -105,7 +106,7 @@ def run_facts(settings: Settings, weights: WeightsFile | None) -> dict[str, Any]
         "data": settings.data.name,
         "trainer": settings.trainer.name,
         "labels": label_choice_of(settings),
-        "weights": None if weights is None else str(weights.path),
+        "weights": None if weights is None else weights.source,
         "weights_sha256": None if weights is None else weights.sha256,
         "training": _training_facts(of_training),
         "clip_weights": settings.trainer.clip_weights,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from trainers.inference.predict import Timeline
+from trainers.inference.predict import NONE_OF_THESE, Timeline
 from trainers.inference.visualize.trace import NO_TOKEN, ContextBlockInsight, Insight
 
 Colour = tuple[int, int, int]
@@ -175,25 +175,32 @@ def overlay_frames(insights: Sequence[Insight], side: int = 224) -> list[Image.I
 
 
 def timeline_picture(timeline: Timeline, top: int = 5) -> Image.Image:
-    """Draw a timeline: one row per class (those that are best at some time, then those with the highest mean score)."""
+    """Draw a timeline: one row per class (those that are best at some time, then those with the highest mean score).
+
+    With a threshold, a first row shows the windows that none of the classes reaches it in.
+    """
     ever = list(dict.fromkeys(timeline.scores.argmax(axis=1).tolist()))
     others = [i for i in (-timeline.scores.mean(axis=0)).argsort(kind="stable").tolist() if i not in ever]
     shown = (ever + others)[: max(top, min(len(ever), 12))]
+    rows = [(timeline.class_names[index], timeline.scores[:, index]) for index in shown]
+    if timeline.threshold > 0:
+        is_none = np.array([label == NONE_OF_THESE for label in timeline.labels], dtype=timeline.scores.dtype)
+        rows.insert(0, (NONE_OF_THESE, is_none))
     margin, row, plot = 210, 26, 760
     total = float(timeline.ends[-1])
-    picture = Image.new("RGB", (margin + plot + 20, 44 + row * len(shown) + 30), PAPER)
+    picture = Image.new("RGB", (margin + plot + 20, 44 + row * len(rows) + 30), PAPER)
     draw = ImageDraw.Draw(picture)
     _text(picture, (12, 10), f"{Path(timeline.path).name}, {total:.1f} s", 16, INK, picture.width - 20)
     # A moment has the mean score of the windows that cover it.
     moments = (np.arange(plot) + 0.5) / plot * total
     covers = (timeline.starts[:, None] <= moments) & (moments < timeline.ends[:, None])  # (n, plot)
     weight = covers / np.maximum(covers.sum(axis=0), 1)
-    for number, index in enumerate(shown):
+    for number, (name, scores) in enumerate(rows):
         top_edge = 40 + number * row
-        strip = heat_colours(timeline.scores[:, index] @ weight)[None].repeat(row - 5, axis=0)
+        strip = heat_colours(scores @ weight)[None].repeat(row - 5, axis=0)
         picture.paste(Image.fromarray(strip), (margin, top_edge))
-        _text(picture, (12, top_edge + 3), timeline.class_names[index], 13, INK, margin - 20)
-    bottom = 40 + row * len(shown)
+        _text(picture, (12, top_edge + 3), name, 13, INK, margin - 20)
+    bottom = 40 + row * len(rows)
     for tick in np.linspace(0, total, 6):
         x = margin + round(tick / total * (plot - 1))
         draw.line([(x, bottom), (x, bottom + 4)], fill=FAINT)
