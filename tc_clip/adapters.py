@@ -1,4 +1,4 @@
-"""Small trained parts of a frozen CLIP: LoRA, ST-Adapter, AIM. All of them change nothing at the start.
+"""Small trained parts of a frozen CLIP: LoRA, ST-Adapter, AIM, T2L. All but the last change nothing at the start.
 
 - `lora` (Hu et al., arXiv 2106.09685): `W x + (alpha / rank) B A x` for chosen projections of the attention, A normal,
   B zero; `Attention.merge_lora` writes it into W
@@ -6,6 +6,9 @@
   three frames, zero at the start
 - `aim` (Yang et al., arXiv 2302.03024): in a block, the frozen attention along the frames for every token place and an
   adapter without skip; an adapter with skip after spatial attention; a third, times 0.5, beside the feed-forward part
+- `t2l` (EZ-CLIP, arXiv 2312.08010): in a block of the vision encoder a temporal token a frame, `P_t` + the mean of
+  the frame's tokens; these attend to one another by the frozen attention, and join their frames as a further key and
+  value; in blocks of both encoders an adapter with skip after the attention
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +20,7 @@ from torch import Tensor, nn
 
 from tc_clip.config import require_choice
 
-KINDS = ("lora", "st_adapter", "aim")
+KINDS = ("lora", "st_adapter", "aim", "t2l")
 PROJECTIONS = ("q", "k", "v", "out")
 SIDES = ("both", "vision", "text")
 AIM_SCALE = 0.5
@@ -29,8 +32,8 @@ class AdapterConfig:
 
     Args:
         adapters: one of `KINDS`, or None.
-        adapter_width: hidden channels; None: 384 for ST-Adapter, a quarter of the width for AIM.
-        adapter_sides: encoders with LoRA; the other kinds are for the vision encoder alone.
+        adapter_width: hidden channels; None: 384 for ST-Adapter, a quarter of the width for AIM and T2L.
+        adapter_sides: encoders with LoRA or T2L; the other kinds are for the vision encoder alone.
         lora_rank: rank of LoRA.
         lora_alpha: LoRA's products are scaled by `lora_alpha / lora_rank`.
         lora_projections: some of `PROJECTIONS`, as "q+v".
@@ -59,8 +62,8 @@ class AdapterConfig:
 
     def of_side(self, side: str) -> str | None:
         """Return the kind of adapters of an encoder, "vision" or "text", or None."""
-        if self.adapters == "lora":
-            return "lora" if self.adapter_sides in ("both", side) else None
+        if self.adapters in ("lora", "t2l"):
+            return self.adapters if self.adapter_sides in ("both", side) else None
         return self.adapters if side == "vision" else None
 
 
@@ -124,9 +127,25 @@ class AimAdapters(nn.Module):
         self.time, self.space, self.feed_forward = (Bottleneck(width, hidden) for _ in range(3))
 
 
+class T2lAdapters(nn.Module):
+    """The temporal tokens of a block of T2L and its adapter."""
+
+    def __init__(self, width: int, hidden: int, num_frames: int):
+        super().__init__()
+        self.tokens = nn.Parameter(torch.zeros(num_frames, width))
+        self.space = Bottleneck(width, hidden)
+
+    def temporal_tokens(self, frames: Tensor) -> Tensor:
+        """Return the temporal tokens (B, T, 1, D) of frame tokens (B, T, N, D)."""
+        return (frames.mean(dim=2) + self.tokens).unsqueeze(2)
+
+
+_NEW_PARTS = {"lora", "adapter", "frame_positions", "brownian", "messages", "temporal", "feature_prompts"}
+
+
 def is_adapter(name: str) -> bool:
-    """Return whether a parameter belongs to an adapter or a Brownian matching, by its name."""
-    return any(part in ("lora", "adapter", "frame_positions", "brownian") for part in name.split("."))
+    """Return whether a parameter belongs to an adapter or another part that CLIP does not have, by its name."""
+    return not _NEW_PARTS.isdisjoint(name.split("."))
 
 
 def add_lora(attentions: Iterable[nn.Module], width: int, config: AdapterConfig) -> None:
@@ -135,10 +154,21 @@ def add_lora(attentions: Iterable[nn.Module], width: int, config: AdapterConfig)
         attention.lora = LowRank(width, config)
 
 
-def add_block_adapters(blocks: Iterable[nn.Module], width: int, config: AdapterConfig) -> None:
-    """Give vision blocks the adapters of ST-Adapter or AIM."""
+def add_text_adapters(attentions: Iterable[nn.Module], width: int, config: AdapterConfig) -> None:
+    """Give the attentions of a text encoder its adapters, if it has any."""
+    if config.of_side("text") == "lora":
+        add_lora(attentions, width, config)
+    elif config.of_side("text") == "t2l":
+        for attention in attentions:
+            attention.adapter = Bottleneck(width, config.adapter_width or width // 4)
+
+
+def add_block_adapters(blocks: Iterable[nn.Module], width: int, config: AdapterConfig, num_frames: int) -> None:
+    """Give vision blocks the adapters of ST-Adapter, AIM or T2L."""
     for block in blocks:
         if config.adapters == "st_adapter":
             block.adapter = SpaceTimeAdapter(width, config.adapter_width or 384)
+        elif config.adapters == "t2l":
+            block.adapter = T2lAdapters(width, config.adapter_width or width // 4, num_frames)
         else:
             block.adapter = AimAdapters(width, config.adapter_width or width // 4)

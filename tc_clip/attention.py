@@ -10,6 +10,7 @@ those of their own frame:
 | `CrossFrameAttention` | the class tokens of the other frames |
 | `WindowAttention` | the patches of neighbouring frames, as in Open-VCLIP |
 | `JointAttention` | all tokens of the other frames |
+| `KroneckerAttention` | all tokens of the other frames, but of its own frame a token sees itself alone: CLAVER |
 
 A kind overrides one method: `attend`, or `visible_tokens` if its extra keys are tokens of other frames. `tc_clip.ops`
 computes all of them.
@@ -18,10 +19,11 @@ computes all of them.
 from typing import ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tc_clip import ops
-from tc_clip.adapters import PROJECTIONS, LowRank
+from tc_clip.adapters import PROJECTIONS, Bottleneck, LowRank
 
 
 class Linear(nn.Linear):
@@ -46,6 +48,7 @@ class Attention(nn.Module):
         self.out_proj = Linear(width, width)
         self.inner_norm: nn.LayerNorm | None = None  # of the heads' outputs (EVA02)
         self.lora: LowRank | None = None
+        self.adapter: Bottleneck | None = None  # of the output (T2L's texts)
         nn.init.normal_(self.in_proj_weight, std=width**-0.5)
 
     def queries(self, x: Tensor) -> Tensor:
@@ -97,7 +100,8 @@ class Attention(nn.Module):
     def project_out(self, x: Tensor) -> Tensor:
         """Project the heads' outputs, side by side (..., D), to the residual stream."""
         out = self.out_proj(x)
-        return out if self.lora is None else self.lora(x, out, ("out",))
+        out = out if self.lora is None else self.lora(x, out, ("out",))
+        return out if self.adapter is None else out + self.adapter(out)
 
     def _project(self, x: Tensor, first: int, stop: int) -> Tensor:
         rows = slice(first * self.width, stop * self.width)
@@ -117,6 +121,7 @@ class FrameAttention(Attention):
         has_extra_keys: whether there are keys beyond the frame's own.
         uses_context: whether the extra keys are context tokens, which the block before must produce.
         uses_class_tokens: whether the extra keys are class tokens, which the encoder must have.
+        sees_patches: whether the extra keys are patches of other frames.
         first_patch: number of the first patch among a frame's tokens.
     """
 
@@ -124,6 +129,7 @@ class FrameAttention(Attention):
     has_extra_keys: ClassVar[bool] = False
     uses_context: ClassVar[bool] = False
     uses_class_tokens: ClassVar[bool] = False
+    sees_patches: ClassVar[bool] = False
     first_patch: int = 1
 
     def __init__(self, width: int, num_heads: int, local_global_bias: bool = False):
@@ -267,6 +273,7 @@ class WindowAttention(OtherFramesAttention):
     """Attention also to the patches of the frames up to `window` before and after, those that exist."""
 
     name = "window"
+    sees_patches = True
 
     def __init__(self, width: int, num_heads: int, local_global_bias: bool = False, window: int = 1):
         super().__init__(width, num_heads, local_global_bias)
@@ -284,6 +291,7 @@ class JointAttention(FrameAttention):
 
     name = "joint"
     has_extra_keys = True
+    sees_patches = True
 
     def attend(
         self,
@@ -295,3 +303,42 @@ class JointAttention(FrameAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """See `FrameAttention.attend`."""
         return ops.joint_attention(queries, keys, values, self.bias_of_extra_keys(), with_class_weights)
+
+
+class KroneckerAttention(FrameAttention):
+    """Attention to all tokens of the other frames and to the token itself (CLAVER, ICLR 2025); no class weights.
+
+    Args:
+        is_causal: whether frames that follow are hidden.
+    """
+
+    name = "kronecker"
+    has_extra_keys = True
+    sees_patches = True
+
+    def __init__(self, width: int, num_heads: int, is_causal: bool = False):
+        super().__init__(width, num_heads)
+        self.is_causal = is_causal
+
+    def attend(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        context: tuple[Tensor, Tensor] | None,
+        with_class_weights: bool = False,
+    ) -> tuple[Tensor, None]:
+        """See `FrameAttention.attend`; the queries are the first tokens of each frame, one or more."""
+        T, N, n = keys.shape[1], keys.shape[3], queries.shape[3]
+        queries, keys, values = (x.transpose(1, 2).flatten(2, 3) for x in (queries, keys, values))  # (B, A, T * N, h)
+        visible = self.visible(T, N, n, keys.device)
+        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)  # (B, A, T * n, h)
+        return attended.unflatten(2, (T, n)).transpose(1, 2), None
+
+    def visible(self, num_frames: int, num_tokens: int, num_queries: int, device: torch.device) -> Tensor:
+        """Return which of the T * N tokens the first n tokens of each frame attend to: (T * n, T * N)."""
+        frames = torch.ones(num_frames, num_frames, dtype=torch.bool, device=device)
+        frames = frames.tril(-1) if self.is_causal else ~torch.eye(num_frames, dtype=torch.bool, device=device)
+        own = torch.eye(num_frames, dtype=torch.bool, device=device)[:, None, :, None]
+        itself = torch.eye(num_queries, num_tokens, dtype=torch.bool, device=device)[None, :, None]
+        return (frames[:, None, :, None] | (own & itself)).flatten(2, 3).flatten(0, 1)

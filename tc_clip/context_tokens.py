@@ -4,13 +4,14 @@ Some patches of each frame are its seeds (`SEED_SELECTORS`, named choices). The 
 tokens (`SUMMARISERS`, likewise). Both decide without gradient; context tokens carry gradient to their members.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tc_clip.config import ContextConfig
+from tc_clip.attention import FrameAttention
+from tc_clip.config import ContextConfig, VisionConfig, require_choice
 from tc_clip.ops import average_tokens, match_tokens
 from tc_clip.ops.merging import count_members, merge_schedule, take_rows
 
@@ -248,3 +249,30 @@ def _means(tokens: Tensor, assignment: Tensor, if_empty: Tensor) -> Tensor:
     members, sizes = count_members(tokens, assignment, if_empty.shape[1])
     with torch.autocast(tokens.device.type, enabled=False):
         return torch.where(sizes == 0, if_empty, members @ tokens / sizes.clamp(min=1))
+
+
+def check_context(
+    attention: type[FrameAttention], blocks: Collection[int], context: ContextConfig | None, config: VisionConfig
+) -> None:
+    """Raise ValueError if the contextual blocks do not fit the attention or the depth, or the encoder lacks a part."""
+    depth = config.depth
+    if attention.uses_class_tokens and not config.class_token:
+        raise ValueError(f"{attention.name} attention needs class tokens, which these weights do not have")
+    first = 1 if attention.uses_context else 0
+    if attention.has_extra_keys and not blocks:
+        raise ValueError(f"{attention.name} attention needs contextual blocks, there are none among {depth}")
+    if blocks and not attention.has_extra_keys:
+        raise ValueError(f"{attention.name} attention has no extra keys: there are no contextual blocks")
+    wrong = [block + 1 for block in blocks if not first <= block < depth]
+    if wrong:
+        reason = " (the first block has no block before it to get context tokens from)" if first else ""
+        raise ValueError(f"contextual_blocks: {wrong[0]} is outside {first + 1}..{depth}{reason}")
+    if attention.uses_context and context is None:
+        raise ValueError(f"{attention.name} attention needs a context configuration")
+    if context is not None:
+        require_choice("seed_selection", context.seed_selection, SEED_SELECTORS)
+        require_choice("summarisation", context.summarisation, SUMMARISERS)
+        if context.seed_selection == "pooling_attention" and config.pooling != "attention":
+            raise ValueError(
+                "seed_selection=pooling_attention needs attention pooling, which these weights do not have"
+            )

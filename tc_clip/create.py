@@ -22,7 +22,7 @@ from tc_clip.weights.downloads import KNOWN_CLIP_WEIGHTS
 from tc_clip.weights.facts import WeightFacts, choose_pixels, tokenizer_of
 from tc_clip.weights.files import Checkpoint, WeightsError
 from tc_clip.weights.hub import KNOWN_HUB_WEIGHTS
-from tc_clip.weights.loading import checkpoint_state, learned_vectors, load_clip_weights, load_weights
+from tc_clip.weights.loading import checkpoint_state, init_new_parts, learned_vectors, load_clip_weights, load_weights
 from tc_clip.weights.sources import CheckpointSource, as_checkpoint
 
 _LOG = logging.getLogger(__name__)
@@ -114,8 +114,7 @@ def _create(
     model = compositions()[name].build(vision, text, values, info, parts)
     if clip is None:
         model.text.token_embedding.copy_(embedding)
-        if model.prompts is not None:
-            model.prompts.init_from(model.text)
+        init_new_parts(model)
     else:
         load_clip_weights(model, clip)
     if tuned is not None:

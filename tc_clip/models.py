@@ -16,6 +16,7 @@ from tc_clip.config import RECIPE_PIXELS, PixelStatistics, require_choice, visio
 from tc_clip.layers import FeedForward, share_weights
 from tc_clip.matching import MATCHINGS, cosines, video_features
 from tc_clip.prompts import (
+    FeaturePrompts,
     LearnedPrompts,
     SharedText,
     VideoConditionalPrompts,
@@ -55,6 +56,7 @@ class VideoClip(nn.Module):
         matching: how frames and texts are compared (`tc_clip.matching`).
         brownian_width: channels of `matching="brownian"`.
         brownian_share: share of its scores at test.
+        feature_prompts: what updates the texts' features by the video (X-CLIP), or None.
         info: what `info` returns.
         pixels: statistics that normalise the input.
         logit_bias: whether the logits have a bias.
@@ -79,6 +81,7 @@ class VideoClip(nn.Module):
         matching: str = "cosine",
         brownian_width: int = 192,
         brownian_share: float = 0.5,
+        feature_prompts: FeaturePrompts | None = None,
         info: Mapping[str, Any] | None = None,
         pixels: PixelStatistics = RECIPE_PIXELS,
         logit_bias: bool = False,
@@ -94,6 +97,7 @@ class VideoClip(nn.Module):
         self.vision = vision
         self.text = text
         self.prompts = prompts
+        self.feature_prompts = feature_prompts
         self.logit_scale = nn.Parameter(torch.tensor(LOGIT_SCALE_INIT))
         # Of a sigmoid loss (SigLIP); it changes no softmax over classes.
         self.logit_bias = nn.Parameter(torch.tensor(0.0)) if logit_bias else None
@@ -125,6 +129,8 @@ class VideoClip(nn.Module):
         self.prompt_layers: tuple[int, ...] = () if conditional is None else conditional.config.prompt_layers
         depths = text.config.depth, vision.config.depth
         self.context_blocks = tuple(vision_block_of(number, *depths) for number in self.prompt_layers)
+        if feature_prompts is not None:
+            self.context_blocks = depths[1:]
         self._text_rows: TextRows | None = None  # of `class_tokens`
         self._info = dict(info or {})
         self._shared_text: _Cache[Tensor | SharedText] = _Cache()
@@ -339,7 +345,7 @@ class VideoClip(nn.Module):
             (B, C, E), not normalised; (C, E) if they do not depend on the video.
         """
         if isinstance(shared, Tensor):
-            return shared
+            return shared if self.feature_prompts is None else self.feature_prompts(shared, contexts[0])
         if self.video_prompts is None:
             raise TypeError(f"{self.name} has no prompts that attend to the video")
         return self._pooled(self.video_prompts.condition(self.text, shared, contexts))

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from tc_clip.adapters import is_adapter
 from tc_clip.config import PromptConfig, TextConfig
-from tc_clip.layers import Modules, ResidualBlock
+from tc_clip.layers import Modules, ResidualBlock, init_tower
 from tc_clip.text_encoder import SharedLastBlock, TextEncoder, scaled_products
 from tc_clip.text_rows import TextRows
 from tc_clip.tokenizer import CLIP_TOKENIZER, Tokenizer
@@ -96,6 +97,29 @@ class PromptLayer(ResidualBlock):
         state = {name: value for name, value in block.state_dict().items() if not is_adapter(name)}
         state |= {f"ln_1_kv.{name}": state[f"ln_1.{name}"] for name in ("weight", "bias")}
         self.load_state_dict(state)
+
+
+class FeaturePrompts(nn.Module):
+    """`t + a u` for features of texts `t`: `u` is `t` after layers of attention to a video (X-CLIP, ECCV 2022).
+
+    Args:
+        num_layers: layers.
+        text: sizes of the text encoder; the layers have the width of the joint space.
+    """
+
+    def __init__(self, num_layers: int, text: TextConfig):
+        super().__init__()
+        config = replace(text, width=text.embed_dim, mlp_width=0)
+        self.layers: Modules[PromptLayer] = Modules(PromptLayer(config) for _ in range(num_layers))
+        init_tower(self.layers, text.embed_dim)
+        self.scale = nn.Parameter(torch.full((text.embed_dim,), 0.1))
+
+    def forward(self, features: Tensor, context: Tensor) -> Tensor:
+        """Update features (C, E) with the tokens (B, K, E) of videos: (B, C, E)."""
+        x = features.unsqueeze(0)
+        for layer in self.layers:
+            x = layer(x, context)
+        return features + self.scale * x
 
 
 class SharedText(NamedTuple):

@@ -92,7 +92,8 @@ class VideoTextModel(VideoModel, Protocol):
         grid_size: patches along a side of a frame.
         num_blocks: vision blocks.
         prompt_layers: text blocks, from 1, before which prompts attend to the video; empty if none do.
-        context_blocks: for each prompt layer the vision block, from 1, whose context tokens its prompts attend to.
+        context_blocks: for each prompt layer the vision block, from 1, whose context tokens its prompts attend to;
+            without prompt layers, the last block if the texts' features attend to its patches.
     """
 
     @property

@@ -12,17 +12,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tc_clip.adapters import AIM_SCALE, AdapterConfig, AimAdapters, SpaceTimeAdapter, add_block_adapters, add_lora
+from tc_clip.adapters import (
+    AIM_SCALE,
+    AdapterConfig,
+    AimAdapters,
+    SpaceTimeAdapter,
+    T2lAdapters,
+    add_block_adapters,
+    add_lora,
+)
 from tc_clip.attention import FrameAttention
 from tc_clip.brownian import BrownianFrames
 from tc_clip.checkpointing import recompute_in_backward
 from tc_clip.compiling import expect_other_sizes
-from tc_clip.config import ContextConfig, VisionConfig, require_choice
+from tc_clip.config import ContextConfig, VisionConfig
 from tc_clip.context_tokens import (
-    SEED_SELECTORS,
-    SUMMARISERS,
     BlockTrace,
     average_places,
+    check_context,
     gather_patches,
     select_seeds,
     summarise_seeds,
@@ -30,6 +37,16 @@ from tc_clip.context_tokens import (
 from tc_clip.layers import FeedForward, GatedFeedForward, Modules, ResidualBlock, init_tower
 from tc_clip.pooling import AttentionPooling
 from tc_clip.rotary import Turns, places_of, turn, turns_of, turns_of_tokens
+from tc_clip.temporal import (
+    FrameTransformer,
+    MessageTokens,
+    TemporalBlocks,
+    TemporalConfig,
+    attend_to_frames,
+    build_temporal,
+    check_parts,
+    shift_channels,
+)
 
 
 class VisionOutput(NamedTuple):
@@ -74,7 +91,9 @@ class VisionBlock(ResidualBlock):
             self.attn.inner_norm = nn.LayerNorm(width, eps)
         if config.activation == "swiglu":
             self.mlp = GatedFeedForward(width, config.hidden_width, eps if config.inner_norm else None)
-        self.adapter: SpaceTimeAdapter | AimAdapters | None = None
+        self.adapter: SpaceTimeAdapter | AimAdapters | T2lAdapters | None = None
+        self.messages: MessageTokens | None = None
+        self.channel_shift = 0.0
 
     def forward(
         self,
@@ -124,7 +143,7 @@ class VisionBlock(ResidualBlock):
         first = self.attn.first_patch
         if isinstance(self.adapter, SpaceTimeAdapter):
             frames = self.adapter(frames)
-        elif self.adapter is not None:
+        elif isinstance(self.adapter, AimAdapters):
             frames = frames + self.adapter.time(self._attend_along_frames(self.ln_1(frames)))
         normed = self.ln_1(frames)
         context_keys_values = None
@@ -138,11 +157,15 @@ class VisionBlock(ResidualBlock):
             queries, keys, values = self.attn.queries_keys_values(normed)
             queries = turn(queries, turns)
         keys = turn(keys, turns)
+        if self.channel_shift:
+            keys, values = (shift_channels(x, self.channel_shift) for x in (keys, values))
+        keys, values = self._with_message(frames, keys, values)
         needs_weights = summary is not None or with_trace
         attended, class_weights = self.attn.attend(
             queries, keys, values, context_keys_values, with_class_weights=needs_weights and pooling_weights is None
         )
         weights = class_weights if pooling_weights is None else pooling_weights
+        weights = None if weights is None else weights[..., : frames.shape[2]]  # not of a message
         residual = frames[:, :, :1] if only_class else frames
         if weights is None or not needs_weights:
             return self.feed_forward(residual + self._merge_heads(attended)), None, None
@@ -178,13 +201,22 @@ class VisionBlock(ResidualBlock):
 
     def _merge_heads(self, attended: Tensor) -> Tensor:
         x = self.attn.merge_heads(attended)
-        return x + self.adapter.space(x) if isinstance(self.adapter, AimAdapters) else x
+        return x + self.adapter.space(x) if isinstance(self.adapter, AimAdapters | T2lAdapters) else x
+
+    def _with_message(self, frames: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append the key and value of each frame's message or temporal token, if there is one."""
+        if self.messages is not None:
+            tokens = self.messages(frames[:, :, 0]).unsqueeze(2)  # (B, T, 1, D)
+        elif isinstance(self.adapter, T2lAdapters):
+            tokens = self._attend_along_frames(self.ln_1(self.adapter.temporal_tokens(frames)))
+        else:
+            return keys, values
+        further = self.attn.keys_values(self.ln_1(tokens))  # (B, T, A, 1, h) each
+        return torch.cat((keys, further[0]), dim=3), torch.cat((values, further[1]), dim=3)
 
     def _attend_along_frames(self, x: Tensor) -> Tensor:
         """Attend with the block's own weights from each token of (B, T, N, D) to those of its place in all frames."""
-        queries, keys, values = self.attn.queries_keys_values(x.transpose(1, 2))  # (B, N, A, T, h) each
-        attended = F.scaled_dot_product_attention(queries, keys, values)
-        return self.attn.merge_heads(attended).transpose(1, 2)
+        return attend_to_frames(self.attn, x.transpose(1, 2)).transpose(1, 2)
 
     def _generator(self, summary: ContextConfig, device: torch.device) -> torch.Generator | None:
         """Return the source of random choices: None, torch's own, in training; in evaluation one with a fixed seed."""
@@ -215,7 +247,8 @@ class VisionEncoder(nn.Module):
         num_prompt_vectors: learned tokens after the patches (prompt tuning).
         prompt_depth: blocks with their own prompt vectors.
         adapters: adapters of the blocks.
-        num_frames: frames of a video, for adapters with positions in time.
+        num_frames: frames of a video, for parts with a table of frames.
+        temporal: what joins the frames besides the attention.
 
     Raises:
         ValueError: if the contextual blocks do not fit the attention or the depth, or a choice of `context` is unknown.
@@ -237,9 +270,10 @@ class VisionEncoder(nn.Module):
         prompt_depth: int = 1,
         adapters: AdapterConfig | None = None,
         num_frames: int = 0,
+        temporal: TemporalConfig | None = None,
     ):
         super().__init__()
-        _check_context(attention, contextual_blocks, context, config)
+        check_context(attention, contextual_blocks, context, config)
         self.config = config
         self.attention = attention
         self.context = context
@@ -285,9 +319,18 @@ class VisionEncoder(nn.Module):
         if adapters is not None and kind == "lora":
             add_lora((block.attn for block in self.blocks), D, adapters)
         elif adapters is not None and kind is not None:
-            add_block_adapters(self.blocks, D, adapters)
+            add_block_adapters(self.blocks, D, adapters, num_frames)
             if kind == "aim":
                 self.frame_positions = nn.Parameter(torch.zeros(num_frames, 1, D))
+        parts = temporal or TemporalConfig()
+        check_parts(parts, config, attention, kind)
+        for block in self.blocks:
+            block.channel_shift = parts.channel_shift
+            block.messages = MessageTokens(D, config.num_heads, config.norm_eps) if parts.message_tokens else None
+        self.temporal = build_temporal(parts, config, num_frames, partial(VisionBlock, config), self.blocks)
+        self.patches_as_context = parts.text_update_layers > 0  # the texts' context: the patches' mean over the frames
+        has_table = kind in ("aim", "t2l") or self.temporal is not None
+        self.fixed_frames = num_frames if has_table else positional_frames
         self._add_turns(num_prompt_vectors)
 
     def _add_turns(self, num_prompt_vectors: int) -> None:
@@ -319,8 +362,11 @@ class VisionEncoder(nn.Module):
         turns = (
             None if self.rotary_cos is None or self.rotary_sin is None else Turns(self.rotary_cos, self.rotary_sin)
         )  # (N, h) each
+        asked = () if self.patches_as_context else context_blocks
+        reads_patches = self.pooling is not None or self.brownian is not None or self.patches_as_context
+        only_class = not reads_patches and not isinstance(self.temporal, TemporalBlocks)
         for i, block in enumerate(self.blocks):
-            produces = (self.attention.uses_context and i + 1 in self.contextual_blocks) or i + 1 in context_blocks
+            produces = (self.attention.uses_context and i + 1 in self.contextual_blocks) or i + 1 in asked
             frames = self._with_prompt_vectors(frames, i)
             if self.is_compiled:
                 expect_other_sizes(frames, 0)
@@ -329,29 +375,38 @@ class VisionEncoder(nn.Module):
                 frames,
                 context,
                 self.context if produces else None,
-                only_class=self.pooling is None and self.brownian is None and i == len(self.blocks) - 1,
+                only_class=only_class and i == len(self.blocks) - 1,
                 with_trace=with_traces,
                 recompute=recompute,
                 turns=turns,
                 context_turns=context_turns,
                 pooling_weights=self._pooling_weights(frames) if produces or with_traces else None,
             )
-            if i + 1 in context_blocks:
+            if i + 1 in asked:
                 requested[i + 1] = self.project(context)  # (B, K, E)
             context_turns = self._turns_of_context(trace)
             if trace is not None and with_traces:
                 P = self.config.num_patches
                 traces.append(trace._replace(class_attention=trace.class_attention[..., :P]))
-        if self.brownian is None:
-            return VisionOutput(self._pool(frames), requested, tuple(traces))
-        tokens = self.project(frames[:, :, : self.config.num_tokens])  # (B, T, N, E)
-        return VisionOutput(tokens[:, :, 0], requested, tuple(traces), self.brownian(tokens))
+        if isinstance(self.temporal, TemporalBlocks):
+            frames = self.temporal(frames, not reads_patches, recompute)
+        tokens = None
+        if self.brownian is not None or self.patches_as_context:
+            tokens = self.project(frames[:, :, : self.config.num_tokens])  # (B, T, N, E)
+            if self.patches_as_context:
+                patches = tokens[:, :, int(self.config.class_token) :].mean(dim=1)  # (B, P, E)
+                requested |= dict.fromkeys(context_blocks, patches)
+        features = self._pool(frames)
+        brownian = None if self.brownian is None else self.brownian(tokens)
+        return VisionOutput(features, requested, tuple(traces), brownian)
 
     def _pool(self, frames: Tensor) -> Tensor:
         """Return the frames' features (B, T, E) of their tokens (B, T, N, D) after the last block."""
         if self.pooling is None:
-            return self.project(frames[:, :, 0])
-        return self._to_joint(self.pooling(self.ln_post(frames)))
+            features = self.project(frames[:, :, 0])
+        else:
+            features = self._to_joint(self.pooling(self.ln_post(frames)))
+        return self.temporal(features) if isinstance(self.temporal, FrameTransformer) else features
 
     def _pooling_weights(self, frames: Tensor) -> Tensor | None:
         """Return the pooling query's weights of frame tokens (B, T, N), if they choose seeds; else None.
@@ -380,7 +435,7 @@ class VisionEncoder(nn.Module):
     def compile(self, **options: Any) -> None:
         """Compile the blocks in place: each kind of block once. The options are those of `torch.compile`."""
         self.is_compiled = True
-        for block in self.blocks:
+        for block in (*self.blocks, *([] if self.temporal is None else self.temporal.blocks)):
             block.compile(**options)
 
     def embed(self, video: Tensor) -> Tensor:
@@ -421,36 +476,8 @@ class VisionEncoder(nn.Module):
         side = self.config.image_size
         if video.dim() != 5 or video.shape[2:] != (3, side, side):
             raise ValueError(f"the model reads videos of shape (B, T, 3, {side}, {side}), not {tuple(video.shape)}")
-        positions = self.positional_embedding if self.frame_positions is None else self.frame_positions
-        if positions.dim() == 3 and positions.shape[0] != video.shape[1]:
+        if self.fixed_frames is not None and self.fixed_frames != video.shape[1]:
             raise ValueError(
-                f"the model has joint positions for {positions.shape[0]} frames, the video has {video.shape[1]}: "
+                f"the model has joint positions for {self.fixed_frames} frames, the video has {video.shape[1]}: "
                 "create the model with num_frames of the video"
-            )
-
-
-def _check_context(
-    attention: type[FrameAttention], blocks: Collection[int], context: ContextConfig | None, config: VisionConfig
-) -> None:
-    """Raise ValueError if the contextual blocks do not fit the attention or the depth, or the encoder lacks a part."""
-    depth = config.depth
-    if attention.uses_class_tokens and not config.class_token:
-        raise ValueError(f"{attention.name} attention needs class tokens, which these weights do not have")
-    first = 1 if attention.uses_context else 0
-    if attention.has_extra_keys and not blocks:
-        raise ValueError(f"{attention.name} attention needs contextual blocks, there are none among {depth}")
-    if blocks and not attention.has_extra_keys:
-        raise ValueError(f"{attention.name} attention has no extra keys: there are no contextual blocks")
-    wrong = [block + 1 for block in blocks if not first <= block < depth]
-    if wrong:
-        reason = " (the first block has no block before it to get context tokens from)" if first else ""
-        raise ValueError(f"contextual_blocks: {wrong[0]} is outside {first + 1}..{depth}{reason}")
-    if attention.uses_context and context is None:
-        raise ValueError(f"{attention.name} attention needs a context configuration")
-    if context is not None:
-        require_choice("seed_selection", context.seed_selection, SEED_SELECTORS)
-        require_choice("summarisation", context.summarisation, SUMMARISERS)
-        if context.seed_selection == "pooling_attention" and config.pooling != "attention":
-            raise ValueError(
-                "seed_selection=pooling_attention needs attention pooling, which these weights do not have"
             )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tc_clip.adapters import AdapterConfig, add_lora
+from tc_clip.adapters import AdapterConfig, add_text_adapters
 from tc_clip.attention import FrameAttention
 from tc_clip.config import (
     RECIPE_PIXELS,
@@ -16,8 +16,9 @@ from tc_clip.config import (
     as_block_numbers,
 )
 from tc_clip.models import VideoClip
-from tc_clip.prompts import LearnedPrompts, VideoConditionalPrompts
+from tc_clip.prompts import FeaturePrompts, LearnedPrompts, VideoConditionalPrompts
 from tc_clip.templates import templates_of
+from tc_clip.temporal import TemporalConfig
 from tc_clip.text_encoder import TextEncoder
 from tc_clip.tokenizer import CLIP_TOKENIZER, Tokenizer
 from tc_clip.vision_encoder import VisionEncoder
@@ -27,7 +28,7 @@ COMMON = {"num_frames": 16, "context_length": 30, "split_camel_case": True, "pix
 COMMON |= {"templates": None, "descriptions": None, "text_pooling": "mean", "matching": "cosine"}
 COMMON |= {"brownian_width": 192, "brownian_share": 0.5}
 TRAINED = COMMON | {"prompt_init": "a photo of a", "positional_embedding": "space", "freeze": None}
-TRAINED |= asdict(AdapterConfig())
+TRAINED |= asdict(AdapterConfig()) | asdict(TemporalConfig())
 CONTEXT = asdict(ContextConfig())
 VIDEO_PROMPTS = CONTEXT | asdict(PromptConfig())
 LEARNED_VECTORS = {
@@ -106,6 +107,7 @@ class Composition:
         if position not in ("space", "joint"):
             raise ValueError(f"positional_embedding is 'space' or 'joint', not {position!r}")
         adapters = AdapterConfig(**{key: options[key] for key in asdict(AdapterConfig()) if key in options})
+        temporal = TemporalConfig(**{key: options[key] for key in asdict(TemporalConfig()) if key in options})
         encoder = VisionEncoder(
             vision,
             self.attention,
@@ -118,10 +120,13 @@ class Composition:
             prompt_depth=_vector_depth(options, "vision", vision.depth),
             adapters=adapters,
             num_frames=options["num_frames"],
+            temporal=temporal,
         )
         text_encoder = TextEncoder(text, parts.tokenizer)
-        if adapters.of_side("text") == "lora":
-            add_lora((block.attn for block in text_encoder.blocks), text.width, adapters)
+        add_text_adapters((block.attn for block in text_encoder.blocks), text.width, adapters)
+        layers = temporal.text_update_layers
+        if layers and (isinstance(prompts, VideoConditionalPrompts) or options["matching"] == "brownian"):
+            raise ValueError("text_update_layers needs video_prompts=false and a matching other than brownian")
         model = VideoClip(
             name=self.name,
             vision=encoder,
@@ -138,6 +143,7 @@ class Composition:
             matching=options["matching"],
             brownian_width=options["brownian_width"],
             brownian_share=options["brownian_share"],
+            feature_prompts=FeaturePrompts(layers, text) if layers else None,
             info=info,
             pixels=parts.pixels,
             logit_bias=parts.logit_bias,

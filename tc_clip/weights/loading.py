@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tc_clip.models import VideoClip
 from tc_clip.protocol import VideoModel
+from tc_clip.temporal import TemporalBlocks
 from tc_clip.weights.clip import ClipWeights
 from tc_clip.weights.files import Checkpoint, WeightsError
 from tc_clip.weights.layouts import (
@@ -71,10 +72,17 @@ def load_clip_weights(model: VideoClip, weights: ClipWeights) -> LoadReport:
     if own.dim() == 3:
         tensors[POSITIONS] = tensors[POSITIONS].expand(own.shape[0], -1, -1)
     _load_strictly(model, tensors, "the CLIP weights", absent=model.new_parameter_names())
-    if model.prompts is not None:
-        model.prompts.init_from(model.text)
+    init_new_parts(model)
     _warn_of_changes(report, weights.facts.source)
     return report
+
+
+def init_new_parts(model: VideoClip) -> None:
+    """Initialise what starts from CLIP's weights: prompts, and copies of blocks."""
+    if model.prompts is not None:
+        model.prompts.init_from(model.text)
+    if isinstance(model.vision.temporal, TemporalBlocks):
+        model.vision.temporal.init_from(model.vision.blocks)
 
 
 def load_weights(model: VideoModel, checkpoint: CheckpointSource) -> LoadReport:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import tc_clip
+from trainers.inference.predict import load_model, predict
 from trainers.parts.base import run_model
 from trainers.parts.brownian import BrownianLosses
 from trainers.precision import pick_precision
@@ -20,7 +21,12 @@ FACTORS = {
     "lora": {"adapters": 100},
     "st_adapter": {"adapters": 100},
     "aim": {"adapters": 100},
+    "claver": {},
+    "x_clip": {"adapters": 10},
+    "t2l": {"adapters": 100},
+    "tc_clip_plus": {"adapters": 50, "classifier": 25},
 }
+FROZEN = ("lora", "st_adapter", "aim", "t2l")
 BROWNIAN = {"matching": "brownian", "brownian_width": 6}
 
 
@@ -29,15 +35,29 @@ def load(path: Path) -> dict:
 
 
 @pytest.mark.parametrize(
-    "trainer", ["bdc_clip", "lora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("st_adapter", "aim"))]
+    "trainer",
+    [
+        *("bdc_clip", "lora"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("st_adapter", "aim", "t2l", "claver", "x_clip", "tc_clip_plus")
+        ),
+    ],
 )
 def test_a_run_continues_bit_for_bit_and_is_tested(
-    trainer: str, compose_run: Callable, tmp_path: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
+    trainer: str,
+    compose_run: Callable,
+    tmp_path: Path,
+    tiny_root: Path,
+    tiny_clip: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     options = {"trainer": trainer, "trainer__clip_weights": tiny_clip, "epochs": 2, "warmup_epochs": 0, "lr": 1e-4}
     options |= {"+trainer__options__head_width": 32}
-    if trainer == "bdc_clip":
+    if trainer in ("bdc_clip", "tc_clip_plus"):
         options |= {"trainer__options__brownian_width": 6}
+    if trainer == "claver":
+        options |= {"trainer__options__temporal_blocks": 2}  # as many as there are to copy
     whole = run(compose_run(output=tmp_path / "whole", **options))
 
     class Interrupted(Exception):  # noqa: N818
@@ -59,7 +79,7 @@ def test_a_run_continues_bit_for_bit_and_is_tested(
     ends = [load(tmp_path / name / "last.pth") for name in ("whole", "cut")]
     for key, value in ends[0]["model"].items():
         assert torch.equal(value, ends[1]["model"][key]), key
-    if trainer == "bdc_clip":
+    if "classifier" in FACTORS[trainer]:
         trained = [end["parts"]["classifier"]["trained"] for end in ends]
         assert all(torch.equal(value, trained[1][key]) for key, value in trained[0].items())
     # The best weights are a model by themselves, and give the result of the run.
@@ -67,8 +87,11 @@ def test_a_run_continues_bit_for_bit_and_is_tested(
     assert again[0].metrics == cut[0].metrics
     groups = {group["name"]: group["initial_lr"] for group in ends[0]["optimizer"]["param_groups"]}
     assert {key: groups[key] / 1e-4 for key in FACTORS[trainer]} == pytest.approx(FACTORS[trainer])
-    assert ("base" in groups) == (trainer == "bdc_clip")  # the others' CLIP is frozen
+    assert ("base" in groups) == (trainer not in FROZEN)
     assert json.loads((tmp_path / "cut" / "results.json").read_text())
+    model = load_model(tmp_path / "cut" / "best.pth", ["a square", "a circle"], clip_weights=tiny_clip, device="cpu")
+    (found,) = predict(model, sorted((tiny_root / "shapes" / "videos").iterdir())[:1], num_workers=0, precision="fp32")
+    assert found.error is None and sum(found.scores) == pytest.approx(1, abs=1e-5)
 
 
 def test_the_loss_is_three_cross_entropies() -> None:

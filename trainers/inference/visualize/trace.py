@@ -153,7 +153,10 @@ def look(
         prompts=tuple(
             PromptInsight(text_block, vision_block, weights)
             for text_block, vision_block, weights in zip(
-                model.prompt_layers, model.context_blocks, prompts, strict=True
+                model.prompt_layers,
+                model.context_blocks,
+                prompts,
+                strict=False,  # there can be a context block without prompt layers
             )
         ),
     )
