@@ -10,6 +10,7 @@ A checkpoint is a dict that `torch.load(weights_only=True)` reads:
 - `parts`: what the parts of training (`trainers.parts`) train besides the model and must know to continue, if there are
   any
 - `run`: facts that must not change when the run resumes; `config`: the resolved configuration
+- `calibration`: of `best.pth` after a training with `calibrate`, the fields of `trainers.calibration.Calibration`
 - `checksum`: SHA-256 over all of the above (`tc_clip.weights.checksum`)
 
 No state of random generators is needed: every random number follows from seed, epoch, micro-batch and position.

@@ -143,6 +143,11 @@ class MeanAveragePrecision(Metric):
         """Join the videos."""
         self.sums = torch.cat(list(sums))
 
+    def scores_and_targets(self) -> tuple[Tensor, Tensor]:
+        """Return scores (N, C) and targets (N, C), float64, of all videos."""
+        scores, targets = self.sums.split(self.num_classes, dim=1)
+        return scores, targets
+
     def value(self) -> float | None:
         """Return the mean over the classes that have videos."""
         scores, targets = self.sums.numpy().reshape(-1, 2, self.num_classes).transpose(1, 2, 0)  # (C, N) each

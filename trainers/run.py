@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import torch
 from tc_clip.ops.memory import keep_freed_memory
 from tc_clip.weights.facts import describe_weights
 from trainers import build
-from trainers.checkpoint import BEST
+from trainers.calibration import Calibration, calibrate
+from trainers.checkpoint import BEST, read_training_checkpoint, save_checkpoint
 from trainers.config.parts import describe_parts
 from trainers.config.resolve import to_yaml
 from trainers.config.secrets import hide_in_config
@@ -22,6 +24,7 @@ from trainers.distributed.interrupts import Interrupts
 from trainers.distributed.output_lock import OutputLock
 from trainers.distributed.processes import distributed
 from trainers.environment import environment
+from trainers.errors import CheckpointError
 from trainers.files import write_text
 from trainers.logging.console import quiet_libraries
 from trainers.logging.logger import LoggerContainer
@@ -79,11 +82,12 @@ def _train_and_test(job: Job) -> list[ResultRow]:
             settings, tester = job.settings, Tester(job, log)
             best = _build_training(job, parts, tester, log, disk).fit()
             parts.close_loaders()
+            calibration = _calibrate_best(job, tester, log) if settings.calibrate else None
             rows, file = _test_best(job, tester, best)
             for part in parts.state.parts:
                 if part.weights_file and (settings.folder / part.weights_file).exists():
                     rows += _test_file(job, tester, part.weights_file)
-            _report_results(job, log, rows, file)
+            _report_results(job, log, rows, file, calibration)
             return rows
 
 
@@ -132,6 +136,27 @@ def _build_training(
         num_workers=build.num_workers_of(settings, job.ranks.device),
         interrupts=job.interrupts,
     )
+
+
+def _calibrate_best(job: Job, tester: Tester, log: LoggerContainer) -> Calibration | None:
+    """Fit a temperature to the best weights' scores of the validation list and store it in their file. Collective."""
+    path, val = job.settings.folder / BEST, job.lists["val"][0]
+    load_on_all(job, path)
+    scores, labels = tester.scores(val)
+    if not len(labels):
+        log.warning(f"no temperature was fitted: no video of {val.name} can be read")
+        return None
+    found = calibrate(scores, labels, val.name)
+    log.info(
+        f"calibration: temperature {found.temperature:.3f} on {found.videos:,} videos of {found.list}, calibration "
+        f"error {found.ece_before:.2f} % before, {found.ece_after:.2f} % after"
+    )
+    if job.ranks.is_main:
+        try:
+            save_checkpoint(path, {**read_training_checkpoint(path), "calibration": asdict(found)})
+        except CheckpointError as error:
+            log.warning(f"the temperature is not in {BEST}: {error}")
+    return found
 
 
 def _test_best(job: Job, tester: Tester, best: Best) -> tuple[list[ResultRow], WeightsFile | None]:
@@ -242,7 +267,13 @@ def _all_lists(job: Job) -> list[VideoList]:
     return [videos for lists in job.lists.values() for videos in lists]
 
 
-def _report_results(job: Job, log: LoggerContainer, rows: Sequence[ResultRow], weights: WeightsFile | None) -> None:
+def _report_results(
+    job: Job,
+    log: LoggerContainer,
+    rows: Sequence[ResultRow],
+    weights: WeightsFile | None,
+    calibration: Calibration | None = None,
+) -> None:
     """Log the table and write it as `results.json`, and the report.
 
     Args:
@@ -252,6 +283,8 @@ def _report_results(job: Job, log: LoggerContainer, rows: Sequence[ResultRow], w
     summary = summarise(rows, settings.protocol)
     log.info("\n" + results_table(rows, summary))
     facts = run_facts(settings, weights) if job.ranks.is_main else {}
+    if calibration is not None:
+        facts["calibration"] = asdict(calibration)
     if "train" in job.lists:
         facts["training_frames"] = job.lists["train"][0].stored
     if job.ranks.is_main:

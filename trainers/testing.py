@@ -1,6 +1,8 @@
 """Evaluations of a run: its lists with their own classes, and the files and table rows that follow from each."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
 
 from tc_clip.ops.memory import release_freed_memory
 from trainers import build
@@ -8,7 +10,7 @@ from trainers.config.settings import Part
 from trainers.errors import RunInterrupted
 from trainers.evaluator import Evaluation, evaluate
 from trainers.logging.logger import LoggerContainer
-from trainers.metrics import create_metrics, format_metrics
+from trainers.metrics import MeanAveragePrecision, Metric, create_metrics, format_metrics
 from trainers.prepare import Job
 from trainers.reporting.pictures import side_product
 from trainers.reporting.tables import ResultRow
@@ -48,6 +50,14 @@ class Tester:
             wise_ft: weight of the fine-tuned model if an ensemble is tested.
         """
         return [self._test_list(part, videos, weights, wise_ft) for videos in self.job.lists[part]]
+
+    def scores(self, videos: VideoList) -> tuple[Tensor, Tensor]:
+        """Evaluate on the validation list; return the scores (N, C) and the classes (N,) of its readable videos."""
+        everything = MeanAveragePrecision("map", len(videos.class_names))
+        loader = build.build_eval_loader(self.job.settings, videos, "val", self.job.ranks)
+        self._evaluate(loader, videos, [everything])
+        scores, targets = everything.scores_and_targets()
+        return scores, targets.argmax(1)
 
     def row(self, part: Part, videos: VideoList, weights: str, wise_ft: float | None, values: Best) -> ResultRow:
         """Return an evaluation's numbers as a row of the result table."""
@@ -95,14 +105,15 @@ class Tester:
         self.write_files(part, videos, wise_ft, evaluation)
         return row
 
-    def _evaluate(self, loader: EvalLoader, videos: VideoList) -> Evaluation:
+    def _evaluate(self, loader: EvalLoader, videos: VideoList, metrics: Sequence[Metric] = ()) -> Evaluation:
         job = self.job
+        metrics = metrics or create_metrics(job.settings.metrics, len(videos.class_names))
         release_freed_memory()  # blocks that training kept do not fit evaluation
         job.model.set_class_names(videos.class_names, videos.split_camel_case)
         evaluation = evaluate(
             job.model,
             loader,
-            metrics=create_metrics(job.settings.metrics, len(videos.class_names)),
+            metrics=metrics,
             num_videos=len(videos.records),
             precision=job.precision,
             ranks=job.ranks,

@@ -29,7 +29,7 @@ from trainers.errors import ConfigError
 from trainers.inference.inputs import find_videos, read_classes, stems_of
 
 if TYPE_CHECKING:
-    from tc_clip import VideoClip
+    from tc_clip import Checkpoint, VideoClip
     from trainers.inference.predict import VideoPrediction
 
 BAR_WIDTH = 24
@@ -80,9 +80,21 @@ def main(argv: list[str] | None = None) -> int:
         checkpoint = named_checkpoint(args)
         classes = classes or own_classes(args, checkpoint)
         model = load_named_model(args, classes, checkpoint)
+        args.temperature = calibrated(checkpoint)
         note(f"{model.name}, {len(classes)} classes, {len(videos)} videos; loaded in {_since(started)}")
         num_read = print_timelines(model, videos, args) if args.window else print_predictions(model, videos, args)
     return 0 if num_read else 1
+
+
+def calibrated(checkpoint: "Checkpoint | None") -> float | None:
+    """Return the temperature of a checkpoint, if a training fitted one, and print a line about it."""
+    from trainers.inference.predict import temperature_of
+
+    found = None if checkpoint is None else temperature_of(checkpoint)
+    if found is None:
+        return None
+    note(f"probabilities are calibrated: temperature {found[0]:.3f}, {found[1]}")
+    return found[0]
 
 
 def print_predictions(model: "VideoClip", videos: list[str], args: argparse.Namespace) -> int:
@@ -107,6 +119,7 @@ def print_predictions(model: "VideoClip", videos: list[str], args: argparse.Name
             timeout_s=args.timeout,
             cuda_graphs=args.graphs,
             threshold=args.threshold,
+            temperature=args.temperature,
         ):
             predictions.append(item)
             if STANDARD_OUTPUT not in (args.json, args.csv):
@@ -167,6 +180,7 @@ def print_timelines(model: "VideoClip", videos: list[str], args: argparse.Namesp
                 precision=args.precision,
                 timeout_s=args.timeout,
                 threshold=args.threshold,
+                temperature=args.temperature,
             )
         except VideoReadError as error:
             print(f"{video}: cannot be read: {error.reason}", flush=True)

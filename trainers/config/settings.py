@@ -381,6 +381,11 @@ class Settings:
         "`null`: never. The learning rate follows `epochs` in any case.",
         at_least=1,
     )
+    calibrate: bool = key(
+        "After training, fit a temperature to the best weights' scores of the validation list. It is kept in "
+        "`best.pth`, `tc-clip predict` applies it, and `results.json` has the calibration error before and after. The "
+        "metrics of a run are those of the scores without it."
+    )
     keep: int = key(
         "How many of the last checkpoints to keep: `last.pth`, and before it `last_1.pth`, `last_2.pth`, ... A "
         "damaged one is skipped for the one before.",

@@ -13,6 +13,7 @@ import tc_clip
 from tc_clip.ops.memory import keep_freed_memory
 from tc_clip.protocol import VideoModel
 from tc_clip.weights.sources import CheckpointSource, as_checkpoint
+from trainers.calibration import soften
 from trainers.cuda_graphs import GraphedModel
 from trainers.device_copies import DeviceCopies
 from trainers.distributed.processes import pick_device
@@ -153,6 +154,21 @@ def _model_of(
     )
 
 
+def temperature_of(checkpoint: tc_clip.Checkpoint) -> tuple[float, str] | None:
+    """Return the temperature that a training with `calibrate` fitted, and where, in words; None if there is none.
+
+    Raises:
+        ConfigError: if it is no number above 0.
+    """
+    stored = checkpoint.content.get("calibration")
+    if stored is None:
+        return None
+    temperature = stored.get("temperature") if isinstance(stored, dict) else None
+    if not isinstance(temperature, float) or not 0 < temperature < float("inf"):
+        raise ConfigError(f"{checkpoint.source}: its temperature is no number above 0; train again with calibrate=true")
+    return temperature, f"fitted on {stored.get('videos')} videos of {stored.get('list')}"
+
+
 def inference_precision(model: VideoModel, name: str = "auto") -> Precision:
     """Return the number formats of inference; auto is bf16 if the device, GPU or CPU, computes in it, else fp32."""
     device = next(model.parameters()).device
@@ -188,6 +204,7 @@ def iter_predictions(
     timeout_s: float = 60.0,
     cuda_graphs: bool = False,
     threshold: float = 0.0,
+    temperature: float | None = None,
 ) -> Iterator[VideoPrediction]:
     """Yield a prediction for every video, in order, each as soon as its batch is scored.
 
@@ -201,6 +218,7 @@ def iter_predictions(
         precision: auto, fp32, bf16, fp16 or fp64.
         decoder: auto, pyav, decord or torchcodec.
         timeout_s: seconds after which a video that is being read is assumed to hang; it gets an error.
+        temperature: of a calibration (`temperature_of`), which divides the logarithms of the scores, or None.
         cuda_graphs: replay the model as a CUDA graph for batches of a size that comes again.
         threshold: score (0 to 1) below which the best class is not the label of a video.
     """
@@ -226,6 +244,7 @@ def iter_predictions(
         with torch.inference_mode():
             (scores,) = score_views(scorer, [batch.videos], formats, at_once, copies)  # (B, C)
             scores = scores / batch.videos.shape[1]
+            scores = scores if temperature is None else soften(scores, temperature)
         best = scores.topk(num_shown, dim=-1)
         values, classes = best.values.tolist(), best.indices.tolist()
         now = time.perf_counter()
@@ -249,6 +268,7 @@ def predict_timeline(
     precision: str = "auto",
     timeout_s: float = 60.0,
     threshold: float = 0.0,
+    temperature: float | None = None,
 ) -> Timeline:
     """Score a long video window by window; `video_datasets.windows.read_windows` defines the windows.
 
@@ -275,7 +295,8 @@ def predict_timeline(
         views = torch.stack([window.videos for window in waiting])  # (n, V, T, 3, S, S)
         with torch.inference_mode():
             (scored,) = score_views(model, [views], formats, at_once, copies)
-            scores.append((scored / num_crops).float().cpu().numpy())
+            scored = scored / num_crops if temperature is None else soften(scored / num_crops, temperature)
+            scores.append(scored.float().cpu().numpy())
         spans.extend((window.start, window.end) for window in waiting)
         waiting.clear()
 
