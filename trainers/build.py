@@ -64,7 +64,7 @@ def build_model(settings: Settings, videos: VideoList) -> VideoModel:
     # On the command line these options are top-level keys, because every model has them.
     options.setdefault("image_size", settings.input_size)
     options |= {"num_frames": settings.num_frames, "context_length": settings.context_length}
-    options["pixels"] = trainer.pixels
+    options |= {"pixels": trainer.pixels, "framing": settings.framing}
     options["split_camel_case"] = videos.split_camel_case
     try:
         model = tc_clip.create_model(
@@ -94,6 +94,7 @@ def build_train_loader(settings: Settings, videos: VideoList, ranks: Ranks, rese
         grayscale=aug.gray,
         jitter_per_frame=aug.jitter_per_frame,
         crop_scales=tuple(aug.crop_scales),
+        framing=settings.framing,
     )
     dataset = VideoDataset(
         videos.records,
@@ -131,7 +132,7 @@ def build_eval_loader(
     """
     data = settings.data
     num_clip, num_crop = settings.views_of(part)
-    transform = TestTransform(settings.input_size, num_crop)
+    transform = TestTransform(settings.input_size, num_crop, settings.framing)
     dataset = VideoDataset(
         videos.records,
         videos.files,

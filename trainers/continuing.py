@@ -22,6 +22,7 @@ FIXED = (
     "base",
     "num_frames",
     "input_size",
+    "framing",
     "context_length",
     "batch_size",
     "total_batch_size",
@@ -46,6 +47,7 @@ FIXED = (
 # What runs of older versions did that had no such key.
 EARLIER: dict[str, Any] = {
     "partial_update": "keep",
+    "framing": "crop",
     "sampling": "shuffled",
     "class_weights": "none",
     "trainer.pixels": "recipe",

@@ -26,6 +26,11 @@ def normalize(
     return videos.to(dtype).sub_(means).div_(stds)
 
 
+# How frames become squares: the crop keeps scale and shape, the letterbox the whole frame and its shape, with bars of
+# the mean colour, and stretching the whole frame alone.
+FRAMINGS = ("crop", "letterbox", "stretch")
+
+
 class ColorDraw(NamedTuple):
     """The colour changes drawn for a view.
 
@@ -49,19 +54,22 @@ class Geometry(NamedTuple):
         box: top, left, height, width of the crop.
         size: side of the view.
         flip: whether it is mirrored.
+        padded: whether bars fill the square, instead of a second resizing.
     """
 
     scaled: tuple[int, int]
     box: tuple[int, int, int, int]
     size: int
     flip: bool
+    padded: bool = False
 
 
 def apply_geometry(video: Tensor, geometry: Geometry) -> Tensor:
     """Resize, crop, resize and flip frames: uint8 (T, 3, H, W) -> (T, 3, S, S), on their device."""
     video = _resize(video, *geometry.scaled)
     top, left, height, width = geometry.box
-    video = _resize(video[..., top : top + height, left : left + width], geometry.size, geometry.size)
+    video = video[..., top : top + height, left : left + width]
+    video = _pad(video, geometry.size) if geometry.padded else _resize(video, geometry.size, geometry.size)
     return (video.flip(-1) if geometry.flip else video).contiguous()
 
 
@@ -77,6 +85,7 @@ class TrainTransform:
         grayscale: probability that a video is turned grey.
         jitter_per_frame: draw new jitter values for every frame (as published), or once per video.
         crop_scales: sides of the crop relative to the short side; width and height at most one step apart.
+        framing: one of `FRAMINGS`; without crop, `crop_scales` means nothing.
     """
 
     def __init__(
@@ -91,6 +100,7 @@ class TrainTransform:
         grayscale: float = 0.2,
         jitter_per_frame: bool = True,
         crop_scales: Sequence[float] = (1, 0.875, 0.75, 0.66),
+        framing: str = "crop",
     ):
         for name, value in (("color_jitter", color_jitter), ("grayscale", grayscale)):
             if not 0 <= value <= 1:
@@ -109,6 +119,7 @@ class TrainTransform:
         self.grayscale = grayscale
         self.jitter_per_frame = jitter_per_frame
         self.crop_scales = tuple(crop_scales)
+        self.framing = _checked_framing(framing)
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> Tensor:
         """Make a view of uint8 frames (T, H, W, 3): uint8 (T, 3, S, S). All draws come from `rng`."""
@@ -122,9 +133,14 @@ class TrainTransform:
 
     def draw_geometry(self, height: int, width: int, rng: np.random.Generator) -> "Geometry":
         """Draw crop and flip of a view of (height, width) frames; `draw_colors` comes after it."""
-        scaled = _scaled_size(height, width, self.short_side)
-        box = self.crop_box(*scaled, rng)
-        return Geometry(scaled, box, self.input_size, bool(self.flip and rng.random() < 0.5))
+        if self.framing == "crop":
+            scaled = _scaled_size(height, width, self.short_side)
+            box = self.crop_box(*scaled, rng)
+        else:
+            scaled = _whole_size(height, width, self.input_size, self.framing)
+            box = (0, 0, *scaled)
+        flip = bool(self.flip and rng.random() < 0.5)
+        return Geometry(scaled, box, self.input_size, flip, padded=self.framing == "letterbox")
 
     @property
     def short_side(self) -> int:
@@ -174,13 +190,22 @@ def change_colors(video: Tensor, draw: ColorDraw) -> Tensor:
 
 
 class TestTransform:
-    """Deterministic test views: the centre crop, or three crops along the long side (start, end, middle)."""
+    """Deterministic test views: the centre crop, three crops along the long side (start, end, middle), or all of it.
+
+    Args:
+        input_size: side of the square views in pixels.
+        num_crops: 1 or 3; 1 without crop.
+        framing: one of `FRAMINGS`.
+    """
 
     __test__ = False  # pytest would take it for a test by its name
 
-    def __init__(self, input_size: int, num_crops: int = 1):
+    def __init__(self, input_size: int, num_crops: int = 1, framing: str = "crop"):
+        self.framing = _checked_framing(framing)
         if num_crops not in (1, 3):
             raise ValueError(f"num_crop must be 1 or 3, found {num_crops}")
+        if framing != "crop" and num_crops != 1:
+            raise ValueError(f"num_crop must be 1 for whole frames (framing={framing}), found {num_crops}")
         self.input_size = input_size
         self.num_crops = num_crops
 
@@ -192,6 +217,9 @@ class TestTransform:
     def __call__(self, frames: np.ndarray) -> Tensor:
         """Make the views of uint8 frames (T, H, W, 3): uint8 (num_crops, T, 3, S, S)."""
         size = self.input_size
+        if self.framing != "crop":
+            scaled = _whole_size(frames.shape[1], frames.shape[2], size, self.framing)
+            return _pad(_resize(_to_tensor(frames), *scaled), size).contiguous()[None]
         video = _resize_short_side(_to_tensor(frames), self.short_side)  # (T, 3, H, W)
         height, width = video.shape[-2:]
         if self.num_crops == 1:
@@ -258,6 +286,32 @@ def _resize_short_side(video: Tensor, short_side: int) -> Tensor:
 def _scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     scale = short_side / min(height, width)
     return int(height * scale + 0.5), int(width * scale + 0.5)
+
+
+def _checked_framing(framing: str) -> str:
+    if framing not in FRAMINGS:
+        raise ValueError(f"framing must be one of {', '.join(FRAMINGS)}, found {framing}")
+    return framing
+
+
+def _whole_size(height: int, width: int, size: int, framing: str) -> tuple[int, int]:
+    """Return height and width of a whole frame within a square: its long side fits, or both sides do."""
+    if framing == "stretch":
+        return size, size
+    scale = size / max(height, width)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def _pad(video: Tensor, size: int) -> Tensor:
+    """Put frames (T, 3, H, W) into the middle of a square of the mean colour."""
+    height, width = video.shape[-2:]
+    if (height, width) == (size, size):
+        return video
+    color = torch.tensor(MEAN, device=video.device).round().to(video.dtype)
+    square = color.view(3, 1, 1).expand(*video.shape[:-2], size, size).clone()
+    top, left = (size - height) // 2, (size - width) // 2
+    square[..., top : top + height, left : left + width] = video
+    return square
 
 
 def _resize(video: Tensor, height: int, width: int) -> Tensor:

@@ -24,7 +24,7 @@ from tc_clip.tokenizer import CLIP_TOKENIZER, Tokenizer
 from tc_clip.vision_encoder import VisionEncoder
 
 # Options by what they belong to. Options of what is switched off have no effect.
-COMMON = {"num_frames": 16, "context_length": 30, "split_camel_case": True, "pixels": "recipe"}
+COMMON = {"num_frames": 16, "context_length": 30, "split_camel_case": True, "pixels": "recipe", "framing": "crop"}
 COMMON |= {"templates": None, "descriptions": None, "text_pooling": "mean", "matching": "cosine"}
 COMMON |= {"brownian_width": 192, "brownian_share": 0.5}
 TRAINED = COMMON | {"prompt_init": "a photo of a", "positional_embedding": "space", "freeze": None}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainers.errors import CheckpointError, RunInterrupted
+from trainers.errors import CheckpointError, ConfigError, RunInterrupted
 from trainers.run import run
 from trainers.session import TrainingRun
 from video_datasets.loaders import balanced_order, micro_batches
@@ -84,3 +84,24 @@ def test_training_ends_when_it_gets_no_better(compose_run, tmp_path: Path, monke
     run(compose_run(**options | {"patience": 3}))
     last = load(tmp_path / "run" / "last.pth")
     assert (last["epoch"], last["best"]["epoch"], last["best"]["top1"]) == (6, 6, 90)
+
+
+def test_prediction_frames_as_training_did(compose_run, tmp_path: Path, tiny_root: Path, monkeypatch) -> None:
+    from tc_clip import read_checkpoint
+    from trainers.inference.predict import load_model, predict
+    from trainers.inference.reading import transform_of
+
+    rows = run(compose_run(framing="letterbox", num_clip=1))
+    checkpoint = read_checkpoint(tmp_path / "run" / "best.pth")
+    model = load_model(checkpoint, ["a square moving fast", "a square at rest", "a square moving slowly"])
+    assert transform_of(model).framing == "letterbox"
+    videos = [tiny_root / "shapes" / "videos" / f"{index:02d}.mp4" for index in range(11, 18)]
+    best = [item.classes[0] for item in predict(model, videos, precision="fp32")]
+    right = sum(name == model.class_names[index % 3] for index, name in enumerate(best, start=11))
+    assert rows[0].top1 == pytest.approx(100 * right / 7)
+    with pytest.raises(ConfigError, match="num_crop must be 1 for whole frames"):
+        predict(model, videos, num_crops=3)
+    with pytest.raises(ConfigError, match="framing=stretch shows the whole frame, which has no 3 crops"):
+        compose_run(framing="stretch", num_crop=3)
+    with pytest.raises(CheckpointError, match="framing was letterbox, is crop"):
+        run(compose_run(num_clip=1))

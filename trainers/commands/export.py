@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(f"--precision {args.precision}: programs are exported in fp32 or fp64")
         classes = read_classes(args.classes) if args.classes else None
         from trainers.inference.export.folder import export_model
-        from trainers.inference.reading import read_views
+        from trainers.inference.reading import framing_of, read_views
         from trainers.reporting.read_results import read_documents, rows_of
 
         checkpoint = named_checkpoint(args)
@@ -64,6 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         results = rows_of(read_documents(path.resolve().parent).values()) if path.is_file() else []
         args.device = "cpu"
         model = load_named_model(args, classes, checkpoint)
+        if framing_of(model) != "crop":
+            raise ConfigError(f"exported programs read the middle of frames, this model framing={framing_of(model)}")
         export_model(
             model,
             make_folder(args.output),

@@ -39,6 +39,7 @@ def resolve(cfg: DictConfig, is_sweep: bool = False) -> Settings:
     _check_protocol(settings)
     check_label_choice(settings)
     _check_schedule(settings)
+    _check_framing(settings)
     _check_averaging(settings)
     BatchPlan(settings.total_batch_size, settings.batch_size, settings.total_batch_size)
     if settings.starts_from_random_weights and settings.wise_ft not in ("auto", None):
@@ -86,6 +87,12 @@ def _check_schedule(settings: Settings) -> None:
         )
     if settings.lr_min > settings.lr:
         raise ConfigError(f"lr_min={settings.lr_min} is above lr={settings.lr}")
+
+
+def _check_framing(settings: Settings) -> None:
+    crops = [settings.views_of(part)[1] for part in ("val", "test")]
+    if settings.framing != "crop" and max(crops) > 1:
+        raise ConfigError(f"framing={settings.framing} shows the whole frame, which has no 3 crops: give num_crop=1")
 
 
 def _check_averaging(settings: Settings) -> None:

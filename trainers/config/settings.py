@@ -315,6 +315,11 @@ class Settings:
         "interpolated, and the log reports it.",
         at_least=1,
     )
+    framing: Literal["crop", "letterbox", "stretch"] = key(
+        "How frames become squares, in training and evaluation; the checkpoint keeps it for `tc-clip predict`. `crop`: "
+        "`aug.crop_scales` in training, the middle in evaluation. `letterbox`: the whole frame, with bars; `stretch`: "
+        "the whole frame, squeezed. For people who must stay in the picture."
+    )
     num_clip: int | None = key(
         "Temporal views of a video in validation and test; `null`: those of `views`.", at_least=1
     )

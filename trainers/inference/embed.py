@@ -24,8 +24,8 @@ from trainers.device_copies import DeviceCopies
 from trainers.errors import ConfigError
 from trainers.files import atomic_path
 from trainers.inference.predict import inference_precision, load_model, workers_for
-from trainers.inference.reading import FileReader, VideoTransform
-from video_datasets.transforms import TestTransform, normalize
+from trainers.inference.reading import FileReader, VideoTransform, framing_of, transform_of
+from video_datasets.transforms import normalize
 
 FORMAT = "tc-clip features 1"
 SUFFIXES = (".safetensors", ".npz")
@@ -68,7 +68,7 @@ def load_model_and_transform(
         options: of `trainers.inference.predict.load_model`, which also lists the errors.
     """
     model = load_model(checkpoint, class_names, **options)
-    return model, VideoTransform(model.num_frames, model.input_size, model.pixels)
+    return model, VideoTransform(model.num_frames, model.input_size, model.pixels, framing_of(model))
 
 
 def fingerprint_of(model: VideoClip) -> str:
@@ -129,7 +129,7 @@ def embed(
     names = [str(path) for path in paths]
     formats = inference_precision(model, precision)
     reader = FileReader(
-        transform=TestTransform(model.input_size),
+        transform=transform_of(model),
         num_frames=model.num_frames,
         num_clips=1,
         decoder=decoder,

@@ -19,12 +19,11 @@ from trainers.device_copies import DeviceCopies
 from trainers.distributed.processes import pick_device
 from trainers.errors import ConfigError
 from trainers.evaluator import score_views
-from trainers.inference.reading import FileReader, in_background
+from trainers.inference.reading import FileReader, in_background, transform_of
 from trainers.precision import Precision, pick_precision
 from trainers.videos_at_once import VideosAtOnce, memory_of
 from video_datasets.decoding import VideoReadError
 from video_datasets.isolation import isolated
-from video_datasets.transforms import TestTransform
 from video_datasets.windows import Window, read_windows
 from video_datasets.workers import VideoTimeoutError
 
@@ -227,7 +226,7 @@ def iter_predictions(
         return
     formats = inference_precision(model, precision)
     reader = FileReader(
-        transform=TestTransform(model.input_size, num_crops),
+        transform=transform_of(model, num_crops),
         num_frames=model.num_frames,
         num_clips=num_clips,
         decoder=decoder,
@@ -281,7 +280,7 @@ def predict_timeline(
         VideoReadError: if not even the first window can be read.
     """
     formats = inference_precision(model, precision)
-    transform = TestTransform(model.input_size, num_crops)
+    transform = transform_of(model, num_crops)
     at_once, copies = VideosAtOnce("auto", batch_size, memory_of(formats.device)), DeviceCopies(formats.device)
     decoder = isolated(timeout_s=timeout_s)
     windows = read_windows(str(path), window_s, stride_s, model.num_frames, transform, decoder)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tc_clip.config import PixelStatistics
 from tc_clip.protocol import VideoModel
+from trainers.errors import ConfigError
 from video_datasets.annotations import VideoRecord
 from video_datasets.batches import VideoBatch
 from video_datasets.isolation import Limits, isolated, isolates
@@ -112,13 +113,30 @@ class FileReader:
         return VideoBatch(videos, zero, zero, torch.zeros(1, dtype=torch.bool), 0, [bad])
 
 
+def framing_of(model: VideoModel) -> str:
+    """Return how frames became squares in a model's training."""
+    return str(model.info().get("options", {}).get("framing", "crop"))
+
+
+def transform_of(model: VideoModel, num_crops: int = 1) -> TestTransform:
+    """Return how a model reads frames: its size, and the framing that it was trained with.
+
+    Raises:
+        ConfigError: if it reads whole frames, of which there are no 3 crops.
+    """
+    try:
+        return TestTransform(model.input_size, num_crops, framing_of(model))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def read_views(model: VideoModel, paths: Sequence[str]) -> Tensor:
     """Return one view of each video, uint8 (n, T, 3, S, S), as the model reads them.
 
     Raises:
         VideoReadError: if a video cannot be read.
     """
-    transform = TestTransform(model.input_size)
+    transform = transform_of(model)
     return torch.cat(
         [transform(isolated()(source_of(path), lambda n: test_indices(n, model.num_frames)[0])) for path in paths]
     )
@@ -132,11 +150,13 @@ class VideoTransform:
         num_frames: frames of the view (T).
         input_size: side of the frames, in pixels (S).
         pixels: statistics that normalise the input.
+        framing: how frames become squares.
     """
 
     num_frames: int
     input_size: int
     pixels: PixelStatistics
+    framing: str = "crop"
 
     def __call__(self, path: str | Path) -> Tensor:
         """Read a video.
@@ -145,7 +165,7 @@ class VideoTransform:
             VideoReadError: if it cannot be read.
         """
         frames = isolated()(source_of(str(path)), lambda n: test_indices(n, self.num_frames)[0])  # (T, H, W, 3)
-        return normalize(TestTransform(self.input_size)(frames), torch.float32, *self.pixels)
+        return normalize(TestTransform(self.input_size, framing=self.framing)(frames), torch.float32, *self.pixels)
 
 
 def in_background(items: Iterable[T], timeout_s: float, message: str) -> Iterator[T]:

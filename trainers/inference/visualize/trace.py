@@ -9,10 +9,11 @@ import torch
 from tc_clip.context_tokens import BlockTrace
 from tc_clip.protocol import VideoTextModel
 from trainers.inference.predict import inference_precision
+from trainers.inference.reading import transform_of
 from video_datasets.isolation import isolated
 from video_datasets.sampling import test_indices
 from video_datasets.segments import source_of
-from video_datasets.transforms import TestTransform, normalize
+from video_datasets.transforms import normalize
 
 NO_TOKEN = -1
 
@@ -132,9 +133,7 @@ def look(
         numbers.append(test_indices(num_video_frames, model.num_frames)[0])
         return numbers[-1]
 
-    pixels = TestTransform(model.input_size)(
-        isolated(decoder, timeout_s)(source_of(str(path)), choose)
-    )  # (1, T, 3, S, S)
+    pixels = transform_of(model)(isolated(decoder, timeout_s)(source_of(str(path)), choose))  # (1, T, 3, S, S)
     model.to(formats.device, formats.dtype).eval()
     with torch.no_grad(), formats.autocast():
         videos = normalize(pixels.to(formats.device), formats.dtype, *model.pixels)
