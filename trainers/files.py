@@ -36,8 +36,8 @@ def write_text(path: Path, text: str) -> None:
         raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def make_writable(folder: Path) -> None:
-    """Create the output folder of a run if it is missing, and check that files can be written to it.
+def make_writable(folder: Path, key: str = "output") -> None:
+    """Create the output folder of a run, or another that a key names, and check that files can be written to it.
 
     Raises:
         ConfigError: if they cannot.
@@ -49,5 +49,5 @@ def make_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         if folder.is_file():
-            raise ConfigError(f"output={folder}: is a file; name a folder") from error
-        raise ConfigError(f"output={folder}: cannot be written: {error.strerror or error}") from error
+            raise ConfigError(f"{key}={folder}: is a file; name a folder") from error
+        raise ConfigError(f"{key}={folder}: cannot be written: {error.strerror or error}") from error

@@ -1,7 +1,8 @@
 """What a run works with: lists, model and weights, read and checked before the first video is read."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class Job:
     model: VideoModel
     loaded: WeightsFile | None  # the checkpoint of `resume`
     compiled: str  # whether the model is compiled, in words
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
 def prepare(settings: Settings, ranks: Ranks, interrupts: Interrupts) -> Job:

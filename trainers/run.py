@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,6 +33,7 @@ from trainers.logging.plan import count_parameters, device_lines, format_plan, l
 from trainers.paths import REPOSITORY
 from trainers.prepare import Job, TrainingParts, load_on_all, mix_with_start, prepare, prepare_training
 from trainers.reporting.caveats import caveats
+from trainers.reporting.ledger import make_entry, write_entry
 from trainers.reporting.pictures import side_product
 from trainers.reporting.read_results import results_name
 from trainers.reporting.tables import ResultRow, results_dict, results_table, summarise
@@ -292,10 +294,21 @@ def _report_results(
         for line in facts["caveats"]:
             log.warning(line)
     name = results_name(settings.eval)
-    _write(job, name, json.dumps(hide_in_config(results_dict(rows, summary, facts)), indent=2) + "\n")
+    document = hide_in_config(results_dict(rows, summary, facts))
+    _write(job, name, json.dumps(document, indent=2) + "\n")
     log.info(f"\nresults: {settings.folder / name}")
+    if job.ranks.is_main and settings.logging.ledger is not None:
+        _add_to_ledger(job, log, Path(settings.logging.ledger), document)
     if job.ranks.is_main and settings.logging.report:
         _write_report(settings.folder, log)
+
+
+def _add_to_ledger(job: Job, log: LoggerContainer, folder: Path, document: dict[str, Any]) -> None:
+    """Write the run's entry; a finished run does not fail because of it."""
+    with side_product("the entry of the ledger", log.warning):
+        machine = environment(REPOSITORY, job.ranks.device, job.ranks.world_size)
+        entry = make_entry(document, hide_in_config(job.settings.to_dict()), machine, job.started)
+        log.info(f"ledger: {write_entry(folder, entry)}")
 
 
 def _write_report(folder: Path, log: LoggerContainer) -> None:

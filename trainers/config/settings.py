@@ -278,6 +278,10 @@ class LoggingSettings:
         "Write `report.html` with `eval` and in the final test: numbers next to the published ones, classes, "
         "confusions, hardest and surest videos, curves."
     )
+    ledger: str | None = key(
+        "Folder of a ledger: every finished run adds one JSON file with its results, hashes, versions, hardware and "
+        "time ([docs/ledger.md](docs/ledger.md)). `null`: none."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

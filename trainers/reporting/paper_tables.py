@@ -9,6 +9,7 @@ project's rephrased names, other names, another training set, a model from rando
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,10 @@ Cells = dict[tuple[RowName, str, str], Cell]
 
 
 def collect_results(folders: Iterable[Path]) -> tuple[list[Result], list[str]]:
-    """Return the newest of each result below the folders, and notes on files that were left out."""
+    """Return the newest of each result below the folders, and notes on files that were left out.
+
+    Entries of a ledger know when they were finished; of other files the time of the file counts.
+    """
     paths = sorted({path for folder in folders for path in folder.rglob("results*.json")}, key=_age)
     newest: dict[tuple[str, RowName, str, str, str], Result] = {}
     notes = []
@@ -113,8 +117,12 @@ def collect_results(folders: Iterable[Path]) -> tuple[list[Result], list[str]]:
     return list(newest.values()), list(dict.fromkeys(notes))
 
 
-def _age(path: Path) -> tuple[int, str]:
-    return path.stat().st_mtime_ns, str(path)
+def _age(path: Path) -> tuple[float, str]:
+    try:
+        finished = datetime.fromisoformat(read_document(path)["finished"]).timestamp()
+    except (ConfigError, KeyError, ValueError, TypeError):  # no entry, or damaged, which is noted when it is read
+        finished = path.stat().st_mtime
+    return finished, str(path)
 
 
 def _results_of(path: Path, content: dict[str, Any]) -> list[Result]:
