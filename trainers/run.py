@@ -82,8 +82,10 @@ def _train_and_test(job: Job) -> list[ResultRow]:
                 log.info("dry run: everything is there; nothing was trained")
                 return []
             settings, tester = job.settings, Tester(job, log)
-            best = _build_training(job, parts, tester, log, disk).fit()
-            parts.close_loaders()
+            try:
+                best = _build_training(job, parts, tester, log, disk).fit()
+            finally:
+                parts.close_loaders()
             calibration = _calibrate_best(job, tester, log) if settings.calibrate else None
             rows, file = _test_best(job, tester, best)
             for part in parts.state.parts:
@@ -120,6 +122,7 @@ def _build_training(
     return TrainingRun(
         trainer,
         partial(tester.validate, parts.val_loader),
+        read_ahead=parts.val_loader.read_ahead,
         on_validation=lambda evaluation, step: log.log_validation(step, evaluation, val),
         on_best=partial(tester.write_files, "val", val, None),
         output=settings.folder,

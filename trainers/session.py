@@ -41,6 +41,7 @@ class TrainingRun:
     Args:
         trainer: its state has the position to start from.
         validate: evaluates the model on the validation list and makes it ready to train again.
+        read_ahead: starts to read the validation's first videos; called before the last update of an epoch.
         on_validation: called with every evaluation and its step (micro-batches since the run began).
         on_best: called, on every process, with every evaluation that is the best so far.
         output: folder of the checkpoints.
@@ -66,6 +67,7 @@ class TrainingRun:
         trainer: Trainer,
         validate: Callable[[], Evaluation],
         *,
+        read_ahead: Callable[[], None],
         on_validation: Callable[[Evaluation, int], None],
         on_best: Callable[[Evaluation], None],
         output: Path,
@@ -90,6 +92,7 @@ class TrainingRun:
         self.ranks = trainer.ranks
         self.log = trainer.log
         self.validate = validate
+        self.read_ahead = read_ahead
         self.on_validation = on_validation
         self.on_best = on_best
         self.output = output
@@ -201,11 +204,13 @@ class TrainingRun:
         position, epoch = self.state.position, self.state.position.epoch
         if not self._awaits_validation:  # else the epoch was logged before the run was interrupted
             self.progress.start_epoch(epoch, position.micro_batch // self.plan.accumulation)
+            self._read_validation_ahead(epoch)
             for report in self.trainer.run_epoch(epoch, position.micro_batch, self._stop_flags):
                 position.micro_batch = report.update.last
                 self.progress.log_update(report)
                 if not self._awaits_validation:
                     self._after_update(report)
+                    self._read_validation_ahead(epoch)
             self.progress.end_epoch(len(self.trainer.bad_videos))
             self._after_update(report)
         if self.is_validated(epoch):
@@ -215,6 +220,12 @@ class TrainingRun:
         self._save_last()
         if self.ranks.is_main and self.keep_every and (epoch + 1) % self.keep_every == 0:
             self._keep_copy(f"epoch_{epoch + 1:03d}.pth")
+
+    def _read_validation_ahead(self, epoch: int) -> None:
+        """Start to read the validation's videos if the next update is the last before it."""
+        left = self.plan.num_micro_batches - self.state.position.micro_batch
+        if left <= self.plan.accumulation and self.is_validated(epoch):
+            self.read_ahead()
 
     def _after_update(self, report: UpdateReport) -> None:
         """Save if a checkpoint is due, and stop if a stop is requested."""

@@ -199,6 +199,7 @@ class EvalLoader:
         ahead = _checked_ahead(dataset, largest, num_workers, prefetch_batches)
         self._reader = BatchReader(dataset, num_workers, pin_memory, timeout_s, start_method, ahead, keep_workers)
         self._bad = _BadVideos(len(dataset), max_bad_share, num_tolerated=1)
+        self._reading: Generator[VideoBatch] | None = None  # what the next iteration yields
 
     def __len__(self) -> int:
         """Return this rank's number of batches."""
@@ -214,21 +215,32 @@ class EvalLoader:
         """The distinct unreadable videos that this rank has found, by index."""
         return self._bad.found
 
+    def read_ahead(self) -> None:
+        """Let the workers read the first videos of the next iteration now. Nothing is read without workers."""
+        if self._reading is None:
+            self._reading = self._reader.read(self._keys())
+
     def __iter__(self) -> Iterator[VideoBatch]:
-        keys = (
+        self.read_ahead()
+        reading, self._reading = self._reading, None
+        assert reading is not None
+        for batch in reading:
+            self._bad.add(batch)
+            yield batch
+
+    def close(self) -> None:
+        """End the workers."""
+        self._reading = None
+        self._reader.close()
+
+    def _keys(self) -> Iterator[list[ItemKey]]:
+        return (
             [
                 ItemKey(index, self._seed, micro_batch=number, position=i)
                 for i, index in enumerate(self._indices[number * self.batch_size : (number + 1) * self.batch_size])
             ]
             for number in range(len(self))
         )
-        for batch in self._reader.read(keys):
-            self._bad.add(batch)
-            yield batch
-
-    def close(self) -> None:
-        """End the workers."""
-        self._reader.close()
 
 
 class _BadVideos:

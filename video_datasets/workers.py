@@ -97,7 +97,7 @@ class BatchReader:
         self._slots = torch.full((num_workers, 3), -1, dtype=torch.int64)
 
     def read(self, batches: Iterable[list[ItemKey]]) -> Generator[VideoBatch]:
-        """Yield the batch of every list of keys, in order. One read at a time.
+        """Start to read, and return an iterator over the batch of every list of keys, in order. One read at a time.
 
         If a worker dies, its video is recorded in the data set's `crashed`, and new workers read the videos that have
         not arrived: what an item is does not depend on the process that reads it.
@@ -107,13 +107,25 @@ class BatchReader:
             VideoFilesError: two files have the name of a listed video.
         """
         if self._num_workers == 0:
-            for keys in batches:
-                yield collate([self._dataset.load(key) for key in keys], self._pin_memory)
-            return
+            return (collate([self._dataset.load(key) for key in keys], self._pin_memory) for keys in batches)
         batches, to_read = itertools.tee(batches)
         self._keys.begin(itertools.chain.from_iterable(to_read))
+        return self._receive(batches, self._start())
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._iterator is not None:
+            # The loader has no public method for this. If left to the garbage collector, it may happen after the queues
+            # to the workers are gone, and then waits 5 s for each worker.
+            self._iterator._shutdown_workers()
+            self._end_workers()
+        self._loader = self._iterator = None
+
+    def _receive(
+        self, batches: Iterable[list[ItemKey]], iterator: Iterator[VideoItem | Exception]
+    ) -> Generator[VideoBatch]:
+        """Yield the batches whose videos come from the loader."""
         finished = False
-        iterator = self._start()
         try:
             for keys in batches:
                 items: list[VideoItem] = []
@@ -135,15 +147,6 @@ class BatchReader:
             # Workers of an unfinished read are busy with its batches; starting new ones is faster than waiting.
             if not (finished and self._keep_workers):
                 self.close()
-
-    def close(self) -> None:
-        """End the workers."""
-        if self._iterator is not None:
-            # The loader has no public method for this. If left to the garbage collector, it may happen after the queues
-            # to the workers are gone, and then waits 5 s for each worker.
-            self._iterator._shutdown_workers()
-            self._end_workers()
-        self._loader = self._iterator = None
 
     def _start(self) -> Iterator[VideoItem | Exception]:
         if self._loader is not None:

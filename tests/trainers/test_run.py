@@ -11,6 +11,9 @@ from trainers import testing
 from trainers.errors import ConfigError
 from trainers.run import run
 from trainers.session import TrainingRun
+from trainers.testing import Tester
+from trainers.trainer import Trainer
+from video_datasets.loaders import EvalLoader
 
 
 def load(path: Path) -> dict:
@@ -54,6 +57,21 @@ def test_training_writes_what_it_says(compose_run, tmp_path: Path) -> None:
     text = (output / "log.txt").read_text()
     assert "2 videos x 4 micro-batches = 8 videos per update" in text
     assert "6 micro-batches, 2 updates, the last of 3 videos" in text
+
+
+@pytest.mark.parametrize(("total", "updates"), [(8, 2), (16, 1)])
+def test_the_validation_is_read_during_the_last_update(compose_run, monkeypatch, total: int, updates: int) -> None:
+    events = []
+    for owner, name in ((EvalLoader, "read_ahead"), (Trainer, "_run_update"), (Tester, "validate")):
+
+        def recorded(self, *args, name=name, method=getattr(owner, name)):
+            events.append(name)
+            return method(self, *args)
+
+        monkeypatch.setattr(owner, name, recorded)
+    run(compose_run(epochs=2, total_batch_size=total, save_freq=2, final_test__enabled=False))
+    epoch = ["_run_update"] * (updates - 1) + ["read_ahead", "_run_update", "validate", "read_ahead"]
+    assert events == epoch * 2  # iterating asks for it again
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,22 @@ def test_evaluation_with_workers_again_and_again(eval_set):
     assert_same(list(loader), plain)
 
 
+@pytest.mark.parametrize("keep_workers", [False, True])
+def test_evaluation_is_read_before_it_is_iterated(eval_set, keep_workers):
+    plain = list(EvalLoader(eval_set, 3, num_workers=0))
+    loader = EvalLoader(eval_set, 3, num_workers=1, keep_workers=keep_workers)
+    for _ in range(2):
+        loader.read_ahead()
+        loader.read_ahead()  # once is enough
+        assert len(loader._reader._keys._pending) == loader._reader._prefetch_videos
+        assert_same(list(loader), plain)
+    loader.read_ahead()  # never used
+    loader.close()
+    assert loader._reader._iterator is None
+    assert_same(list(loader), plain)
+    loader.close()
+
+
 def mixed_list(shared_videos, tmp_path, small_videos, num_good):
     """Make a root with three videos that cannot be read before some that can."""
     broken = ["a1_trunc60_moov_at_end.mp4", "b_empty.mp4", "e1_broken_middle_zero.mp4"]
