@@ -87,7 +87,7 @@ def written_configs() -> dict[str, str]:
         if block.language in YAML:
             named = re.match(r"# (configs/[\w/]+\.yaml)\n", block.text)
             assert named, f"{block.position}: the first line must be `# configs/....yaml`"
-            files[named[1]] = block.text
+            files[named[1]] = block.text.removeprefix(named[0])
     return files
 
 

@@ -105,3 +105,14 @@ def test_prediction_frames_as_training_did(compose_run, tmp_path: Path, tiny_roo
         compose_run(framing="stretch", num_crop=3)
     with pytest.raises(CheckpointError, match="framing was letterbox, is crop"):
         run(compose_run(num_clip=1))
+
+
+def test_the_preset_trains_little_and_calibrates(compose_run, tmp_path: Path, tiny_clip: Path) -> None:
+    run(compose_run(trainer="tc_clip_small", trainer__clip_weights=tiny_clip, epochs=2, lr=1e-3))
+    best, output = load(tmp_path / "run" / "best.pth"), tmp_path / "run"
+    assert best["calibration"]["temperature"] > 0 and best["config"]["sampling"] == "balanced"
+    start = load(tiny_clip)
+    shared = [name for name in start if name in best["model"]]
+    assert shared and all(torch.equal(best["model"][name], start[name].float()) for name in shared)
+    trained = [line for line in (output / "log.txt").read_text().splitlines() if "  parameters " in line]
+    assert len(trained) == 1 and "trained" in trained[0]
