@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 from tests.miniature import SUBSETS, Miniature, make_miniature
 from trainers.commands.collect_results import main as collect
 from trainers.commands.data.own_dataset import Options as NewOptions
-from trainers.commands.data.own_dataset import new_dataset
+from trainers.commands.data.own_videos import new_dataset
 from trainers.commands.data.packing import pack
 from trainers.commands.data.splits import Options, make_splits
 from trainers.commands.data.transcoding import Options as TranscodeOptions

@@ -11,7 +11,8 @@ from hydra import compose, initialize_config_dir
 from trainers import build
 from trainers.commands.data.listing import DataError
 from trainers.commands.data.new_dataset import main
-from trainers.commands.data.own_dataset import FoundClasses, Options, make_dataset, new_dataset
+from trainers.commands.data.own_dataset import FoundClasses, Options, make_dataset
+from trainers.commands.data.own_videos import Source, new_dataset
 from trainers.config.resolve import resolve
 from video_datasets.annotations import read_annotations, read_class_names
 
@@ -37,7 +38,8 @@ def configs(repository: Path, tmp_path: Path) -> Path:
 
 
 def make(videos: Path, tmp_path: Path, configs: Path, options: Options | None = None, **more: object):
-    return new_dataset("birds", videos, tmp_path / "lists", configs, options or Options(), **more)
+    source = Source(more.pop("source", None), check=False)
+    return new_dataset("birds", videos, tmp_path / "lists", configs, options or Options(), source, **more)
 
 
 def test_lists_are_stratified_and_disjoint(videos: Path, tmp_path: Path, configs: Path) -> None:
@@ -96,7 +98,7 @@ def test_csv_in_place_of_folders(videos: Path, tmp_path: Path, configs: Path) ->
         csv.writer(file).writerows(
             [("path", "class"), *((p, "tit" if i % 2 else "other") for i, p in enumerate(paths))]
         )
-    made, written = make(videos, tmp_path, configs, csv_file=table)
+    made, written = make(videos, tmp_path, configs, source=table)
     assert made.names["classes.csv"] == ["other", "tit"]
     assert [path.stem for path in written] == ["few_shot_birds", "fully_supervised_birds"]
     assert "need 4 classes" in made.notes[-1]
@@ -105,17 +107,17 @@ def test_csv_in_place_of_folders(videos: Path, tmp_path: Path, configs: Path) ->
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("video,label\n", "all.csv:1: expected the header"),
-        ("path,class\nblue_tit/blue_tit 0.MP4\n", "all.csv:2: expected `path,class`"),
-        ("path,class\nblue_tit/blue_tit 0.MP4,a\nnone.mp4,b\n", "all.csv:3: .*none.mp4: no such file"),
+        ("clip,name\n", "all.csv:1: expected the header"),
+        ("path,class\nblue_tit/blue_tit 0.MP4\n", "all.csv:2: there is no label"),
+        ("path,class\nblue_tit/blue_tit 0.MP4,a\nnone.mp4,b\n", "1 videos have no such file .*all.csv:3: none.mp4"),
         ("path,class\nblue_tit/blue_tit 0.MP4,a\nblue_tit/blue_tit 0.MP4,b\n", "all.csv:3: .* has the classes 'a' and"),
-        ("path,class\n", "no videos are listed"),
+        ("path,class\n", "has no labelled video"),
     ],
 )
 def test_wrong_csvs_are_named(videos: Path, tmp_path: Path, configs: Path, lines: str, message: str) -> None:
     (tmp_path / "all.csv").write_text(lines)
     with pytest.raises(DataError, match=message):
-        make(videos, tmp_path, configs, csv_file=tmp_path / "all.csv")
+        make(videos, tmp_path, configs, source=tmp_path / "all.csv")
     assert not (tmp_path / "lists").exists()
 
 
@@ -135,6 +137,7 @@ def test_impossible_requests_are_errors(videos: Path, tmp_path: Path, configs: P
 
 def test_an_existing_one_is_kept(videos: Path, tmp_path: Path, configs: Path, capsys: pytest.CaptureFixture) -> None:
     arguments = ["birds", "--videos", str(videos), "--output", str(tmp_path / "lists"), "--configs", str(configs)]
+    arguments.append("--no-check")  # the files are empty
     assert main(arguments) == 0
     assert "python main.py -cn few_shot data=few_shot_birds shot=2" in capsys.readouterr().out
     assert main(arguments) == 2

@@ -1,32 +1,25 @@
 """Makes lists, class names and configurations for all four protocols from a user's videos."""
 
-import csv
 import re
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from tqdm import tqdm
-
 from trainers.commands.data import listing
+from trainers.commands.data.groups import split_records
 from trainers.commands.data.listing import DataError
 from trainers.commands.data.published import BASE2NOVEL_SEEDS, BASE2NOVEL_SHOTS, SHOTS
+from trainers.commands.data.sources.items import SPLITS
+from trainers.files import atomic_path
 from video_datasets.annotations import VideoRecord
-from video_datasets.decoding import VideoReadError
 from video_datasets.video_files import VideoFilesError, open_video_files
 
 Folders = Literal["auto", "classes", "splits"]
 PROTOCOLS = ("zero_shot", "few_shot", "base2novel", "fully_supervised")
 RESERVED = {"k400", "k400_tiny", "hmdb51", "ucf101", "ssv2", "shapes", "custom"}
-# Names of folders that are splits rather than classes.
-SPLIT_FOLDERS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "eval"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 # The purpose of a draw is part of its seed.
 _SPLIT, _FEW_SHOT, _BASE2NOVEL = range(3)
 CONFIG = """\
@@ -65,14 +58,16 @@ class FoundClasses:
     """Videos with their classes.
 
     Attributes:
-        videos: (path below the root, class).
-        held: paths of the videos that the folders keep for validation; None: the split is drawn.
+        videos: (path below the root, class); the path of a segment ends in `#t=start,end`.
+        held: paths of the videos that the source keeps for validation; None: the split is drawn.
         notes: for the user.
+        groups: what a video was cut from, by its path: a split never divides a group. Others are alone.
     """
 
     videos: list[tuple[str, str]]
     held: frozenset[str] | None = None
     notes: tuple[str, ...] = ()
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -105,11 +100,11 @@ def videos_of_folders(root: Path, folders: Folders = "auto") -> FoundClasses:
     for path in found.videos:
         folder, separator, _ = path.partition("/")
         if not separator:
-            raise DataError(f"{root}: {path!r} is not in a class folder; move it into one, or use --csv")
+            raise DataError(f"{root}: {path!r} is not in a class folder; move it into one, or use --from")
         parts.setdefault(folder, []).append(path)
     if not parts:
         raise DataError(f"{root}: no sub-folder has videos" + "".join(f"; {note}" for note in notes))
-    named_as_splits = all(name.lower() in SPLIT_FOLDERS for name in parts)
+    named_as_splits = all(name.lower() in SPLITS for name in parts)
     if folders == "auto" and named_as_splits:
         raise DataError(
             f"{root}: are {', '.join(parts)} splits or classes? Give --folders splits (with class folders in "
@@ -131,9 +126,9 @@ def _videos_of_splits(root: Path, parts: dict[str, list[str]], notes: tuple[str,
     """Return the videos of `train/<class>` and of one folder for validation."""
     by_split: dict[str, list[str]] = {}
     for folder, paths in parts.items():
-        split = SPLIT_FOLDERS.get(folder.lower())
+        split = SPLITS.get(folder.lower())
         if split is None:
-            raise DataError(f"{root}: {folder!r} is not the name of a split ({', '.join(sorted(SPLIT_FOLDERS))})")
+            raise DataError(f"{root}: {folder!r} is not the name of a split ({', '.join(sorted(SPLITS))})")
         by_split.setdefault(split, []).extend(paths)
     held = "val" if "val" in by_split else "test"
     if "train" not in by_split or held not in by_split:
@@ -149,7 +144,7 @@ def _videos_of_splits(root: Path, parts: dict[str, list[str]], notes: tuple[str,
     classes = {path.split("/")[1] if path.count("/") > 1 else "" for path in chosen}
     if "" in classes:
         path = next(path for path in chosen if path.count("/") < 2)
-        raise DataError(f"{root}: {path!r} is not in a class folder of its split; move it into one, or use --csv")
+        raise DataError(f"{root}: {path!r} is not in a class folder of its split; move it into one, or use --from")
     videos = [(path, _class_name(path.split("/")[1])) for path in chosen]
     return FoundClasses(videos, frozenset(by_split[held]), _checked(classes, notes))
 
@@ -170,46 +165,13 @@ def _checked(folders: Iterable[str], notes: tuple[str, ...]) -> tuple[str, ...]:
         if name in by_name:
             raise DataError(
                 f"the folders {by_name[name]!r} and {folder!r} become the same class {name!r}: rename one or move its "
-                "videos, or use --csv"
+                "videos, or use --from"
             )
         near = next((other for other in by_name if other.casefold() == name.casefold()), None)
         if near is not None:
             notes = (*notes, f"two classes differ in capitals only: {near!r} and {name!r}")
         by_name[name] = folder
     return notes
-
-
-def videos_of_csv(path: Path, root: Path) -> FoundClasses:
-    """Return the videos and classes of every line of a CSV with the header `path,class`.
-
-    Raises:
-        DataError: a line is wrong, or its video is missing below the root.
-    """
-    found: dict[str, str] = {}
-    try:
-        files = open_video_files(root)
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            if [cell.strip().lower() for cell in next(reader, [])] != ["path", "class"]:
-                raise DataError(f"{path}:1: expected the header `path,class`")
-            for row in tqdm(reader, desc="find videos", unit="video", disable=None):
-                location = f"{path}:{reader.line_num}"
-                if not row:
-                    continue
-                cells = [cell.strip() for cell in row]
-                if len(cells) != 2 or not all(cells):
-                    raise DataError(f"{location}: expected `path,class` (quotes around text with a comma), found {row}")
-                if found.setdefault(cells[0], cells[1]) != cells[1]:
-                    raise DataError(f"{location}: {cells[0]!r} has the classes {found[cells[0]]!r} and {cells[1]!r}")
-                try:
-                    files.find(cells[0])
-                except (VideoReadError, VideoFilesError) as error:
-                    raise DataError(f"{location}: {error}") from error
-    except (OSError, UnicodeDecodeError, csv.Error, VideoFilesError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    if not found:
-        raise DataError(f"{path}: no videos are listed")
-    return FoundClasses(list(found.items()))
 
 
 def make_dataset(found: FoundClasses, options: Options) -> NewDataset:
@@ -224,7 +186,7 @@ def make_dataset(found: FoundClasses, options: Options) -> NewDataset:
         raise DataError(f"at least two classes are needed, found only {classes[0]!r}")
     label_of = {name: label for label, name in enumerate(classes)}
     records = [VideoRecord(path, label_of[name]) for path, name in sorted(videos)]
-    train, val = _split(records, classes, options, found.held)
+    train, val = split_records(records, classes, (options.seed, _SPLIT), options.val_share, found.held, found.groups)
     lists = {"train.txt": train, "val.txt": val}
     notes = list(found.notes)
     smallest = min(Counter(record.label for record in train).values())
@@ -265,35 +227,6 @@ def make_dataset(found: FoundClasses, options: Options) -> NewDataset:
     return NewDataset(lists, names, notes)
 
 
-def _split(
-    records: list[VideoRecord], classes: list[str], options: Options, held: frozenset[str] | None
-) -> tuple[list[VideoRecord], list[VideoRecord]]:
-    """Split every class into training and validation, at least one video each.
-
-    Args:
-        held: paths for validation; None: the same share of every class is drawn.
-    """
-    train: list[VideoRecord] = []
-    val: list[VideoRecord] = []
-    for label, name in enumerate(classes):
-        videos = [record for record in records if record.label == label]
-        if held is None:
-            num_val = min(max(1, round(options.val_share * len(videos))), len(videos) - 1)
-            order = np.random.default_rng([options.seed, _SPLIT, label]).permutation(len(videos))
-            kept = {videos[index].path for index in order[:num_val]}
-        else:
-            kept = set(held)
-        of_val = [video for video in videos if video.path in kept]
-        if not 0 < len(of_val) < len(videos):
-            raise DataError(
-                f"the class {name!r} has {len(videos) - len(of_val)} videos for training and {len(of_val)} for "
-                "validation; it needs one of each"
-            )
-        train += [video for video in videos if video.path not in kept]
-        val += of_val
-    return train, val
-
-
 def config_files(name: str, made: NewDataset, root: Path, lists: Path, options: Options) -> dict[str, str]:
     """Return the configurations of the protocols for which there are lists, by file name."""
     protocols = PROTOCOLS if "novel.txt" in made.lists else ("few_shot", "fully_supervised")
@@ -307,55 +240,61 @@ def config_files(name: str, made: NewDataset, root: Path, lists: Path, options: 
     return {f"{protocol}_{name}.yaml": CONFIG.format(protocol=protocol, **facts) for protocol in protocols}
 
 
-def new_dataset(
-    name: str,
-    videos: Path,
-    output: Path,
-    configs: Path,
-    options: Options,
-    csv_file: Path | None = None,
-    overwrite: bool = False,
-    dry_run: bool = False,
-) -> tuple[NewDataset, list[Path]]:
-    """Make and write a data set; return it and the paths of its configurations.
-
-    Args:
-        name: name of the data set.
-        videos: folder or tar of the videos.
-        output: folder of lists and class names.
-        configs: folder of the configurations.
-        options: how to split.
-        csv_file: CSV `path,class`, instead of class folders.
-        overwrite: replace a data set of this name.
-        dry_run: write nothing.
+def check_name(name: str, output: Path, configs: Path, overwrite: bool) -> None:
+    """Check that a data set of this name can be made.
 
     Raises:
-        DataError: one line; then nothing is written.
+        DataError: the name is wrong, or there is one.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in RESERVED or name.endswith("_llm"):
         raise DataError(f"{name!r} cannot be the name: use a-z, 0-9 and _, and none of {', '.join(sorted(RESERVED))}")
-    found = videos_of_folders(videos, options.folders) if csv_file is None else videos_of_csv(csv_file, videos)
-    made = make_dataset(found, options)
-    written = config_files(name, made, videos.resolve(), output.resolve(), options)
-    paths = [configs / "data" / file for file in written]
+    paths = [configs / "data" / f"{protocol}_{name}.yaml" for protocol in PROTOCOLS]
     existing = [path for path in [*paths, output / "manifest.json"] if path.exists()]
     if existing and not overwrite:
         raise DataError(f"{existing[0]} already exists; use --overwrite to replace it, or another name")
-    if not dry_run:
-        texts = {file: listing.list_text(records) for file, records in made.lists.items()}
-        texts |= {file: listing.names_text(names) for file, names in made.names.items()}
-        facts = {
-            "dataset": name,
-            "seed": options.seed,
-            "val_share": options.val_share,
-            "videos": str(videos.resolve()),
-            "lists": {file: listing.counts(records) for file, records in made.lists.items()},
-        }
-        listing.write_together(output, texts, "manifest.json", facts)
-        (configs / "data").mkdir(parents=True, exist_ok=True)
-        for path, text in zip(paths, written.values(), strict=True):
-            path.write_text(text, encoding="utf-8")
-    return made, paths
+
+
+def write_dataset(
+    name: str, made: NewDataset, videos: Path, output: Path, configs: Path, options: Options
+) -> list[Path]:
+    """Write the lists, class names and configurations; return the paths of the configurations.
+
+    If something cannot be written, nothing is.
+
+    Args:
+        name: name of the data set.
+        made: what to write.
+        videos: folder or tar of the videos.
+        output: folder of lists and class names.
+        configs: folder of the configurations.
+        options: how it was split.
+
+    Raises:
+        DataError: one line.
+    """
+    texts = {file: listing.list_text(records) for file, records in made.lists.items()}
+    texts |= {file: listing.names_text(names) for file, names in made.names.items()}
+    facts = {
+        "dataset": name,
+        "seed": options.seed,
+        "val_share": options.val_share,
+        "videos": str(videos.resolve()),
+        "lists": {file: listing.counts(records) for file, records in made.lists.items()},
+    }
+    folder = configs / "data"
+    written = config_files(name, made, videos.resolve(), output.resolve(), options)
+    try:
+        with ExitStack() as stack:  # the configurations appear when the lists are there
+            folder.mkdir(parents=True, exist_ok=True)
+            for file, text in written.items():
+                stack.enter_context(atomic_path(folder / file)).write_text(text, encoding="utf-8")
+            listing.write_together(output, texts, "manifest.json", facts)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    for protocol in PROTOCOLS:  # of the data set that this one replaces
+        if f"{protocol}_{name}.yaml" not in written:
+            (folder / f"{protocol}_{name}.yaml").unlink(missing_ok=True)
+    return [folder / file for file in written]
 
 
 def _quoted(path: Path) -> str:
