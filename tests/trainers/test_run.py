@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,13 +63,16 @@ def test_training_writes_what_it_says(compose_run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("total", "updates"), [(8, 2), (16, 1)])
 def test_the_validation_is_read_during_the_last_update(compose_run, monkeypatch, total: int, updates: int) -> None:
     events = []
+
+    def recorded(method: Callable) -> Callable:
+        def call(*args):
+            events.append(method.__name__)
+            return method(*args)
+
+        return call
+
     for owner, name in ((EvalLoader, "read_ahead"), (Trainer, "_run_update"), (Tester, "validate")):
-
-        def recorded(self, *args, name=name, method=getattr(owner, name)):
-            events.append(name)
-            return method(self, *args)
-
-        monkeypatch.setattr(owner, name, recorded)
+        monkeypatch.setattr(owner, name, recorded(getattr(owner, name)))
     run(compose_run(epochs=2, total_batch_size=total, save_freq=2, final_test__enabled=False))
     epoch = ["_run_update"] * (updates - 1) + ["read_ahead", "_run_update", "validate", "read_ahead"]
     assert events == epoch * 2  # iterating asks for it again

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import tc_clip
 from tc_clip.ops.memory import keep_freed_memory
@@ -22,6 +24,7 @@ from trainers.evaluator import score_views
 from trainers.inference.reading import FileReader, in_background, transform_of
 from trainers.precision import Precision, pick_precision
 from trainers.videos_at_once import VideosAtOnce, memory_of
+from video_datasets.batches import VideoBatch
 from video_datasets.decoding import VideoReadError
 from video_datasets.isolation import isolated
 from video_datasets.windows import Window, read_windows
@@ -205,7 +208,7 @@ def iter_predictions(
     threshold: float = 0.0,
     temperature: float | None = None,
 ) -> Iterator[VideoPrediction]:
-    """Yield a prediction for every video, in order, each as soon as its batch is scored.
+    """Yield a prediction for every video, in order, each when its batch is scored and the next one has been started.
 
     Args:
         model: with its class names, on its device.
@@ -238,13 +241,19 @@ def iter_predictions(
     num_shown = min(top, len(model.class_names))
     model.eval()
     scorer = GraphedModel(model) if cuda_graphs else model
-    started = time.perf_counter()
-    for batch, reasons in reader.read(names, workers_for(names, num_workers)):
-        with torch.inference_mode():
+
+    @torch.inference_mode()
+    def scored() -> Iterator[tuple[VideoBatch, dict[int, str], torch.return_types.topk]]:
+        for batch, reasons in reader.read(names, workers_for(names, num_workers)):
             (scores,) = score_views(scorer, [batch.videos], formats, at_once, copies)  # (B, C)
             scores = scores / batch.videos.shape[1]
             scores = scores if temperature is None else soften(scores, temperature)
-        best = scores.topk(num_shown, dim=-1)
+            yield replace(batch, videos=batch.videos.new_empty(0)), reasons, scores.topk(num_shown, dim=-1)
+
+    started = time.perf_counter()
+    for done, _ in pairwise(chain(scored(), [None])):  # waits for a batch when the next one is under way
+        assert done is not None, "only the last is"
+        batch, reasons, best = done
         values, classes = best.values.tolist(), best.indices.tolist()
         now = time.perf_counter()
         seconds, started = (now - started) / len(batch), now
@@ -286,7 +295,7 @@ def predict_timeline(
     windows = read_windows(str(path), window_s, stride_s, model.num_frames, transform, decoder)
     model.eval()
     spans: list[tuple[float, float]] = []
-    scores: list[np.ndarray] = []
+    scores: list[Tensor] = []
     waiting: list[Window] = []
     error: VideoReadError | VideoTimeoutError | None = None
 
@@ -295,7 +304,7 @@ def predict_timeline(
         with torch.inference_mode():
             (scored,) = score_views(model, [views], formats, at_once, copies)
             scored = scored / num_crops if temperature is None else soften(scored / num_crops, temperature)
-            scores.append(scored.float().cpu().numpy())
+            scores.append(scored.float())  # stays on the device: nothing waits for it
         spans.extend((window.start, window.end) for window in waiting)
         waiting.clear()
 
@@ -312,4 +321,4 @@ def predict_timeline(
     if not spans:
         raise VideoReadError(str(path), reason or "it has no frames") from error
     starts, ends = np.array(spans).T
-    return Timeline(str(path), model.class_names, starts, ends, np.concatenate(scores), reason, threshold)
+    return Timeline(str(path), model.class_names, starts, ends, torch.cat(scores).cpu().numpy(), reason, threshold)
