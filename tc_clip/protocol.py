@@ -30,13 +30,11 @@ class TorchModule(Protocol):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any: ...
 
 
-class VideoModel(TorchModule, Protocol):
-    """A model that scores videos against class names. The class names are an input; no weight depends on them.
+class ReadsVideos(TorchModule, Protocol):
+    """The input of a model of videos.
 
     Attributes:
-        name: as `tc_clip.create_model` accepts it.
-        trainable: whether the model is meant to be trained.
-        class_names: the classes that a call scores, in label order.
+        name: of the model.
         input_size: side of the frames, in pixels.
         num_frames: frames of a video.
         pixels: mean and standard deviation of the channels on 0..255, which normalise the input.
@@ -45,15 +43,36 @@ class VideoModel(TorchModule, Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def trainable(self) -> bool: ...
-    @property
-    def class_names(self) -> tuple[str, ...]: ...
-    @property
     def input_size(self) -> int: ...
     @property
     def num_frames(self) -> int: ...
     @property
     def pixels(self) -> PixelStatistics: ...
+
+    def info(self) -> dict[str, Any]:
+        """Return plain values that describe the model: `options` and `sizes` decide what its weights compute."""
+
+
+class VideoBackbone(ReadsVideos, Protocol):
+    """A model that encodes the frames of videos; it need not have a text side."""
+
+    def encode_video(self, video: Tensor) -> VisionOutput:
+        """Encode videos (B, T, 3, H, W), normalised: `class_tokens` (B, T, E) are the frames' features."""
+
+
+class VideoModel(ReadsVideos, Protocol):
+    """A model that scores videos against class names. The class names are an input; no weight depends on them.
+
+    Attributes:
+        name: as `tc_clip.create_model` accepts it.
+        trainable: whether the model is meant to be trained.
+        class_names: the classes that a call scores, in label order.
+    """
+
+    @property
+    def trainable(self) -> bool: ...
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
 
     def __call__(self, video: Tensor) -> Tensor:
         """Score videos (B, T, 3, H, W), normalised, against the class names: logits (B, C)."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 import tc_clip
-from tc_clip.protocol import VideoModel
+from tc_clip.protocol import ReadsVideos
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp64")
 
@@ -34,7 +34,7 @@ class Precision:
 
 
 @contextmanager
-def weights_in(model: VideoModel, precision: Precision) -> Iterator[None]:
+def weights_in(model: ReadsVideos, precision: Precision) -> Iterator[None]:
     """Around an evaluation: change the format of weights once. Autocast would do it in every forward pass.
 
     Bit for bit the same. Only parameters that matrix products alone read, which a `VideoClip` names.

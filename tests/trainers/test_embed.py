@@ -16,6 +16,8 @@ from trainers.commands import search as search_command
 from trainers.errors import ConfigError
 from trainers.inference import embed as module
 from trainers.inference.embed import embed, load_features, load_model_and_transform, rank, save_features
+from trainers.inference.reading import FileReader, transform_of
+from video_datasets.transforms import normalize
 
 TEXTS = ["red square moving sideways", "a dog jumps"]
 FP32 = {"precision": "fp32", "num_workers": 0, "batch_size": 2}
@@ -194,3 +196,36 @@ def test_other_comparisons_rank_as_the_model_scores(matching: str, loaded, shape
     with torch.no_grad():
         logits = torch.cat([model(transform(clip)) for clip in shape_clips])[:, 0]
         assert cosines.tolist() == pytest.approx((logits / model.logit_scale.exp()).tolist(), abs=1e-5)
+
+
+def test_frames_of_several_views(loaded, tiny_checkpoints, shape_clips, tmp_path: Path) -> None:
+    model, _ = loaded["vifi_clip"]
+    reader = FileReader(transform_of(model, 3), model.num_frames, 2, "auto", 2, 60.0, False)
+    views = torch.cat([batch.videos for batch, _ in reader.read(list(map(str, shape_clips)), 0)])  # (n, 6, T, 3, S, S)
+    with torch.no_grad():
+        pixels = normalize(views.flatten(0, 1), torch.float32, *model.pixels)
+        expected = model.encode_video(pixels).class_tokens.unflatten(0, (-1, 6))  # (n, 6, T, E)
+    file = tmp_path / "f.safetensors"
+    options = ["--checkpoint", str(tiny_checkpoints["vifi_clip"]), "--device", "cpu", "--precision", "fp32"]
+    options += ["--workers", "0", "--frames", "--views", "2", "--crops", "3", "--output", str(file)]
+    assert embed_command.main([*map(str, shape_clips), *options]) == 0
+    features = load_features(file)
+    assert features.frames is not None
+    torch.testing.assert_close(features.frames, expected, rtol=0, atol=1e-5)
+    mean = F.normalize(F.normalize(expected.mean(2), dim=-1).mean(1), dim=-1)
+    torch.testing.assert_close(features.video, mean, rtol=0, atol=1e-5)
+    with pytest.raises(ConfigError, match="those of one view"):
+        embed(loaded["tc_clip"][0], shape_clips[:1], num_clips=2, **FP32)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "npz"])
+def test_a_changed_value_is_noticed(loaded, suffix: str, shape_clips, tmp_path: Path) -> None:
+    features = embed(loaded["vifi_clip"][0], shape_clips[:1], frames=True, **FP32)
+    path = tmp_path / f"f.{suffix}"
+    save_features(path, features)
+    content = path.read_bytes()
+    value = features.video.numpy().tobytes()[:8]
+    assert content.count(value) == 1
+    path.write_bytes(content.replace(value, bytes(8)))
+    with pytest.raises(ConfigError, match="is damaged|cannot be read"):
+        load_features(path)

@@ -10,6 +10,7 @@ from pathlib import Path
 from trainers.commands.shared import (
     add_model_arguments,
     add_reading_arguments,
+    add_view_arguments,
     embed_with_progress,
     load_named_model,
     make_folder,
@@ -33,6 +34,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="leave out context tokens: a smaller file, which models whose prompts attend to them cannot search",
     )
+    parser.add_argument("--frames", action="store_true", help="also the features of the single frames of all views")
+    add_view_arguments(parser)
     add_reading_arguments(parser)
     return parser.parse_args(argv)
 
@@ -48,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         make_folder(args.output.parent)
         check_target(args.output)
         model = load_named_model(args, texts or ANY_NAME)
-        features = embed_with_progress(model, videos, args, bool(texts), not args.no_context)
+        views = {"frames": args.frames, "num_clips": args.views, "num_crops": args.crops}
+        features = embed_with_progress(model, videos, args, bool(texts), not args.no_context, **views)
         if not features.paths:
             return 1
         save_features(args.output, features)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from trainers.commands.shared import (
     add_model_arguments,
     add_reading_arguments,
+    add_view_arguments,
     load_named_model,
     make_folder,
     named_checkpoint,
@@ -54,8 +55,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="0 to 1: a video or window whose best class scores less is labelled 'none of these' (default 0)",
     )
     parser.add_argument("--top", type=positive(int), default=5, help="classes to report of each video (default 5)")
-    parser.add_argument("--views", type=positive(int), default=1, help="temporal views of a video (default 1)")
-    parser.add_argument("--crops", type=int, choices=[1, 3], default=1, help="spatial views of a video (default 1)")
+    add_view_arguments(parser)
     add_reading_arguments(parser)
     parser.add_argument("--graphs", action="store_true", help="on a GPU: replay the model as a CUDA graph")
     parser.add_argument("--json", metavar="FILE", help="write all results as JSON ('-': to standard output, no tables)")

@@ -7,12 +7,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from trainers.errors import ConfigError
 
 if TYPE_CHECKING:
     from tc_clip import Checkpoint, VideoClip
+    from tc_clip.protocol import VideoBackbone
     from trainers.inference.embed import VideoFeatures
 
 SECONDS_BETWEEN_NOTES = 10.0  # without a terminal
@@ -47,6 +48,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["auto", "fp32", "bf16", "fp16", "fp64"],
         help="default: bf16 if the device computes in it, else fp32",
     )
+
+
+def add_view_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the number of views of a video."""
+    parser.add_argument("--views", type=positive(int), default=1, help="temporal views of a video (default 1)")
+    parser.add_argument("--crops", type=int, choices=[1, 3], default=1, help="spatial views of a video (default 1)")
 
 
 def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,13 +133,21 @@ def load_named_model(
 
 
 def embed_with_progress(
-    model: "VideoClip", videos: list[str], args: argparse.Namespace, texts: bool = False, context: bool = True
+    model: "VideoBackbone",
+    videos: list[str],
+    args: argparse.Namespace,
+    texts: bool = False,
+    context: bool = True,
+    fingerprint: str | None = None,
+    **options: Any,
 ) -> "VideoFeatures":
     """Encode videos with the arguments of `add_reading_arguments`; show progress, and one line per unreadable video.
 
     Args:
         texts: whether the features of the model's class names are wanted too.
         context: whether to keep the context tokens, which later searches need.
+        fingerprint: what the features depend on; None: that of the model.
+        options: further ones of `trainers.inference.embed.embed`.
     """
     from tqdm import tqdm
 
@@ -141,7 +156,7 @@ def embed_with_progress(
     from trainers.logging.plan import duration
     from trainers.precision import weights_in
 
-    fingerprint = fingerprint_of(model)
+    fingerprint = fingerprint or fingerprint_of(model)
     started, shown = time.perf_counter(), time.perf_counter()
     with (
         tqdm(total=len(videos), unit="video", leave=False, disable=None) as bar,
@@ -170,6 +185,7 @@ def embed_with_progress(
             timeout_s=args.timeout,
             progress=report,
             fingerprint=fingerprint,
+            **options,
         )
     unread = len(videos) - len(features.paths)
     seconds = time.perf_counter() - started

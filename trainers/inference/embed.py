@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tc_clip import VideoClip
 from tc_clip.matching import video_features
+from tc_clip.protocol import VideoBackbone
 from tc_clip.vision_encoder import VisionOutput
 from tc_clip.weights.checksum import checksum_of
 from tc_clip.weights.sources import CheckpointSource
@@ -26,6 +27,7 @@ from trainers.files import atomic_path
 from trainers.inference.predict import inference_precision, load_model, workers_for
 from trainers.inference.reading import FileReader, VideoTransform, framing_of, transform_of
 from video_datasets.transforms import normalize
+from video_datasets.video_files import VideoFiles
 
 FORMAT = "tc-clip features 1"
 SUFFIXES = (".safetensors", ".npz")
@@ -40,9 +42,11 @@ class VideoFeatures:
 
     Attributes:
         paths: the videos (n).
-        video: L2-normalised (n, E); (n, T, E) if the model compares frames one by one (`matching=frame_max`).
+        video: L2-normalised (n, E), of the mean of the views; (n, T, E) if the model compares frames one by one
+            (`matching=frame_max`).
         context: context tokens (n, K, E) by vision block, if the model's prompts attend to them: a text's features
             depend on them.
+        frames: features of the frames of all views, not normalised (n, V, T, E), if they were wanted.
         model: name of the model.
         fingerprint: what the features depend on, as `fingerprint_of` returns it.
         texts: class names.
@@ -57,6 +61,7 @@ class VideoFeatures:
     fingerprint: str
     texts: tuple[str, ...] = ()
     text_features: Tensor | None = None
+    frames: Tensor | None = None
 
 
 def load_model_and_transform(
@@ -71,10 +76,14 @@ def load_model_and_transform(
     return model, VideoTransform(model.num_frames, model.input_size, model.pixels, framing_of(model))
 
 
-def fingerprint_of(model: VideoClip) -> str:
+def fingerprint_of(model: VideoBackbone) -> str:
     """Return a checksum of the weights and of how the model normalises pixels and compares frames."""
     weights = {name: values.float() for name, values in model.state_dict().items()}  # the same with --precision fp64
-    return checksum_of([weights, list(map(list, model.pixels)), model.num_frames, model.matching])
+    return checksum_of([weights, list(map(list, model.pixels)), model.num_frames, _matching_of(model)])
+
+
+def _matching_of(model: VideoBackbone) -> str:
+    return model.matching if isinstance(model, VideoClip) else "cosine"
 
 
 class _Rows:
@@ -97,11 +106,14 @@ class _Rows:
 
 @torch.inference_mode()
 def embed(
-    model: VideoClip,
+    model: VideoBackbone,
     paths: Sequence[str | Path],
     *,
     texts: bool = False,
     context: bool = True,
+    frames: bool = False,
+    num_clips: int = 1,
+    num_crops: int = 1,
     batch_size: int = 4,
     num_workers: int | None = None,
     precision: str = "auto",
@@ -109,33 +121,45 @@ def embed(
     timeout_s: float = 60.0,
     progress: Callable[[int, list[tuple[str, str]]], None] = lambda done, unread: None,
     fingerprint: str | None = None,
+    files: VideoFiles | None = None,
 ) -> VideoFeatures:
-    """Encode one view of every video; those that cannot be read are left out.
+    """Encode the views of every video; those that cannot be read are left out.
 
     Args:
         model: on its device.
         texts: whether the features of its class names are wanted too.
+        frames: whether the features of single frames are wanted too.
         context: whether to keep the context tokens, without which `rank` cannot score a model whose prompts attend to
             them.
         progress: called after each batch with the number of videos done, and with the path of each unreadable video
             and the reason.
         fingerprint: of the model before its weights changed format (`weights_in`); None: they have not.
+        files: finds the paths, as a list's; None: they are paths of files.
 
     The other arguments are those of `trainers.inference.predict.iter_predictions`.
 
     Raises:
-        ConfigError: if the features would need more than `MAX_BYTES`.
+        ConfigError: if the features would need more than `MAX_BYTES`, or several views have no common context tokens.
     """
+    clip = model if isinstance(model, VideoClip) else None
+    blocks = clip.context_blocks if clip is not None and context else ()
+    V = num_clips * num_crops
+    if V > 1 and (blocks or (texts and clip is not None and clip.context_blocks)):
+        raise ConfigError(
+            f"the context tokens and texts of {model.name} are those of one view: give one, or leave them out "
+            "(--no-context, no --texts)"
+        )
     names = [str(path) for path in paths]
     formats = inference_precision(model, precision)
     reader = FileReader(
-        transform=transform_of(model),
+        transform=transform_of(model, num_crops),
         num_frames=model.num_frames,
-        num_clips=1,
+        num_clips=num_clips,
         decoder=decoder,
         batch_size=max(1, min(batch_size, len(names))),
         timeout_s=timeout_s,
         pin_memory=formats.device.type == "cuda",
+        files=files,
     )
     model.eval()
     fingerprint = fingerprint or fingerprint_of(model)
@@ -148,15 +172,19 @@ def embed(
         done += len(batch)
         valid = batch.valid.nonzero().flatten()
         if len(valid):
-            pixels = copies.start(batch.videos[valid].flatten(0, 1))  # (b, T, 3, S, S)
+            pixels = copies.start(batch.videos[valid].flatten(0, 1))  # (b * V, T, 3, S, S)
             copies.finish(pixels)
             with formats.autocast():
                 output = model.encode_video(normalize(pixels, formats.dtype, *model.pixels))
-                classes = model.encode_classes(output) if texts else None  # (C, E) or (b, C, E)
-            E = model.text.config.embed_dim  # CLIP's own features: Brownian ones can follow
-            found = {"video": video_features(output, model.matching)[..., :E]}
-            if context:
-                found |= {f"{_CONTEXT}{block}": output.context_tokens[block] for block in model.context_blocks}
+                classes = clip.encode_classes(output) if texts and clip is not None else None  # (C, E) or (b, C, E)
+            E = output.class_tokens.shape[-1]  # CLIP's own features: Brownian ones can follow
+            video = video_features(output, _matching_of(model))[..., :E]
+            if V > 1:
+                video = F.normalize(video.unflatten(0, (-1, V)).mean(dim=1), dim=-1)  # (b, E)
+            found = {"video": video}
+            if frames:
+                found["frames"] = output.class_tokens.unflatten(0, (-1, V))  # (b, V, T, E)
+            found |= {f"{_CONTEXT}{block}": output.context_tokens[block] for block in blocks}
             if classes is not None:
                 classes = F.normalize(classes[..., :E].float(), dim=-1)
                 if classes.dim() == 3:
@@ -177,12 +205,13 @@ def embed(
         context=_context_of(tensors),
         model=model.name,
         fingerprint=fingerprint,
-        texts=model.class_names if texts else (),
+        texts=clip.class_names if texts and clip is not None else (),
         text_features=tensors.get("text", shared_texts),
+        frames=tensors.get("frames"),
     )
 
 
-def _check_size(found: Mapping[str, Tensor], num_videos: int, model: VideoClip) -> None:
+def _check_size(found: Mapping[str, Tensor], num_videos: int, model: VideoBackbone) -> None:
     size = sum(4 * values[0].numel() for values in found.values()) * num_videos
     if size > MAX_BYTES:
         parts = {"text": "fewer texts, ", "video": "fewer videos at a time"}
@@ -254,9 +283,9 @@ def check_target(path: Path) -> None:
 def save_features(path: Path, features: VideoFeatures) -> None:
     """Write features as safetensors or npz, by the suffix; the file is written whole or not at all.
 
-    Both have the tensors `video_features`, `text_features` if texts were given, and `context_tokens.BLOCK`; the entries
-    `paths` and `texts`, which are JSON in safetensors' metadata and arrays of strings in npz; `format`, `model` and
-    `fingerprint`.
+    Both have the tensors `video_features`, `text_features` if texts were given, `frame_features` if they were wanted,
+    and `context_tokens.BLOCK`; the entries `paths` and `texts`, which are JSON in safetensors' metadata and arrays of
+    strings in npz; `format`, `model`, `fingerprint`, and `sha256` of all of it.
 
     Raises:
         ConfigError: if it cannot be written.
@@ -265,8 +294,11 @@ def save_features(path: Path, features: VideoFeatures) -> None:
     tensors = {"video_features": features.video}
     if features.text_features is not None:
         tensors["text_features"] = features.text_features
+    if features.frames is not None:
+        tensors["frame_features"] = features.frames
     tensors |= {f"{_CONTEXT}{block}": values for block, values in features.context.items()}
     facts = {"format": FORMAT, "model": features.model, "fingerprint": features.fingerprint}
+    facts["sha256"] = _checksum_of(features)
     lists = {"paths": features.paths, "texts": features.texts}
     try:
         with atomic_path(path) as temporary:
@@ -300,16 +332,24 @@ def load_features(path: Path) -> VideoFeatures:
             fingerprint=facts["fingerprint"],
             texts=tuple(facts["texts"]),
             text_features=tensors.get("text_features"),
+            frames=tensors.get("frame_features"),
         )
     except KeyError as error:
         raise ConfigError(f"{path}: is no file of tc-clip embed: it has no {error}") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise ConfigError(f"{path}: cannot be read: {reason}") from error
-    lengths = {len(features.paths), len(features.video), *map(len, features.context.values())}
-    if len(lengths) > 1:
+    per_video = [features.video, *features.context.values(), *([] if features.frames is None else [features.frames])]
+    if any(len(values) != len(features.paths) for values in per_video):
         raise ConfigError(f"{path}: is damaged: its paths and features differ in number; write it again")
+    if (stated := facts.get("sha256")) is not None and stated != _checksum_of(features):  # earlier files have none
+        raise ConfigError(f"{path}: is damaged: its checksum does not match its content; write it again")
     return features
+
+
+def _checksum_of(features: VideoFeatures) -> str:
+    tensors = [features.video, features.text_features, features.frames, dict(features.context)]
+    return checksum_of([features.model, features.fingerprint, features.paths, features.texts, tensors])
 
 
 def _read_npz(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

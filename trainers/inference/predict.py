@@ -13,7 +13,7 @@ from torch import Tensor
 
 import tc_clip
 from tc_clip.ops.memory import keep_freed_memory
-from tc_clip.protocol import VideoModel
+from tc_clip.protocol import ReadsVideos, VideoModel
 from tc_clip.weights.sources import CheckpointSource, as_checkpoint
 from trainers.calibration import soften
 from trainers.cuda_graphs import GraphedModel
@@ -171,7 +171,7 @@ def temperature_of(checkpoint: tc_clip.Checkpoint) -> tuple[float, str] | None:
     return temperature, f"fitted on {stored.get('videos')} videos of {stored.get('list')}"
 
 
-def inference_precision(model: VideoModel, name: str = "auto") -> Precision:
+def inference_precision(model: ReadsVideos, name: str = "auto") -> Precision:
     """Return the number formats of inference; auto is bf16 if the device, GPU or CPU, computes in it, else fp32."""
     device = next(model.parameters()).device
     if name == "auto" and device.type == "cpu":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tc_clip.config import PixelStatistics
-from tc_clip.protocol import VideoModel
+from tc_clip.protocol import ReadsVideos
 from trainers.errors import ConfigError
 from video_datasets.annotations import VideoRecord
 from video_datasets.batches import VideoBatch
@@ -41,6 +41,7 @@ class FileReader:
         batch_size: videos of a batch.
         timeout_s: seconds without a video after which a hang is assumed.
         pin_memory: whether batches are in pinned memory.
+        files: finds the listed videos; None: their paths are those of files.
     """
 
     transform: TestTransform
@@ -50,6 +51,7 @@ class FileReader:
     batch_size: int
     timeout_s: float
     pin_memory: bool
+    files: VideoFiles | None = None
 
     def read(self, paths: list[str], num_workers: int) -> Iterator[tuple[VideoBatch, dict[int, str]]]:
         """Yield batches whose `indices` count in `paths`, and the reason for each invalid video by index.
@@ -84,7 +86,7 @@ class FileReader:
     def _batches(self, paths: list[str], num_workers: int, batch_size: int) -> Iterator[VideoBatch]:
         dataset = VideoDataset(
             [VideoRecord(path, 0) for path in paths],
-            _GivenFiles(),
+            _GivenFiles() if self.files is None else self.files,
             self.transform,
             num_frames=self.num_frames,
             num_clips=self.num_clips,
@@ -113,12 +115,12 @@ class FileReader:
         return VideoBatch(videos, zero, zero, torch.zeros(1, dtype=torch.bool), 0, [bad])
 
 
-def framing_of(model: VideoModel) -> str:
+def framing_of(model: ReadsVideos) -> str:
     """Return how frames became squares in a model's training."""
     return str(model.info().get("options", {}).get("framing", "crop"))
 
 
-def transform_of(model: VideoModel, num_crops: int = 1) -> TestTransform:
+def transform_of(model: ReadsVideos, num_crops: int = 1) -> TestTransform:
     """Return how a model reads frames: its size, and the framing that it was trained with.
 
     Raises:
@@ -130,7 +132,7 @@ def transform_of(model: VideoModel, num_crops: int = 1) -> TestTransform:
         raise ConfigError(str(error)) from error
 
 
-def read_views(model: VideoModel, paths: Sequence[str]) -> Tensor:
+def read_views(model: ReadsVideos, paths: Sequence[str]) -> Tensor:
     """Return one view of each video, uint8 (n, T, 3, S, S), as the model reads them.
 
     Raises:
