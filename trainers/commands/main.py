@@ -30,6 +30,7 @@ COMMANDS = {
     "convert": Command("convert_checkpoint", "convert a checkpoint to another layout"),
     "push": Command("push", "publish a checkpoint on the Hugging Face hub"),
     "results": Command("collect_results", "build the tables of the paper from finished runs"),
+    "reproduce": Command("reproduce", "evaluate published checkpoints and compare with the published numbers"),
     "ablate": Command("ablate", "train and compare a list of variants"),
     "sweep-wise-ft": Command("sweep_wise_ft", "evaluate a range of WiSE-FT weights"),
     "plot-run": Command("plot_run", "draw the curves and confusion matrices of a run"),
