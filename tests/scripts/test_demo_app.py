@@ -63,8 +63,9 @@ def test_wrong_videos(model, shape_clips, tmp_path: Path) -> None:
         (str(tmp_path / "broken.mp4"), "a, b", "cannot be read as a video"),
         (str(shape_clips[0]), "a, b", r"is \d s long; the limit is 1 s"),
     ):
-        with pytest.raises(VisitorError, match=message):
+        with pytest.raises(VisitorError, match=message) as wrong:
             demo(video, text)
+        assert "PyAV" not in str(wrong.value), "a visitor reads plain words"
     with pytest.raises(VisitorError, match="does not fit"):
         Demo(model, "fp32", 30, 60)(str(shape_clips[0]), f"{long_name}, b")
 

@@ -77,6 +77,7 @@ def test_timelines(tiny_checkpoints, shape_clips, tmp_path: Path, capsys: pytest
     [
         (["v.mp4", "--checkpoint", "no.pth", "--classes", "a", "b"], "no.pth"),
         (["v.mp4", "--checkpoint", "no.pth", "--classes", "a", "b", "--stride", "1"], "--stride needs --window"),
+        (["rtsp://host/a", "--checkpoint", "no.pth", "--classes", "a", "b"], "is an address, not a file; download it"),
         (["none/*.mp4", "--checkpoint", "no.pth", "--classes", "a", "b"], "no file matches"),
     ],
 )

@@ -1,6 +1,7 @@
 """The web page to try a model: upload a video, type class names, see the ranking, a timeline and the context tokens."""
 
 import html
+import logging
 import threading
 from pathlib import Path
 from types import ModuleType
@@ -18,12 +19,15 @@ from video_datasets.isolation import isolated
 from video_datasets.shapes.classes import Settings, all_classes, file_name
 from video_datasets.shapes.drawing import render, write_video
 
+_LOG = logging.getLogger(__name__)
+
 MAX_CLASSES = 100
 MAX_NAME = 200  # letters of a class name
 NUM_WINDOWS = 12  # of a timeline
 SHORT_S = 3.0  # longer videos get a timeline
 EXAMPLES = ("red square moving sideways", "green ring going round in circles", "blue square moving diagonally")
 CLASSES = [*EXAMPLES, "yellow ring moving up and down"]
+PLAYABLE = {".mp4", ".m4v", ".mov", ".webm", ".ogv"}  # what browsers can show
 
 
 class VisitorError(Exception):
@@ -73,14 +77,14 @@ class Demo:
                 timeline = self._timeline(video, seconds) if seconds > SHORT_S else None
                 page = insight_page([look(self.model, video, self.precision, timeout_s=self.timeout_s)])
             except VideoReadError as error:
-                raise VisitorError(f"This file cannot be read as a video ({error.reason}).") from error
+                raise unreadable(error) from error
         return scores, timeline, page
 
     def _seconds(self, video: str) -> float:
         try:
             return isolated(timeout_s=self.timeout_s).seconds(video)
         except VideoReadError as error:
-            raise VisitorError(f"This file cannot be read as a video ({error.reason}).") from error
+            raise unreadable(error) from error
 
     def _scores(self, video: str) -> dict[str, float]:
         (prediction,) = predict(
@@ -96,6 +100,15 @@ class Demo:
             self.model, video, window, window / 2, precision=self.precision, timeout_s=self.timeout_s
         )
         return timeline_picture(timeline)
+
+
+def unreadable(error: VideoReadError) -> VisitorError:
+    """Return what a visitor reads about a bad upload; the decoder's own words go to the log."""
+    _LOG.warning("%s", error)
+    return VisitorError(
+        "This file cannot be read as a video: it is damaged or incomplete, takes too long to decode, or has a format "
+        "that is unknown here. Convert it to MP4 (H.264), or choose another one."
+    )
 
 
 def class_names_of(text: str) -> list[str]:
@@ -143,12 +156,19 @@ def build_page(gradio: ModuleType, demo: Demo, classes: list[str], examples: lis
             return f"**{error}**", None, gradio.update(value=None, visible=False), ""
         best = next(iter(scores))
         # In an iframe without access: the page's script cannot read anything of the web page around it.
+        height = 1000 + 24 * min(len(scores), 20)  # of all the page; a longer one scrolls
         frame = (
-            '<iframe sandbox="allow-scripts" style="width:100%;height:860px;border:0" '
+            f'<iframe sandbox="allow-scripts" style="width:100%;height:{height}px;border:0" '
             f'srcdoc="{html.escape(page)}"></iframe>'
         )
         picture = gradio.update(value=timeline, visible=timeline is not None)
         return f"Most like **{best}** ({100 * scores[best]:.1f} %).", scores, picture, frame
+
+    def greet(video: str | None) -> str:
+        suffix = Path(video or "").suffix.lower()
+        if suffix in PLAYABLE:
+            return "Click *look* to see what the model finds."
+        return f"Browsers do not play {suffix or 'this kind of'} files, so the preview stays empty; the model reads it."
 
     with gradio.Blocks(title="TC-CLIP on your video", delete_cache=(600, 1800), analytics_enabled=False) as page:
         gradio.Markdown(
@@ -169,8 +189,9 @@ def build_page(gradio: ModuleType, demo: Demo, classes: list[str], examples: lis
                 status = gradio.Markdown("Choose a video, or an example below.", elem_id="status")
                 ranking = gradio.Label(label="ranking", num_top_classes=10, elem_id="ranking")
                 timeline = gradio.Image(label="timeline", visible=False, interactive=False, elem_id="timeline")
-        gradio.Examples([[path, "\n".join(CLASSES)] for path in examples], inputs=[video, text], cache_examples=False)
         tokens = gradio.HTML(label="what the model attends to", elem_id="tokens")
+        gradio.Examples([[path, "\n".join(CLASSES)] for path in examples], inputs=[video, text], cache_examples=False)
+        video.upload(greet, video, status, api_name=False)
         button.click(
             analyse,
             [video, text],

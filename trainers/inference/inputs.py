@@ -3,6 +3,7 @@
 import glob
 import logging
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from video_datasets.text_files import read_text_file, split_lines
 from video_datasets.video_files import FolderFiles
 
 _LOG = logging.getLogger(__name__)
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
 def find_videos(arguments: Sequence[str | Path]) -> list[str]:
@@ -26,10 +28,16 @@ def find_videos(arguments: Sequence[str | Path]) -> list[str]:
             of paths without labels. Listed paths are relative to the working folder or to the list's folder.
 
     Raises:
-        ConfigError: if a folder, a glob or a list names no video. A missing file stays in: it is a bad video.
+        ConfigError: if a folder, a glob or a list names no video, or one is an address. A missing file stays in: it is
+            a bad video.
     """
     found: dict[str, None] = {}
     for argument in map(str, arguments):
+        if _ADDRESS.match(argument) and not os.path.exists(argument):
+            raise ConfigError(
+                f"{argument}: is an address, not a file; download it first, or watch a live stream with "
+                "tc-clip predict --stream ADDRESS"
+            )
         if os.path.isdir(argument):
             inside = FolderFiles(argument).find_all()
             left_out = inside.left_out()
