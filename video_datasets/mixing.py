@@ -39,11 +39,11 @@ class Mixing:
         self.label_smoothing = label_smoothing
 
     def __call__(self, videos: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Mix float videos (B, T, 3, H, W) with labels (B,): videos of the same shape, float32 targets (B, C).
+        """Mix float videos (B, T, 3, H, W) with labels (B,): videos and targets (B, C) of the same type.
 
         The input is not changed. All draws come from `rng` (`randomness.micro_batch_rng`).
         """
-        targets = self.smooth(labels)
+        targets = self.smooth(labels, videos.dtype)
         if self.mixup_alpha == 0 and self.cutmix_alpha == 0:
             return videos, targets
         cut = self.mixup_alpha == 0 or (self.cutmix_alpha > 0 and rng.random() < self.switch_prob)
@@ -59,10 +59,10 @@ class Mixing:
             mixed = torch.lerp(videos[partners], videos, share)
         return mixed, torch.lerp(targets[partners], targets, share)
 
-    def smooth(self, labels: Tensor) -> Tensor:
-        """Return smoothed targets of labels (B,): float32 (B, C), `1 - s + s/C` at the label and `s/C` elsewhere."""
+    def smooth(self, labels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return smoothed targets of labels (B,): (B, C), `1 - s + s/C` at the label and `s/C` elsewhere."""
         off = self.label_smoothing / self.num_classes
-        targets = torch.full((len(labels), self.num_classes), off, dtype=torch.float32, device=labels.device)
+        targets = torch.full((len(labels), self.num_classes), off, dtype=dtype, device=labels.device)
         return targets.scatter_(1, labels[:, None], 1 - self.label_smoothing + off)
 
 

@@ -23,11 +23,12 @@ def smoothed(labels, num_classes=7, smoothing=0.1):
 def test_label_smoothing_alone(batch):
     videos, labels = batch
     mixed, targets = Mixing(7, mixup_alpha=0, cutmix_alpha=0)(videos, labels, np.random.default_rng(0))
-    assert torch.equal(mixed, videos) and targets.dtype == torch.float32
-    np.testing.assert_allclose(targets, smoothed(labels), rtol=1e-6)
-    np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-6)
+    assert torch.equal(mixed, videos) and targets.dtype == videos.dtype == torch.float64
+    np.testing.assert_allclose(targets, smoothed(labels), rtol=1e-12)
+    np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-12)
+    assert Mixing(7)(videos.float(), labels, np.random.default_rng(0))[1].dtype == torch.float32
     plain = Mixing(7, mixup_alpha=0, cutmix_alpha=0, label_smoothing=0)(videos, labels, np.random.default_rng(0))[1]
-    assert torch.equal(plain, torch.nn.functional.one_hot(labels, 7).float())
+    assert torch.equal(plain, torch.nn.functional.one_hot(labels, 7).double())
 
 
 def test_mixup_is_one_blend_of_the_batch_with_its_permutation(batch):
@@ -41,7 +42,7 @@ def test_mixup_is_one_blend_of_the_batch_with_its_permutation(batch):
         expected = share * videos.numpy() + (1 - share) * videos.numpy()[partners]
         np.testing.assert_allclose(mixed, expected, rtol=1e-10, atol=1e-12)
         rows = smoothed(labels)
-        np.testing.assert_allclose(targets, share * rows + (1 - share) * rows[partners], rtol=1e-5)
+        np.testing.assert_allclose(targets, share * rows + (1 - share) * rows[partners], rtol=1e-10)
 
 
 def test_cutmix_pastes_one_box_and_counts_its_true_area(batch):
