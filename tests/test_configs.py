@@ -128,7 +128,7 @@ def test_without_mixup_labels_are_smoothed_only() -> None:
 def test_every_key_of_base_is_explained_and_has_a_field() -> None:
     lines = (CONFIGS / "base.yaml").read_text().split("\nhydra:")[0].splitlines()
     keys = [line for line in lines[lines.index("# What to do") :] if ":" in line and not line.lstrip().startswith("#")]
-    sections = {"views:", "final_test:", "trainer:", "data:"}
+    sections = {"views:", "final_test:", "robustness:", "trainer:", "data:"}
     unexplained = [line for line in keys if "#" not in line and line not in sections]
     assert unexplained == []
     top = yaml.safe_load((CONFIGS / "base.yaml").read_text())

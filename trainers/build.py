@@ -31,6 +31,8 @@ from trainers.parts.texts import DrawnTexts
 from trainers.precision import Precision
 from trainers.video_lists import VideoList, read_video_list
 from trainers.videos_at_once import VideosAtOnce, memory_of
+from video_datasets.backgrounds import BackgroundSwap
+from video_datasets.changes import VideoChange
 from video_datasets.crashes import FILE, CrashedVideos
 from video_datasets.frame_cache import FrameCache
 from video_datasets.isolation import Limits, isolates
@@ -124,11 +126,20 @@ def build_train_loader(settings: Settings, videos: VideoList, ranks: Ranks, rese
 
 
 def build_eval_loader(
-    settings: Settings, videos: VideoList, part: Part, ranks: Ranks, keep_workers: bool = False, reserve: int = 0
+    settings: Settings,
+    videos: VideoList,
+    part: Part,
+    ranks: Ranks,
+    keep_workers: bool = False,
+    reserve: int = 0,
+    change: VideoChange | None = None,
 ) -> EvalLoader:
-    """Return this rank's loader of the videos of an evaluation; `keep_workers` keeps the workers between iterations.
+    """Return this rank's loader of the videos of an evaluation.
 
-    `reserve` is that of `build_train_loader`.
+    Args:
+        keep_workers: keep the workers between iterations.
+        reserve: that of `build_train_loader`.
+        change: what changes the views.
     """
     data = settings.data
     num_clip, num_crop = settings.views_of(part)
@@ -144,6 +155,7 @@ def build_eval_loader(
         isolation=_isolation(settings, ranks.device),
         cache=_frame_cache(settings, transform, reserve),
         crashed=_crashed(settings),
+        change=change,
     )
     return EvalLoader(
         dataset,
@@ -157,6 +169,29 @@ def build_eval_loader(
         seed=settings.seed,
         keep_workers=keep_workers,
     )
+
+
+def build_changes(settings: Settings, lists: Sequence[VideoList]) -> list[VideoChange]:
+    """Return the changes of `robustness`, in order.
+
+    Raises:
+        ConfigError: if a folder is missing or empty, or a listed video has no mask.
+    """
+    robustness = settings.robustness
+    names = robustness.changes or []
+    swap = None
+    if "swap_background" in names and robustness.masks is not None and robustness.backgrounds is not None:
+        try:
+            swap = BackgroundSwap(Path(robustness.masks), Path(robustness.backgrounds))
+        except ValueError as error:
+            raise ConfigError(f"robustness: {error}") from error
+        for videos in lists:
+            if missing := swap.without_mask(record.path for record in videos.records):
+                raise ConfigError(
+                    f"robustness.masks={robustness.masks}: {len(missing)} of {len(videos.records)} videos of "
+                    f"{videos.name} have no mask; the first: {missing[0]}"
+                )
+    return [VideoChange(name, swap if name == "swap_background" else None) for name in names]
 
 
 def num_workers_of(settings: Settings, device: torch.device) -> int:

@@ -27,6 +27,7 @@ from trainers.precision import Precision, pick_precision
 from trainers.reporting.write_results import WeightsFile
 from trainers.state import TrainingState
 from trainers.video_lists import VideoList
+from video_datasets.changes import VideoChange
 from video_datasets.loaders import EvalLoader, TrainLoader
 
 
@@ -42,6 +43,7 @@ class Job:
     model: VideoModel
     loaded: WeightsFile | None  # the checkpoint of `resume`
     compiled: str  # whether the model is compiled, in words
+    changes: list[VideoChange] = field(default_factory=list)  # under which lists are evaluated too
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
@@ -57,6 +59,7 @@ def prepare(settings: Settings, ranks: Ranks, interrupts: Interrupts) -> Job:
     lists = build.read_lists(settings, _parts(settings))
     if settings.dry_run:
         _require_videos(videos for part in lists.values() for videos in part)
+    changes = build.build_changes(settings, [videos for part in lists.values() for videos in part])
     build.check_metrics(settings, len(lists["val" if "val" in lists else "test"][0].class_names))
     model = build.build_model(settings, next(iter(lists.values()))[0])
     if settings.eval is None and not model.trainable:
@@ -72,7 +75,7 @@ def prepare(settings: Settings, ranks: Ranks, interrupts: Interrupts) -> Job:
     ranks.broadcast_model(model)
     model.set_checkpointing(settings.trainer.checkpointing)
     compiled = compile_model(model, settings.trainer.compile, ranks.device)
-    return Job(settings, ranks, interrupts, precision, lists, model, loaded, compiled)
+    return Job(settings, ranks, interrupts, precision, lists, model, loaded, compiled, changes)
 
 
 @dataclass(frozen=True)

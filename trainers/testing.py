@@ -1,6 +1,7 @@
 """Evaluations of a run: its lists with their own classes, and the files and table rows that follow from each."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from trainers.logging.logger import LoggerContainer
 from trainers.metrics import MeanAveragePrecision, Metric, create_metrics, format_metrics
 from trainers.prepare import Job
 from trainers.reporting.pictures import side_product
+from trainers.reporting.robustness import ChangedResult, compare
 from trainers.reporting.tables import ResultRow
 from trainers.reporting.write_results import file_stem, list_facts, write_evaluation
 from trainers.state import Best
@@ -92,18 +94,30 @@ class Tester:
         loader = build.build_eval_loader(self.job.settings, videos, part, self.job.ranks)
         try:
             evaluation = self._evaluate(loader, videos)
+            changed = self._evaluate_changed(part, videos, evaluation)
         except RunInterrupted as stop:
             saved = "" if self.job.settings.eval is not None else "; the training is done and saved"
             self.log.info(f"stopped ({stop}) while evaluating {videos.name}{saved}")
             raise
-        row = self.row(part, videos, weights, wise_ft, evaluation.values())
+        row = replace(self.row(part, videos, weights, wise_ft, evaluation.values()), robustness=changed)
         facts = {"list": videos.name, "part": part, "weights": row.label}
         if self.job.settings.eval is not None:
             facts["eval"] = self.job.settings.eval
         self.log.log_metrics("test", 0, {**facts, **evaluation.values()})
         self.log.info(f"{videos.name} ({part}, {row.label}): {format_metrics(row.metrics)}")
+        for result in changed:
+            self.log.log_metrics("robustness", 0, {**facts, **result.fields()})
         self.write_files(part, videos, wise_ft, evaluation)
         return row
+
+    def _evaluate_changed(self, part: Part, videos: VideoList, plain: Evaluation) -> list[ChangedResult]:
+        """Evaluate the same views under every change of `robustness`."""
+        results = []
+        for change in self.job.changes:
+            loader = build.build_eval_loader(self.job.settings, videos, part, self.job.ranks, change=change)
+            results.append(compare(change.name, plain, self._evaluate(loader, videos)))
+            self.log.info(f"{videos.name}, {change.name}: {format_metrics(results[-1].metrics)}")
+        return results
 
     def _evaluate(self, loader: EvalLoader, videos: VideoList, metrics: Sequence[Metric] = ()) -> Evaluation:
         job = self.job

@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 
 # The first word of a stream's key: two purposes never share numbers. Changing a value changes the results of a seed.
-_ORDER, _MIXING, _ITEM, _TEST_VIEWS, _PART = range(5)
+_ORDER, _MIXING, _ITEM, _TEST_VIEWS, _PART, _CHANGE = range(6)
 
 
 def order_rng(seed: int, epoch: int) -> np.random.Generator:
@@ -34,6 +34,11 @@ def part_rng(seed: int, epoch: int, number: int, part: str) -> np.random.Generat
 def views_rng(seed: int, index: int) -> np.random.Generator:
     """Return the generator of the random test views of video `index`."""
     return _generator(seed, _TEST_VIEWS, index)
+
+
+def change_rng(seed: int, index: int, change: str) -> np.random.Generator:
+    """Return the generator of a change of test video `index`, one for each change's name."""
+    return _generator(seed, _CHANGE, index, zlib.crc32(change.encode()))
 
 
 def _generator(seed: int, *key: int) -> np.random.Generator:

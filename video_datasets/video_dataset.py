@@ -12,6 +12,8 @@ from torch import Tensor
 
 from video_datasets import sampling
 from video_datasets.annotations import VideoRecord
+from video_datasets.backgrounds import Placement
+from video_datasets.changes import VideoChange
 from video_datasets.crashes import CrashedVideos
 from video_datasets.decoders import check_decoder
 from video_datasets.decoders.base import DecoderError
@@ -98,6 +100,7 @@ class VideoDataset:
         colors_later: leave the colours of training views to `batch_colors`, and return the drawn changes.
         decode_later: leave the decoding of training views to `device_decoding`, and with it their colours. All videos
             must be stored frames.
+        change: changes the test views, or None.
 
     Raises:
         VideoFilesError: a listed path leads outside the root or is ambiguous.
@@ -118,6 +121,7 @@ class VideoDataset:
         colors_later: bool = False,
         decode_later: bool = False,
         crashed: CrashedVideos | None = None,
+        change: VideoChange | None = None,
     ):
         check_decoder(decoder)
         if not records:
@@ -127,6 +131,8 @@ class VideoDataset:
         self.training = isinstance(transform, TrainTransform)
         if self.training and num_clips != 1:
             raise ValueError(f"training items have one view, found num_clips {num_clips}")
+        if self.training and change is not None:
+            raise ValueError("a change is for test views")
         self._paths = PackedTexts([record.path for record in records])
         self._labels = np.array([record.label for record in records], dtype=np.int64)
         files.prepare(record.path for record in records)
@@ -140,6 +146,7 @@ class VideoDataset:
         self.cache = cache
         self.colors_later = colors_later
         self.decode_later = decode_later
+        self.change = change
         self.crashed = crashed or CrashedVideos()
 
     def __len__(self) -> int:
@@ -236,20 +243,29 @@ class VideoDataset:
 
     def _test_views(self, transform: TestTransform, index: int, key: ItemKey) -> Tensor:
         is_random = self.random_test_views and self.num_clips > 1
+        moments = np.empty(0)
 
         def choose(num_video_frames: int) -> np.ndarray:
+            nonlocal moments
             if is_random:
                 rng = views_rng(key.seed, index)
                 views = sampling.random_test_indices(num_video_frames, self.num_frames, self.num_clips, rng)
             else:
                 views = sampling.test_indices(num_video_frames, self.num_frames, self.num_clips)
+            moments = (views + 0.5) / num_video_frames  # (num_clips, T)
             return views.reshape(-1)
 
-        fixed = None if is_random else f"{self.num_clips} test views of {self.num_frames} frames"
+        # A cache of fixed views does not call `choose`, which knows the moments of the frames.
+        moves = self.change is not None and self.change.swap is not None
+        fixed = None if is_random or moves else f"{self.num_clips} test views of {self.num_frames} frames"
         frames = self._decode(index, choose, fixed)  # (num_clips * T, H, W, 3)
         crops = transform(frames)  # (num_crops, num_clips * T, 3, S, S)
         crops = crops.unflatten(1, (self.num_clips, self.num_frames))  # (num_crops, num_clips, T, 3, S, S)
-        return crops.transpose(0, 1).flatten(0, 1)  # (V, T, 3, S, S)
+        views = crops.transpose(0, 1).flatten(0, 1)  # (V, T, 3, S, S)
+        if self.change is None:
+            return views
+        placement = Placement(self.path(index), moments.repeat(transform.num_crops, axis=0), transform)
+        return self.change(views, key.seed, index, placement)
 
     def _decode(self, index: int, choose: Choose, fixed: str | None = None) -> np.ndarray:
         if reason := self.crashed.reasons.get(self.location(index)):

@@ -41,6 +41,7 @@ def resolve(cfg: DictConfig, is_sweep: bool = False) -> Settings:
     _check_schedule(settings)
     _check_framing(settings)
     _check_averaging(settings)
+    _check_robustness(settings)
     BatchPlan(settings.total_batch_size, settings.batch_size, settings.total_batch_size)
     if settings.starts_from_random_weights and settings.wise_ft not in ("auto", None):
         raise ConfigError(
@@ -104,4 +105,17 @@ def _check_averaging(settings: Settings) -> None:
         raise ConfigError(
             f"averaging.first_epoch={averaging.first_epoch}, averaging.last_epoch={last}: must be ascending epochs "
             f"from 1 to epochs={settings.epochs}"
+        )
+
+
+def _check_robustness(settings: Settings) -> None:
+    robustness = settings.robustness
+    changes = robustness.changes or []
+    if changes and settings.eval is None:
+        raise ConfigError("robustness.changes goes with eval=val or eval=test, after training: give resume=best.pth")
+    if len(changes) > len(set(changes)):
+        raise ConfigError(f"robustness.changes={changes}: one is listed twice")
+    if "swap_background" in changes and None in (robustness.masks, robustness.backgrounds):
+        raise ConfigError(
+            "robustness.changes: swap_background needs robustness.masks=FOLDER and robustness.backgrounds=FOLDER"
         )

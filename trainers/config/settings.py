@@ -13,6 +13,8 @@ from trainers.config.keys import FileName, key
 Protocol = Literal["zero_shot", "few_shot", "base2novel", "fully_supervised"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 Part = Literal["train", "val", "test"]
+OrderChange = Literal["reverse", "shuffle", "static", "freeze", "drop"]
+PixelChange = Literal["blur", "noise", "low_resolution", "jpeg", "dark", "bright", "swap_background"]
 
 
 class ListSection(TypedDict):
@@ -66,6 +68,18 @@ class FinalTestSettings:
 
     enabled: bool = key("Test `best.pth` after training.")
     wise_ft: float = key("What `wise_ft=auto` means.", at_least=0, at_most=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustnessSettings:
+    """Evaluation of changed videos."""
+
+    changes: list[OrderChange | PixelChange] | None = key(
+        "With `eval`: the accuracy on the same frames under each of these changes, next to the plain one. See "
+        "[TRAIN_EVAL.md](TRAIN_EVAL.md#robustness). `null`: none."
+    )
+    masks: str | None = key("`swap_background`: folder of masks, `a/b.png` or `a/b/*.png` for the video `a/b.mp4`.")
+    backgrounds: str | None = key("`swap_background`: folder of pictures, one of which is drawn for each video.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -409,6 +423,7 @@ class Settings:
         at_least=1,
     )
     final_test: FinalTestSettings
+    robustness: RobustnessSettings
     device: Literal["auto", "cuda", "mps", "cpu"] = key(
         "`auto`: a GPU that CUDA can use if there is one, else the CPU. `mps`: the GPU of an Apple machine."
     )

@@ -14,6 +14,7 @@ from trainers.reporting.charts import bar_chart, confusion_chart, escape, line_c
 from trainers.reporting.confusion import MAX_DRAWN_CLASSES, Confusion
 from trainers.reporting.published_numbers import published_numbers
 from trainers.reporting.read_results import PredictionsFile, RunFolder, VideoPrediction, read_run, rows_of
+from trainers.reporting.robustness import signed
 from trainers.reporting.thumbnails import Thumbnail, thumbnails_of
 
 SHOWN_VIDEOS = 9
@@ -41,7 +42,7 @@ def write_report(folder: Path, videos_root: Path | None = None, target: Path | N
 
 def report_page(run: RunFolder, videos_root: Path | None = None) -> str:
     """Return the page; see `write_report`."""
-    sections = [_headline(run)]
+    sections = [_headline(run), _robustness(run)]
     for content in run.predictions:
         if content.predictions:
             sections.append(_list_section(content, thumbnails_of(run, content.name, videos_root)))
@@ -87,6 +88,33 @@ def _headline(run: RunFolder) -> str:
     table = f"<h2>Results</h2><div class=card><table><tr>{head}</tr>{''.join(rows)}</table>"
     lines = [_summary_line(item) for document in run.results.values() for item in document.get("summary") or []]
     return table + "".join(f"<p>{line}</p>" for line in dict.fromkeys(lines)) + "</div>"
+
+
+def _robustness(run: RunFolder) -> str:
+    """Return the table of the changes, each next to the plain result of its list; empty without changes."""
+    rows = [row for row in rows_of(run.results.values()) if row.get("robustness")]
+    titles = metric_titles(name for row in rows for name in row)
+    lines = []
+    for row in rows:
+        weights = str(row.get("weights", "")) + (f", wise_ft {row['wise_ft']:g}" if row.get("wise_ft") else "")
+        name = f"<td>{escape(row.get('name'))} <span class=faint>{escape(row.get('part'))}</span></td>"
+        for result in [row, *row["robustness"]]:
+            numbers = "".join(f"<td class=n>{_percent(result.get(metric))}</td>" for metric in titles)
+            if result is row:
+                change = f"<td class=faint>as they are</td>{numbers}<td></td><td></td>"
+            else:
+                change = f"<td>{escape(result['change'])}</td>{numbers}<td class=n>{signed(result['difference'])}</td>"
+                change += f"<td class=n>{_percent(result['same'])}</td>"
+            lines.append(f"<tr>{name}<td>{escape(weights)}</td>{change}</tr>")
+    if not lines:
+        return ""
+    numbers = (*(f"{title} %" for title in titles.values()), "top-1 to plain", "same class %")
+    head = "<th>list</th><th>weights</th><th>change</th>" + "".join(f"<th class=n>{name}</th>" for name in numbers)
+    return (
+        f"<h2>Robustness</h2><div class=card><table><tr>{head}</tr>{''.join(lines)}</table><p class=faint>The same "
+        "frames of the same videos, changed. Same class: videos whose best class is the one without the change. A "
+        "model that uses no order has the same results under reverse and shuffle.</p></div>"
+    )
 
 
 def _summary_line(item: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trainers.metrics import harmonic_mean, mean_and_std, metric_titles, percent
+from trainers.reporting.robustness import ChangedResult, signed
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class ResultRow:
     chance: float
     predictions: str | None = None  # file next to `results.json`
     files: dict[str, Any] = field(default_factory=dict)  # list and class names, with their hashes
+    robustness: list[ChangedResult] = field(default_factory=list)  # the same videos, changed
 
     @property
     def label(self) -> str:
@@ -46,6 +48,7 @@ class ResultRow:
         fields: dict[str, Any] = {}
         for name, value in asdict(self).items():
             fields |= value if name == "metrics" else {name: value}
+        fields["robustness"] = [result.fields() for result in self.robustness]
         return fields
 
 
@@ -94,25 +97,43 @@ def results_table(rows: Sequence[ResultRow], summary: Sequence[dict[str, Any]]) 
             known = [(item.get(name), item.get(f"{name}_std")) for name in titles]
             means = ["-" if mean is None else f"{mean:.2f} +- {std:.2f}" for mean, std in known]
             lines.append((f"{item['name']}, mean of {item['splits']}", item["weights"], "", "", *means, ""))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = []
-    for line in lines:
-        # Words to the left, numbers to the right.
-        cells = [
-            cell.ljust(width) if column < 3 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        text.append("  ".join(cells).rstrip())
-    text.insert(1, "-" * max(map(len, text)))
+    text = _aligned(lines)
     for item in summary:
         if item["kind"] == "base2novel":
             text.append(
                 f"base {item['base']:.2f}  novel {item['novel']:.2f}  harmonic mean {item['harmonic_mean']:.2f}"
                 f"  ({item['weights']})"
             )
-    return "\n".join(text)
+    changed = [("under a change", "weights", "change", *titles.values(), "top-1 to plain", "same class")]
+    for row in rows:
+        changed += [
+            (
+                f"{row.name} ({row.part})",
+                row.label,
+                result.change,
+                *(percent(result.metrics.get(name)) for name in titles),
+                signed(result.difference),
+                percent(result.same),
+            )
+            for result in row.robustness
+        ]
+    return "\n".join(text + (["", *_aligned(changed)] if len(changed) > 1 else []))
 
 
 def results_dict(rows: Sequence[ResultRow], summary: Sequence[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
     """Return the content of `results.json`."""
     return {**facts, "results": [row.fields() for row in rows], "summary": list(summary)}
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table, with a rule below the first: three columns of words, then numbers."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    text = []
+    for line in lines:
+        cells = [
+            cell.ljust(width) if column < 3 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        text.append("  ".join(cells).rstrip())
+    text.insert(1, "-" * max(map(len, text)))
+    return text
