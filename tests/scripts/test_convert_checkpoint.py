@@ -177,6 +177,32 @@ def test_conversions_that_are_refused(content, arguments, message, tmp_path, cap
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source.pth"]
 
 
+@pytest.mark.parametrize("to", ["clip", "hugging_face"])
+def test_a_fine_tuned_model_becomes_start_weights(to, tmp_path, capsys):
+    start = create("vifi_clip").state_dict() | {"text.token_embedding": torch.randn(49408, 64)}
+    torch.save(to_clip(start), tmp_path / "c.pt")
+    options = {"clip_weights": tmp_path / "c.pt", "image_size": 32, "activation": "gelu"}
+    model = tc_clip.create_model("vifi_clip", class_names=NAMES, **options)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+    torch.save({"model": model.state_dict(), "model_info": model.info()}, tmp_path / "tuned.pth")
+    arguments = [str(tmp_path / "tuned.pth"), str(tmp_path / "start.pth"), "--to", to]
+    assert convert_checkpoint.main(arguments) == 1
+    assert "give it (clip_weights=, or --clip-weights)" in capsys.readouterr().err
+    assert convert_checkpoint.main([*arguments, "--clip-weights", str(tmp_path / "c.pt")]) == 0
+    again = tc_clip.create_model("vifi_clip", **(options | {"clip_weights": tmp_path / "start.pth"}), class_names=NAMES)
+    videos = torch.randn(2, 3, 3, 32, 32)
+    assert torch.equal(again.eval()(videos), model.eval()(videos))
+
+
+def test_further_parts_do_not_fit_clip(tmp_path, capsys):
+    model = create("tc_clip")
+    torch.save({"model": model.state_dict(), "model_info": model.info()}, tmp_path / "tuned.pth")
+    assert convert_checkpoint.main([str(tmp_path / "tuned.pth"), str(tmp_path / "start.pth"), "--to", "clip"]) == 1
+    assert "the layout clip cannot hold prompts." in capsys.readouterr().err
+
+
 def test_targets(tmp_path, capsys):
     torch.save({"model": create("vifi_clip").state_dict()}, tmp_path / "a.pth")
     assert convert_checkpoint.main([str(tmp_path / "a.pth"), str(tmp_path / "b.bin")]) == 1
