@@ -5,9 +5,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file
 
+from tc_clip import create_model
 from trainers.build import build_model
+from trainers.checkpoint import BEST
 from trainers.commands import ablate
 from trainers.commands.ablate import AblationError, Run
 from trainers.config.resolve import resolve
@@ -51,6 +55,12 @@ def test_every_run_of_every_list_is_valid(path: Path, tmp_path: Path) -> None:
     assert ablation.protocol in PROTOCOLS and len(ablation.seeds) >= 2
     videos = SimpleNamespace(class_names=["a red square", "a blue ring"], split_camel_case=False)
     with initialize_config_dir(str(ablate.CONFIGS), version_base="1.3"):
+        start = ablate.start_run(ablation, tmp_path, [])
+        if start is not None:
+            model = build_model(resolve(compose(start.command[1], overrides=list(start.command[2:]))), videos)
+            start.folder.mkdir()
+            torch.save({"model": model.state_dict(), "model_info": model.info()}, start.folder / BEST)
+            ablate.write_start(start, tmp_path / ablate.START)
         for run in ablate.plan(ablation, tmp_path, [1], None, []):
             settings = resolve(compose(run.command[1], overrides=list(run.command[2:])))
             assert settings.folder == run.folder
@@ -91,6 +101,36 @@ def test_a_second_start_does_missing_runs(listed: Path, tmp_path: Path) -> None:
     assert ablate.main([*command, "--table"], start=start) == 0 and len(started) == 10
 
 
+def test_all_runs_start_from_the_weights_of_the_first(tmp_path: Path, capsys) -> None:
+    path, output = tmp_path / "list.yaml", tmp_path / "out"
+    path.write_text(LIST + "start: [protocol=zero_shot, trainer=vifi_clip_tiny]\nparts: {old: val, new: test}\n")
+    started = []
+
+    def start(run: Run, threads: int) -> None:
+        started.append(run)
+        if run.column == "start":
+            model = create_model("vifi_clip", class_names=["a"], vision_depth=1, text_depth=1, embed_dim=64)
+            torch.save({"model": model.state_dict(), "model_info": model.info()}, run.folder / BEST)
+        finish(run, threads)
+
+    assert ablate.main([str(path), "--output", str(output)], start=start) == 0
+    assert started[0].command[:3] == ("-cn", "zero_shot", "trainer=vifi_clip_tiny")
+    assert f"trainer.clip_weights={output / ablate.START}" in started[1].command and len(started) == 9
+    assert "visual.conv1.weight" in load_file(output / ablate.START)
+    text = (output / "table.md").read_text()
+    assert "| variant | easy, old (chance 25.0) | easy, new (chance 25.0) |" in text
+    assert "| window | 1.0 +- 0.0 | 60.0 +- 14.1 |" in text
+    assert ablate.main([str(path), "--output", str(output)], start=start) == 0 and len(started) == 9
+    path.write_text(LIST + "start: [trainer=tc_clip_tiny]\n")
+    capsys.readouterr()
+    assert ablate.main([str(path), "--output", str(tmp_path / "other")], start=fail) == 2
+    assert "the run that all others start from failed: no disk" in capsys.readouterr().err
+
+
+def fail(run: Run, threads: int) -> None:
+    raise AblationError("no disk")
+
+
 def test_runs_with_other_settings_are_not_mixed(listed: Path, tmp_path: Path, capsys) -> None:
     options = ["--output", str(tmp_path / "out"), "--seeds", "1"]
     assert ablate.main([str(listed), "epochs=1", *options], start=finish) == 0
@@ -103,6 +143,7 @@ def test_runs_with_other_settings_are_not_mixed(listed: Path, tmp_path: Path, ca
     [
         ("variants: {}", "is not a list of variants ('title')"),
         (LIST + "\nseed: 3", "unknown key seed; there are columns, common"),
+        (LIST + "\nparts: {a: train}", "parts are val or test by title"),
         (LIST.replace("[lr=1e-3]", "lr=1e-3"), "overrides are a list of key=value"),
         (LIST + "\nshapes: {shapes: {clips: 3}}", "shapes.shapes: .*unexpected keyword argument 'clips'"),
         (LIST + "\nshapes: {shapes: {side: 3}}", "side is 3; it must be at least 32"),
@@ -118,7 +159,7 @@ def test_wrong_lists_are_one_line_errors(text: str, message: str, tmp_path: Path
 
 def test_unknown_names_are_errors(tmp_path: Path, capsys) -> None:
     assert ablate.main(["nothing", "--output", str(tmp_path)]) == 2
-    assert "no such list; there are contextualization, " in capsys.readouterr().err
+    assert "no such list; there are bench, contextualization, " in capsys.readouterr().err
     assert ablate.main(["temporal_models", "--output", str(tmp_path), "--variants", "best"]) == 2
     assert "no variant best; there are " in capsys.readouterr().err
 

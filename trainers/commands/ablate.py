@@ -5,8 +5,9 @@
     python scripts/ablate.py contextualization epochs=2 --output runs/contextualization --seeds 1 2
 
 A list is a file of configs/ablations: overrides that all runs share, columns (usually data sets) and variants with
-their own overrides. Every run is a separate process with its own folder. A second start resumes runs that were
-stopped, repeats those that failed, and leaves finished ones unchanged. A run that fails leaves its cell incomplete.
+their own overrides. It can name a run before all others, whose weights they start from. Every run is a separate process
+with its own folder. A second start resumes runs that were stopped, repeats those that failed, and leaves finished ones
+unchanged. A run that fails leaves its cell incomplete.
 """
 
 import argparse
@@ -25,6 +26,8 @@ from typing import Any
 
 import yaml
 
+from trainers.checkpoint import BEST
+from trainers.commands import convert_checkpoint
 from trainers.errors import ConfigError
 from trainers.files import write_text
 from trainers.paths import CONFIGS, PROGRAM
@@ -33,7 +36,8 @@ from video_datasets.machine import available_cores
 from video_datasets.shapes.classes import Settings, ShapesError
 from video_datasets.shapes.making import make_shapes
 
-KEYS = {"title", "protocol", "seeds", "shapes", "common", "columns", "variants"}
+KEYS = {"title", "protocol", "seeds", "shapes", "start", "common", "columns", "parts", "variants"}
+START = "start.safetensors"
 
 
 class AblationError(Exception):
@@ -49,8 +53,11 @@ class Ablation:
         protocol: of all runs.
         seeds: of the runs of a cell.
         shapes: settings of the shapes data sets that the runs need, by the name of the folder.
+        start: overrides of a run of a frame-wise model, `protocol=` among them. All other runs start from its best
+            weights, as `trainer.clip_weights`. Without any, there is no such run.
         common: overrides of all runs.
         columns: overrides by column.
+        parts: the evaluations of a run that enter the table, val or test, by title. Without any: the last.
         variants: overrides by row.
     """
 
@@ -58,8 +65,10 @@ class Ablation:
     protocol: str
     seeds: tuple[int, ...]
     shapes: dict[str, dict[str, Any]]
+    start: list[str]
     common: list[str]
     columns: dict[str, list[str]]
+    parts: dict[str, str]
     variants: dict[str, list[str]]
 
 
@@ -90,8 +99,10 @@ def read_ablation(path: Path) -> Ablation:
             protocol=content["protocol"],
             seeds=tuple(content.get("seeds", (1, 2, 3))),
             shapes={name: dict(values or {}) for name, values in content.get("shapes", {}).items()},
+            start=_overrides(content.get("start")),
             common=_overrides(content.get("common")),
             columns={str(name): _overrides(value) for name, value in content.get("columns", {"top-1": []}).items()},
+            parts=_parts(content.get("parts", {})),
             variants={str(name): _overrides(value) for name, value in content["variants"].items()},
         )
     except FileNotFoundError:
@@ -106,6 +117,12 @@ def _overrides(value: Any) -> list[str]:
         return []
     if not isinstance(value, list) or not all(isinstance(item, str) and "=" in item for item in value):
         raise ValueError(f"overrides are a list of key=value, not {value!r}")
+    return value
+
+
+def _parts(value: dict[str, str]) -> dict[str, str]:
+    if not all(part in ("val", "test") for part in value.values()):
+        raise ValueError(f"parts are val or test by title, not {value!r}")
     return value
 
 
@@ -126,11 +143,39 @@ def plan(
     ):
         folder = output / _slug(column) / _slug(variant) / f"seed{seed}"
         own = [*ablation.common, *ablation.columns[column], *ablation.variants[variant], *extra]
-        if ablation.shapes:
-            own.append(f"data_root={(output / 'data').as_posix()}")
-        command = ("-cn", ablation.protocol, *own, f"seed={seed}", f"output={folder.as_posix()}")
-        runs.append(Run(column, variant, seed, folder, command))
+        if ablation.start:
+            own.append(f"trainer.clip_weights={(output / START).as_posix()}")
+        runs.append(_run(ablation, output, (column, variant, seed), folder, ablation.protocol, own))
     return runs
+
+
+def start_run(ablation: Ablation, output: Path, extra: list[str]) -> Run | None:
+    """Return the run whose weights all others start from, if the list has one."""
+    if not ablation.start:
+        return None
+    protocols = [word.partition("=")[2] for word in ablation.start if word.startswith("protocol=")]
+    protocol = protocols[-1] if protocols else ablation.protocol
+    own = [*(word for word in ablation.start if not word.startswith("protocol=")), *extra]
+    return _run(ablation, output, ("start", "start", ablation.seeds[0]), output / "start", protocol, own)
+
+
+def _run(
+    ablation: Ablation, output: Path, cell: tuple[str, str, int], folder: Path, protocol: str, own: list[str]
+) -> Run:
+    if ablation.shapes:
+        own = [*own, f"data_root={(output / 'data').as_posix()}"]
+    command = ("-cn", protocol, *own, f"seed={cell[2]}", f"output={folder.as_posix()}")
+    return Run(*cell, folder, command)
+
+
+def write_start(run: Run, target: Path) -> None:
+    """Write the best weights of a finished run in CLIP's layout.
+
+    Raises:
+        AblationError: if they do not fit it.
+    """
+    if convert_checkpoint.main([str(run.folder / BEST), str(target), "--to", "clip", "--force"]):
+        raise AblationError(f"{run.folder}: its weights cannot be those that other runs start from (see above)")
 
 
 def _slug(text: str) -> str:
@@ -170,7 +215,7 @@ def run_command(run: Run, threads: int) -> None:
 
 def settings_of(run: Run) -> list[str]:
     """Return the overrides that a finished run must have been started with."""
-    return [word for word in run.command if not word.startswith(("output=", "data_root="))]
+    return [word for word in run.command if not word.startswith(("output=", "data_root=", "trainer.clip_weights="))]
 
 
 def is_finished(run: Run) -> bool:
@@ -227,18 +272,26 @@ def run_all(runs: list[Run], jobs: int, start: Callable[[Run, int], None]) -> di
     return errors
 
 
-def result_of(run: Run) -> dict[str, Any]:
-    """Return the row of results that enters the table: the final test, or the best validation if there is none."""
+def result_of(run: Run, part: str | None = None) -> dict[str, Any]:
+    """Return a row of results of the last weights: of a part, or the final test or else the best validation.
+
+    Raises:
+        AblationError: if the run has no such evaluation.
+    """
     document = read_document(run.folder / results_name(None))
-    rows = [row for row in document["results"] if row["wise_ft"] is None]
+    rows = [row for row in document["results"] if row["wise_ft"] is None and part in (None, row["part"])]
+    if not rows:
+        raise AblationError(f"{run.folder}: has no evaluation of {part}")
     return ([row for row in rows if row["part"] == "test"] or rows)[-1]
 
 
-def cells_of(runs: list[Run]) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return mean and standard deviation of each (variant, column) over the finished seeds."""
+def cells_of(runs: list[Run], parts: dict[str, str]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return mean and standard deviation of each (variant, column, or column and part) over the finished seeds."""
     results: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for run in runs:
-        results.setdefault((run.variant, run.column), []).extend([result_of(run)] if is_finished(run) else [])
+        for title, part in parts.items() if parts else [("", None)]:
+            key = (run.variant, f"{run.column}, {title}" if title else run.column)
+            results.setdefault(key, []).extend([result_of(run, part)] if is_finished(run) else [])
     return {
         key: {
             "seeds": len(rows),
@@ -307,13 +360,20 @@ def _main(options: argparse.Namespace, start: Callable[[Run, int], None]) -> int
     ablation = read_ablation(path)
     runs = plan(ablation, options.output, options.seeds, options.variants, _overrides(options.overrides))
     if options.dry_run:
-        print("\n".join(_commands(runs)))
+        first = start_run(ablation, options.output, _overrides(options.overrides))
+        print("\n".join(_commands([first, *runs] if first else runs)))
         return 0
     errors = {}
     if not options.table:
         make_data(ablation, options.output)
+        first = start_run(ablation, options.output, _overrides(options.overrides))
+        if first is not None:
+            failed = run_all([first], 1, start)
+            if failed:
+                raise AblationError(f"the run that all others start from failed: {failed[first]}")
+            write_start(first, options.output / START)
         errors = run_all(runs, max(1, options.jobs), start)
-    cells = cells_of(runs)
+    cells = cells_of(runs, ablation.parts)
     text = table(ablation, cells)
     print(f"{ablation.title}\n\n{text}")
     options.output.mkdir(parents=True, exist_ok=True)
