@@ -25,6 +25,7 @@ COMMANDS = {
     "search": Command("search", "rank videos by how well they match a text", decodes=True),
     "visualize": Command("visualize", "draw what a model attends to in a video", decodes=True),
     "demo": Command("demo_app", "a web page on this machine to try a model on videos", decodes=True),
+    "serve": Command("serve", "predict videos over HTTP, for other programs", decodes=True),
     "report": Command("report", "write report.html about a finished run or evaluation", decodes=True),
     "export": Command("export", "export a model to torch.export, AOTInductor, ONNX or safetensors"),
     "convert": Command("convert_checkpoint", "convert a checkpoint to another layout"),

@@ -17,6 +17,7 @@ from trainers.commands.shared import (
     add_model_arguments,
     add_reading_arguments,
     add_view_arguments,
+    calibrated,
     load_named_model,
     make_folder,
     named_checkpoint,
@@ -30,7 +31,7 @@ from trainers.errors import ConfigError
 from trainers.inference.inputs import find_videos, read_classes, stems_of
 
 if TYPE_CHECKING:
-    from tc_clip import Checkpoint, VideoClip
+    from tc_clip import VideoClip
     from trainers.inference.predict import VideoPrediction
 
 BAR_WIDTH = 24
@@ -84,17 +85,6 @@ def main(argv: list[str] | None = None) -> int:
         note(f"{model.name}, {len(classes)} classes, {len(videos)} videos; loaded in {_since(started)}")
         num_read = print_timelines(model, videos, args) if args.window else print_predictions(model, videos, args)
     return 0 if num_read else 1
-
-
-def calibrated(checkpoint: "Checkpoint | None") -> float | None:
-    """Return the temperature of a checkpoint, if a training fitted one, and print a line about it."""
-    from trainers.inference.predict import temperature_of
-
-    found = None if checkpoint is None else temperature_of(checkpoint)
-    if found is None:
-        return None
-    note(f"probabilities are calibrated: temperature {found[0]:.3f}, {found[1]}")
-    return found[0]
 
 
 def print_predictions(model: "VideoClip", videos: list[str], args: argparse.Namespace) -> int:

@@ -132,6 +132,17 @@ def load_named_model(
     return model.double() if args.precision == "fp64" else model
 
 
+def calibrated(checkpoint: "Checkpoint | None") -> float | None:
+    """Return the temperature of a checkpoint, if a training fitted one, and print a line about it."""
+    from trainers.inference.predict import temperature_of
+
+    found = None if checkpoint is None else temperature_of(checkpoint)
+    if found is None:
+        return None
+    note(f"probabilities are calibrated: temperature {found[0]:.3f}, {found[1]}")
+    return found[0]
+
+
 def embed_with_progress(
     model: "VideoBackbone",
     videos: list[str],

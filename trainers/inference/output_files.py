@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from trainers.csv_files import write_csv
 from trainers.errors import ConfigError
@@ -20,20 +20,20 @@ def write_json(target: str, predictions: Sequence[VideoPrediction]) -> None:
     Raises:
         ConfigError: if the file cannot be written.
     """
-    records = [
-        {
-            "video": item.path,
-            "error": item.error,
-            "seconds": round(item.seconds, 4),
-            "label": item.label,
-            "predictions": [
-                {"class": name, "score": score} for name, score in zip(item.classes, item.scores, strict=True)
-            ],
-        }
-        for item in predictions
-    ]
+    records = [record_of(item) for item in predictions]
     with _opened(target) as file:
         file.write(json.dumps(records, indent=1, ensure_ascii=False) + "\n")
+
+
+def record_of(item: VideoPrediction) -> dict[str, Any]:
+    """Return a prediction as it is in JSON."""
+    return {
+        "video": item.path,
+        "error": item.error,
+        "seconds": round(item.seconds, 4),
+        "label": item.label,
+        "predictions": [{"class": name, "score": score} for name, score in zip(item.classes, item.scores, strict=True)],
+    }
 
 
 def write_predictions_csv(target: str, predictions: Sequence[VideoPrediction]) -> None:
