@@ -51,7 +51,7 @@ def test_every_trainer_is_a_model_with_such_options(trainer: str) -> None:
             assert value == (list(known[key]) if isinstance(known[key], tuple) else known[key]), key
 
 
-@pytest.mark.parametrize("group", ["aug", "optimizer", "logging"])
+@pytest.mark.parametrize("group", ["aug", "optimizer", "logging", "recipe"])
 def test_every_choice_of_the_small_groups_composes(group: str) -> None:
     for path in (CONFIGS / group).glob("*.yaml"):
         resolve(composed("zero_shot", "data=zero_shot_shapes", f"{group}={path.stem}"))

@@ -14,10 +14,11 @@ from tc_clip.frame_wise import frame_wise_clip
 from tc_clip.protocol import VideoModel
 from trainers.config.lists import ListEntry, list_entries
 from trainers.config.secrets import hide_in_config
-from trainers.config.settings import DataSettings, Part, Settings
+from trainers.config.settings import DataSettings, Part, Settings, Use
 from trainers.disk import share_disk
 from trainers.distributed.processes import Ranks
 from trainers.errors import ConfigError
+from trainers.held_out import hold_out_classes, hold_out_videos
 from trainers.logging.logger import LoggerContainer, LogOptions, open_loggers
 from trainers.losses import CrossEntropy, balanced_weights, read_class_weights
 from trainers.metrics import create_metrics
@@ -45,12 +46,18 @@ from video_datasets.video_dataset import VideoDataset
 from video_datasets.video_files import VideoFiles
 
 
-def read_lists(settings: Settings, parts: Sequence[Part]) -> dict[Part, list[VideoList]]:
-    """Read the lists of these parts (`train` and `val` have one list each)."""
+def read_lists(settings: Settings, parts: Sequence[Part]) -> dict[Use, list[VideoList]]:
+    """Read the lists of these parts (`train` and `val` have one list each), and hold out what `choose.by` asks for."""
     opened: dict[str, VideoFiles] = {}  # lists of one root share its index
-    lists = {part: [_read_list(settings, entry, opened) for entry in list_entries(settings, part)] for part in parts}
+    lists: dict[Use, list[VideoList]] = {
+        part: [_read_list(settings, entry, opened) for entry in list_entries(settings, part)] for part in parts
+    }
     if "train" in lists and settings.data.bad_videos is not None:
         lists["train"] = [_without_bad_videos(lists["train"][0], Path(settings.data.bad_videos))]
+    if "train" in lists and settings.choose.by == "held_out":
+        hold_out = hold_out_classes if settings.protocol == "zero_shot" else hold_out_videos
+        train, held = hold_out(lists["train"][0], settings.seed, settings.choose.share)
+        lists |= {"train": [train], "held_out": [held]}
     cached = _cache_settings(settings.data, None)
     if cached is not None and cached.quality is not None:
         for part, of_part in lists.items():
@@ -128,7 +135,7 @@ def build_train_loader(settings: Settings, videos: VideoList, ranks: Ranks, rese
 def build_eval_loader(
     settings: Settings,
     videos: VideoList,
-    part: Part,
+    part: Use,
     ranks: Ranks,
     keep_workers: bool = False,
     reserve: int = 0,

@@ -33,6 +33,8 @@ FIXED = (
     "lr",
     "lr_min",
     "seed",
+    "choose.by",
+    "choose.share",
     "precision",
     "data.name",
     "trainer.name",
@@ -46,6 +48,8 @@ FIXED = (
 )
 # What runs of older versions did that had no such key.
 EARLIER: dict[str, Any] = {
+    "choose.by": "validation",
+    "choose.share": 0.1,
     "partial_update": "keep",
     "framing": "crop",
     "sampling": "shuffled",

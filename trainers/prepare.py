@@ -13,7 +13,7 @@ from trainers.batches import BatchPlan
 from trainers.checkpoint import LAST
 from trainers.compilation import compile_model
 from trainers.config.secrets import hide_in_config
-from trainers.config.settings import Part, Settings
+from trainers.config.settings import Part, Settings, Use
 from trainers.continuing import fixed_facts, read_last, restore
 from trainers.disk import checkpoint_bytes
 from trainers.distributed.interrupts import Interrupts
@@ -39,12 +39,22 @@ class Job:
     ranks: Ranks
     interrupts: Interrupts
     precision: Precision
-    lists: dict[Part, list[VideoList]]
+    lists: dict[Use, list[VideoList]]
     model: VideoModel
     loaded: WeightsFile | None  # the checkpoint of `resume`
     compiled: str  # whether the model is compiled, in words
     changes: list[VideoChange] = field(default_factory=list)  # under which lists are evaluated too
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @property
+    def validation_part(self) -> Use:
+        """Which list validates between epochs: what is held out of the training list, or the validation list."""
+        return "held_out" if "held_out" in self.lists else "val"
+
+    @property
+    def validation(self) -> VideoList:
+        """The list that validates between epochs and chooses."""
+        return self.lists[self.validation_part][0]
 
 
 def prepare(settings: Settings, ranks: Ranks, interrupts: Interrupts) -> Job:
@@ -60,7 +70,8 @@ def prepare(settings: Settings, ranks: Ranks, interrupts: Interrupts) -> Job:
     if settings.dry_run:
         _require_videos(videos for part in lists.values() for videos in part)
     changes = build.build_changes(settings, [videos for part in lists.values() for videos in part])
-    build.check_metrics(settings, len(lists["val" if "val" in lists else "test"][0].class_names))
+    judge = next(part for part in ("held_out", "val", "test") if part in lists)
+    build.check_metrics(settings, len(lists[judge][0].class_names))
     model = build.build_model(settings, next(iter(lists.values()))[0])
     if settings.eval is None and not model.trainable:
         raise ConfigError(f"trainer={settings.trainer.name} is not trained: give eval=val or eval=test")
@@ -117,7 +128,7 @@ def prepare_training(job: Job) -> TrainingParts:
         CheckpointError: if the checkpoint is damaged, or of another run or model.
     """
     settings, ranks = job.settings, job.ranks
-    train, val = job.lists["train"][0], job.lists["val"][0]
+    train, val = job.lists["train"][0], job.validation
     plan = BatchPlan(
         len(train.records), settings.batch_size, settings.total_batch_size, settings.partial_update == "drop"
     )
@@ -142,7 +153,7 @@ def prepare_training(job: Job) -> TrainingParts:
     )
     reserve = (settings.keep + 2) * checkpoint_bytes(job.model)  # those that are kept, the best, the next
     loader = build.build_train_loader(settings, train, ranks, reserve)
-    val_loader = build.build_eval_loader(settings, val, "val", ranks, keep_workers=True, reserve=reserve)
+    val_loader = build.build_eval_loader(settings, val, job.validation_part, ranks, keep_workers=True, reserve=reserve)
     state = TrainingState(job.model, optimizer, job.precision.scaler(), parts=used)
     fixed = fixed_facts(train.records, train.class_names, job.model.info()["token_embedding"])
     config = hide_in_config(settings.to_dict())

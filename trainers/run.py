@@ -16,10 +16,11 @@ from tc_clip.weights.facts import describe_weights
 from trainers import build
 from trainers.calibration import Calibration, calibrate
 from trainers.checkpoint import BEST, read_training_checkpoint, save_checkpoint
+from trainers.choices import Chooser, check_choices, reports_validation
 from trainers.config.parts import describe_parts
 from trainers.config.resolve import to_yaml
 from trainers.config.secrets import hide_in_config
-from trainers.config.settings import Settings
+from trainers.config.settings import Settings, Use
 from trainers.disk import OutputDisk, checkpoint_bytes
 from trainers.distributed.interrupts import Interrupts
 from trainers.distributed.output_lock import OutputLock
@@ -61,6 +62,8 @@ def run(settings: Settings) -> list[ResultRow]:
         quiet_libraries(ranks.is_main)
         with ranks.errors_together():
             job = prepare(settings, ranks, interrupts)
+            if settings.eval is None:
+                check_choices(job)
         return _train_and_test(job) if settings.eval is None else _evaluate_only(job)
 
 
@@ -87,11 +90,12 @@ def _train_and_test(job: Job) -> list[ResultRow]:
             finally:
                 parts.close_loaders()
             calibration = _calibrate_best(job, tester, log) if settings.calibrate else None
-            rows, file = _test_best(job, tester, best)
+            chooser = Chooser(job, tester, log)
+            rows, file = _test_best(job, tester, chooser, best)
             for part in parts.state.parts:
                 if part.weights_file and (settings.folder / part.weights_file).exists():
-                    rows += _test_file(job, tester, part.weights_file)
-            _report_results(job, log, rows, file, calibration)
+                    rows += _test_file(job, tester, chooser, part.weights_file)
+            _report_results(job, log, rows, file, calibration, chooser.made)
             return rows
 
 
@@ -99,7 +103,7 @@ def _build_training(
     job: Job, parts: TrainingParts, tester: Tester, log: LoggerContainer, disk: OutputDisk
 ) -> TrainingRun:
     settings = job.settings
-    train, val = job.lists["train"][0], job.lists["val"][0]
+    train, val = job.lists["train"][0], job.validation
     trainer = Trainer(
         parts.state,
         schedule=parts.schedule,
@@ -124,7 +128,7 @@ def _build_training(
         partial(tester.validate, parts.val_loader),
         read_ahead=parts.val_loader.read_ahead,
         on_validation=lambda evaluation, step: log.log_validation(step, evaluation, val),
-        on_best=partial(tester.write_files, "val", val, None),
+        on_best=partial(tester.write_files, job.validation_part, val, None),
         output=settings.folder,
         disk=disk,
         epochs=settings.epochs,
@@ -145,7 +149,7 @@ def _build_training(
 
 def _calibrate_best(job: Job, tester: Tester, log: LoggerContainer) -> Calibration | None:
     """Fit a temperature to the best weights' scores of the validation list and store it in their file. Collective."""
-    path, val = job.settings.folder / BEST, job.lists["val"][0]
+    path, val = job.settings.folder / BEST, job.validation
     load_on_all(job, path)
     scores, labels = tester.scores(val)
     if not len(labels):
@@ -164,32 +168,42 @@ def _calibrate_best(job: Job, tester: Tester, log: LoggerContainer) -> Calibrati
     return found
 
 
-def _test_best(job: Job, tester: Tester, best: Best) -> tuple[list[ResultRow], WeightsFile | None]:
+def _test_best(job: Job, tester: Tester, chooser: Chooser, best: Best) -> tuple[list[ResultRow], WeightsFile | None]:
     """Return the best validation, and the final test if the protocol has one; and the file of the best weights."""
-    settings, path = job.settings, job.settings.folder / BEST
+    path = job.settings.folder / BEST
     weights = f"{BEST}, epoch {best['epoch']}"
-    rows = [tester.row("val", job.lists["val"][0], weights, None, best)]
-    if not settings.final_test.enabled:
+    rows = [tester.row(job.validation_part, job.validation, weights, None, best)]
+    chooser.add_epoch(best)
+    if not _tested_parts(job):
         return rows, WeightsFile(str(path), sha256_of(path)) if job.ranks.is_main else None
     file = load_on_all(job, path)
-    return rows + _final_test(job, tester, weights), file
+    return rows + _final_test(job, tester, chooser, weights), file
 
 
-def _test_file(job: Job, tester: Tester, name: str) -> list[ResultRow]:
+def _test_file(job: Job, tester: Tester, chooser: Chooser, name: str) -> list[ResultRow]:
     """Return validation and, if the protocol has one, final test of weights in the output folder."""
     load_on_all(job, job.settings.folder / name)
     tester.variant = Path(name).stem
-    rows = tester.test("val", name)
-    return rows + _final_test(job, tester, name) if job.settings.final_test.enabled else rows
+    return tester.test(job.validation_part, name) + _final_test(job, tester, chooser, name)
 
 
-def _final_test(job: Job, tester: Tester, weights: str) -> list[ResultRow]:
-    """Test the model's weights, and their ensemble with the start weights if there is one."""
-    rows = tester.test("test", weights)
-    ensemble = job.settings.ensemble_weight
+def _tested_parts(job: Job) -> list[Use]:
+    """Return the parts of the final test; the validation list is among them if the validations have another."""
+    parts: list[Use] = ["test"] if job.settings.final_test.enabled else []
+    return ["val", *parts] if job.validation_part != "val" and reports_validation(job.settings) else parts
+
+
+def _final_test(job: Job, tester: Tester, chooser: Chooser, weights: str) -> list[ResultRow]:
+    """Test the model's weights, and their ensemble with the start weights if there is one; or what was chosen."""
+    parts, settings = _tested_parts(job), job.settings
+    if not parts:
+        return []
+    chosen = chooser.choose(weights)
+    rows = [row for part in parts for row in tester.test(part, weights, chosen)]
+    ensemble = None if settings.choose.wise_ft else settings.ensemble_weight
     if ensemble is not None:
         mix_with_start(job, ensemble)
-        rows += tester.test("test", weights, ensemble)
+        rows += [row for part in parts for row in tester.test(part, weights, ensemble)]
     return rows
 
 
@@ -278,11 +292,13 @@ def _report_results(
     rows: Sequence[ResultRow],
     weights: WeightsFile | None,
     calibration: Calibration | None = None,
+    choices: Sequence[dict[str, Any]] = (),
 ) -> None:
     """Log the table and write it as `results.json`, and the report.
 
     Args:
         weights: the checkpoint that was evaluated; None for the start weights and on other processes.
+        choices: what was chosen, and on what, as `results.json` has it.
     """
     settings = job.settings
     summary = summarise(rows, settings.protocol)
@@ -292,6 +308,7 @@ def _report_results(
         facts["calibration"] = asdict(calibration)
     if "train" in job.lists:
         facts["training_frames"] = job.lists["train"][0].stored
+        facts["choices"] = list(choices)
     if job.ranks.is_main:
         facts["caveats"] = caveats(settings, _all_lists(job), job.loaded)
         for line in facts["caveats"]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tc_clip.ops.memory import release_freed_memory
 from trainers import build
-from trainers.config.settings import Part
+from trainers.config.settings import Use
 from trainers.errors import RunInterrupted
 from trainers.evaluator import Evaluation, evaluate
 from trainers.logging.logger import LoggerContainer
@@ -39,12 +39,12 @@ class Tester:
 
     def validate(self, loader: EvalLoader) -> Evaluation:
         """Evaluate on the validation list between epochs; the model has the training classes afterwards."""
-        train, val = self.job.lists["train"][0], self.job.lists["val"][0]
+        train, val = self.job.lists["train"][0], self.job.validation
         evaluation = self._evaluate(loader, val)
         self.job.model.set_class_names(train.class_names, train.split_camel_case)
         return evaluation
 
-    def test(self, part: Part, weights: str, wise_ft: float | None = None) -> list[ResultRow]:
+    def test(self, part: Use, weights: str, wise_ft: float | None = None) -> list[ResultRow]:
         """Evaluate on the lists of a part, write predictions, and return the rows of the result table.
 
         Args:
@@ -61,7 +61,11 @@ class Tester:
         scores, targets = everything.scores_and_targets()
         return scores, targets.argmax(1)
 
-    def row(self, part: Part, videos: VideoList, weights: str, wise_ft: float | None, values: Best) -> ResultRow:
+    def measure(self, part: Use, videos: VideoList) -> Evaluation:
+        """Evaluate on a list; write and log nothing."""
+        return self._evaluate(build.build_eval_loader(self.job.settings, videos, part, self.job.ranks), videos)
+
+    def row(self, part: Use, videos: VideoList, weights: str, wise_ft: float | None, values: Best) -> ResultRow:
         """Return an evaluation's numbers as a row of the result table."""
         num_clip, num_crop = self.job.settings.views_of(part)
         stem = file_stem(part, videos, wise_ft, self.variant)
@@ -82,7 +86,7 @@ class Tester:
             files=list_facts(videos),
         )
 
-    def write_files(self, part: Part, videos: VideoList, wise_ft: float | None, evaluation: Evaluation) -> None:
+    def write_files(self, part: Use, videos: VideoList, wise_ft: float | None, evaluation: Evaluation) -> None:
         """Write predictions, accuracy by class and the confusion matrix; a failure does not end the run."""
         settings = self.job.settings
         if self.job.ranks.is_main and settings.logging.predictions:
@@ -90,10 +94,9 @@ class Tester:
             with side_product(f"predictions_{stem}.csv, or what follows from it,", self.log.warning):
                 write_evaluation(settings.folder, stem, evaluation, videos, settings.logging.pictures, self.log.warning)
 
-    def _test_list(self, part: Part, videos: VideoList, weights: str, wise_ft: float | None) -> ResultRow:
-        loader = build.build_eval_loader(self.job.settings, videos, part, self.job.ranks)
+    def _test_list(self, part: Use, videos: VideoList, weights: str, wise_ft: float | None) -> ResultRow:
         try:
-            evaluation = self._evaluate(loader, videos)
+            evaluation = self.measure(part, videos)
             changed = self._evaluate_changed(part, videos, evaluation)
         except RunInterrupted as stop:
             saved = "" if self.job.settings.eval is not None else "; the training is done and saved"
@@ -110,7 +113,7 @@ class Tester:
         self.write_files(part, videos, wise_ft, evaluation)
         return row
 
-    def _evaluate_changed(self, part: Part, videos: VideoList, plain: Evaluation) -> list[ChangedResult]:
+    def _evaluate_changed(self, part: Use, videos: VideoList, plain: Evaluation) -> list[ChangedResult]:
         """Evaluate the same views under every change of `robustness`."""
         results = []
         for change in self.job.changes:

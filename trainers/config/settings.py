@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
+from trainers.config.choose import ChooseSettings
 from trainers.config.keys import FileName, key
 
 Protocol = Literal["zero_shot", "few_shot", "base2novel", "fully_supervised"]
@@ -15,6 +16,7 @@ PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 Part = Literal["train", "val", "test"]
 OrderChange = Literal["reverse", "shuffle", "static", "freeze", "drop"]
 PixelChange = Literal["blur", "noise", "low_resolution", "jpeg", "dark", "bright", "swap_background"]
+Use = Literal["train", "val", "test", "held_out"]  # a part, or what choices hold out of the training list
 
 
 class ListSection(TypedDict):
@@ -424,6 +426,7 @@ class Settings:
     )
     final_test: FinalTestSettings
     robustness: RobustnessSettings
+    choose: ChooseSettings
     device: Literal["auto", "cuda", "mps", "cpu"] = key(
         "`auto`: a GPU that CUDA can use if there is one, else the CPU. `mps`: the GPU of an Apple machine."
     )
@@ -480,9 +483,9 @@ class Settings:
             return None if self.starts_from_random_weights else self.final_test.wise_ft
         return self.wise_ft
 
-    def views_of(self, part: Part) -> tuple[int, int]:
-        """Return temporal and spatial views of `val` or `test`: the user's, else the protocol's."""
-        views = self.views.val if part == "val" else self.views.test
+    def views_of(self, part: Use) -> tuple[int, int]:
+        """Return temporal and spatial views of `test`, or of validations: the user's, else the protocol's."""
+        views = self.views.test if part == "test" else self.views.val
         return self.num_clip or views.num_clip, self.num_crop or views.num_crop
 
     def to_dict(self) -> dict[str, Any]:

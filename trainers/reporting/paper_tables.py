@@ -4,7 +4,7 @@ Of several results for one cell (protocol, data set, trainer, names, start, seed
 and standard deviation over the splits of a data set. Few-shot: the best validation, with mean and deviation over
 seeds. Base-to-novel: means over the lists 1 to 3, and their harmonic mean. (LLM): rephrased names; (P): trained from a
 checkpoint. A result that does not reproduce the paper's row has a separate row that names the difference: this
-project's rephrased names, other names, another training set, a model from random weights.
+project's rephrased names, other names, another training set, a model from random weights, choices on held-out videos.
 """
 
 from collections.abc import Iterable, Sequence
@@ -143,11 +143,11 @@ def _results_of(path: Path, content: dict[str, Any]) -> list[Result]:
         part = entry["part"]
         if table == "zero_shot" and part == "test":
             add(entry, entry["group"], "top-1", f"{entry['name']} of seed {seed}", entry["top1"])
-        elif table == "few_shot":
+        elif table == "few_shot" and part != "held_out":
             shot = training.get("shot")
             if shot is not None:
                 add(entry, dataset, f"K={shot}", seed, entry["top1"])
-        elif table == "base2novel":
+        elif table == "base2novel" and part != "held_out":
             base = training.get("base")
             if base is not None:
                 add(entry, dataset, "base" if part == "val" else "novel", f"{base} of seed {seed}", entry["top1"])
@@ -177,6 +177,8 @@ def _variant_of(content: dict[str, Any], dataset: str) -> tuple[str, tuple[str, 
         differs.append("from random weights")
     if rephrased and training.get("resume"):
         differs.append("P")
+    if any(choice["on"]["part"] == "held_out" for choice in content.get("choices", ())):
+        differs.append("chosen on held-out videos")
     source = _dataset_of(table, training.get("data", data))
     if table == "zero_shot" and (source != dataset or source == "k400_tiny"):
         differs.append(f"trained on {source}")

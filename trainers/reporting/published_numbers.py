@@ -75,7 +75,7 @@ def published_numbers(config: Mapping[str, Any], row: Mapping[str, Any]) -> list
     }.get(protocol)
     data = str(config.get("data", {}).get("name", "")).removeprefix(f"{protocol}_")
     source = str(row.get("group", "")) if protocol == "zero_shot" else data.removesuffix("_llm")
-    if measure is None or (protocol == "zero_shot" and row.get("part") != "test"):
+    if measure is None or row.get("part") == "held_out" or (protocol == "zero_shot" and row.get("part") != "test"):
         return []
     found = []
     for kind, title in (("", "TC-CLIP"), ("LLM", "TC-CLIP, rephrased names"), ("P", "TC-CLIP, from zero-shot")):
