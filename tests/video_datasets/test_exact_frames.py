@@ -3,6 +3,7 @@
 The inputs are made here or are next to the checkout (`shared/cases`); their truth is FFmpeg's decoding of all frames.
 """
 
+import gc
 import itertools
 from pathlib import Path
 
@@ -220,3 +221,20 @@ def test_time_stamps_that_step_back_start_a_new_part(cases):
     assert len(frames) == 126 and frames[-1].end == pytest.approx(10.5, abs=0.1)
     lengths = np.array([frame.end - frame.start for frame in frames])
     np.testing.assert_allclose(lengths, 1 / 12, atol=1e-3)
+
+
+@pytest.mark.parametrize("decoder", ["auto", "pyav", "decord", "torchcodec"])
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])  # decoded in groups, and in order
+def test_files_are_closed_without_the_garbage_collector(tmp_path, decoder, codec):
+    if decoder == "torchcodec":
+        pytest.importorskip("torchcodec")
+    path = write(tmp_path / "a.mp4", codec, num_frames=12)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            decode(str(path), np.arange, decoder=decoder)
+        opened = [name.readlink() for name in Path("/proc/self/fd").iterdir() if name.is_symlink()]
+    finally:
+        gc.enable()
+    assert path not in opened

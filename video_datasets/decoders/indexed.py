@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from av.container import InputContainer
 from av.packet import Packet
 
 from video_datasets.decoders.base import OrderNeededError, VideoReader
@@ -38,11 +39,11 @@ class IndexedReader(VideoReader):
     """A video whose index of packets proves where decoding may start."""
 
     def __init__(self, content: str | bytes):
-        self._container = open_video(content)
-        self._index()
+        with open_video(content) as container:  # packets and codec outlive it
+            self._index(container)
 
-    def _index(self) -> None:
-        stream = best_video_stream(self._container)
+    def _index(self, container: InputContainer) -> None:
+        stream = best_video_stream(container)
         codec = stream.codec_context
         name = codec.codec.canonical_name
         if name not in _PARSERS:
@@ -59,7 +60,7 @@ class IndexedReader(VideoReader):
         self._codec, self._size = codec, (codec.width, codec.height)
         self._packets: list[Packet] = []
         pictures, num_bytes = [], 0
-        for packet in self._container.demux(stream):
+        for packet in container.demux(stream):
             if packet.size == 0:
                 continue  # the end
             num_bytes += packet.size
