@@ -24,6 +24,7 @@ from tc_clip.weights.files import Checkpoint, WeightsError
 from tc_clip.weights.hub import KNOWN_HUB_WEIGHTS
 from tc_clip.weights.loading import checkpoint_state, init_new_parts, learned_vectors, load_clip_weights, load_weights
 from tc_clip.weights.sources import CheckpointSource, as_checkpoint
+from tc_clip.weights.trained_part import ENTRY
 
 _LOG = logging.getLogger(__name__)
 
@@ -189,6 +190,27 @@ def _model_of(
     # What weights do not determine: an input size that is not CLIP's own, and facts that a file next to them can lack.
     sizes = {key: trained[key] for key in ("image_size", "head_width", "activation") if key in trained}
     return _create(info["name"], clip_weights, checkpoint, {**info["options"], **sizes})
+
+
+def whole_checkpoint(
+    checkpoint: Checkpoint, clip_weights: str | Path | Mapping[str, Tensor] | None = None
+) -> dict[str, Any]:
+    """Return the content of a checkpoint with all weights: those that `save=trained` left out are added.
+
+    Args:
+        clip_weights: as for `load_model`.
+
+    Raises:
+        WeightsError: if weights are left out and cannot be had.
+    """
+    content = dict(checkpoint.content)
+    if content.pop(ENTRY, None) is None:
+        return content
+    stored = content["model"]
+    dtype = next(value.dtype for value in stored.values() if value.is_floating_point())
+    model = load_model(checkpoint, clip_weights=clip_weights)
+    own = model.state_dict().items()
+    return content | {"model": {name: stored[name] if name in stored else value.to(dtype) for name, value in own}}
 
 
 def model_names() -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 A checkpoint is a dict that `torch.load(weights_only=True)` reads:
 
 - `format_version`, `model` (state dict), `model_info` (`model.info()`, which rebuilds the model)
+- `start_weights`: with `save=trained`, a fingerprint of the frozen weights, which `model` lacks
+  (`tc_clip.weights.trained_part`)
 - `epoch`, `micro_batch`: the position to resume from; after an epoch's last micro-batch its validation follows
 - `best`: epoch and metrics (percent) of the best validation, None before the first
 - `skipped`: number of updates skipped because their loss was not finite, in all and in a row up to here

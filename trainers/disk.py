@@ -1,7 +1,7 @@
 """Room on the disk of the output folder: a cache of frames on the same disk gives it back before a write fails."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,11 @@ def tensor_bytes(value: Any) -> int:
     return sum(map(tensor_bytes, items))
 
 
-def checkpoint_bytes(model: TorchModule) -> int:
-    """Return about how large a checkpoint of a model with an AdamW optimizer is."""
+def checkpoint_bytes(model: TorchModule, left_out: Collection[str] = ()) -> int:
+    """Return about how large a checkpoint of a model, without some weights, with an AdamW optimizer is."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return tensor_bytes(model.state_dict()) + 2 * tensor_bytes(trained)
+    stored = [value for name, value in model.state_dict().items() if name not in left_out]
+    return tensor_bytes(stored) + 2 * tensor_bytes(trained)
 
 
 def _existing(path: Path) -> Path:

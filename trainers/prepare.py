@@ -1,6 +1,6 @@
 """What a run works with: lists, model and weights, read and checked before the first video is read."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import Any
 
 import tc_clip
 from tc_clip.protocol import VideoModel
+from tc_clip.weights.trained_part import fingerprint, start_names
 from trainers import build
 from trainers.batches import BatchPlan
 from trainers.checkpoint import LAST
@@ -151,10 +152,18 @@ def prepare_training(job: Job) -> TrainingParts:
         num_micro_batches=plan.num_scheduled_micro_batches,
         lr_min=settings.lr_min,
     )
-    reserve = (settings.keep + 2) * checkpoint_bytes(job.model)  # those that are kept, the best, the next
+    left_out, start_weights = _start_part(job, train)
+    reserve = (settings.keep + 2) * checkpoint_bytes(job.model, left_out)  # those that are kept, the best, the next
     loader = build.build_train_loader(settings, train, ranks, reserve)
     val_loader = build.build_eval_loader(settings, val, job.validation_part, ranks, keep_workers=True, reserve=reserve)
-    state = TrainingState(job.model, optimizer, job.precision.scaler(), parts=used)
+    state = TrainingState(
+        job.model,
+        optimizer,
+        job.precision.scaler(),
+        parts=used,
+        left_out=left_out,
+        start_weights=start_weights,
+    )
     fixed = fixed_facts(train.records, train.class_names, job.model.info()["token_embedding"])
     config = hide_in_config(settings.to_dict())
     last = read_last(settings.folder, fixed, config, ranks) if settings.auto_resume else None
@@ -174,6 +183,35 @@ def prepare_training(job: Job) -> TrainingParts:
         resume_messages=[] if last is None else last.messages,
         damaged=[] if last is None else last.damaged,
     )
+
+
+def _start_part(job: Job, train: VideoList) -> tuple[frozenset[str], str | None]:
+    """Return the frozen weights that checkpoints leave out, and their fingerprint; none and None with `save=whole`.
+
+    Raises:
+        ConfigError: if there are none, or the start weights do not have them.
+    """
+    settings, model = job.settings, job.model
+    if settings.save == "whole":
+        return frozenset(), None
+    names = start_names(model)
+    if not names:
+        raise ConfigError("save=trained: this model trains all of CLIP; set trainer.options.freeze, or save=whole")
+    if settings.starts_from_random_weights:
+        raise ConfigError(
+            "save=trained: random start weights cannot be had again; set trainer.clip_weights, or save=whole"
+        )
+    found = _fingerprint_of(model, names)
+    if settings.resume is not None and found != _fingerprint_of(build.build_model(settings, train), names):
+        raise ConfigError(
+            f"save=trained: the frozen weights are those of resume={settings.resume}, not of trainer.clip_weights; set "
+            "save=whole"
+        )
+    return names, found
+
+
+def _fingerprint_of(model: VideoModel, names: Collection[str]) -> str:
+    return fingerprint({name: value for name, value in model.state_dict().items() if name in names})
 
 
 def load_weights(model: VideoModel, path: str | Path, hash_file: bool) -> WeightsFile | None:

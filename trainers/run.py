@@ -74,7 +74,7 @@ def _train_and_test(job: Job) -> list[ResultRow]:
         with build.open_log(job.settings, job.ranks, parts.step, parts.awaits_validation) as log:
             disk = OutputDisk(job.settings.folder, parts.loader.dataset.cache, log.warning)
             if job.ranks.is_main and not job.settings.dry_run:
-                disk.make_room(checkpoint_bytes(job.model))
+                disk.make_room(checkpoint_bytes(job.model, parts.state.left_out))
             _write_facts(job)
             if disk.is_shared:
                 parts.plan_lines.append(("cache", "on the disk of the output folder; gives room back to checkpoints"))

@@ -2,11 +2,13 @@
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from trainers.checkpoint import BEST, LAST, remove_leftovers, save_checkpoint
 from trainers.checkpoint_writer import CheckpointWriter
@@ -156,7 +158,7 @@ class TrainingRun:
             raise CheckpointError(f"the training is done, but its end could not be saved: {self.failed_save}")
         for part in self.state.parts:
             if weights := part.final_weights():
-                content = self._content(with_optimizer=False) | {"model": weights, "best": None}
+                content = self._content(with_optimizer=False, weights=weights) | {"best": None}
                 reason = self._save(part.weights_file, content)
                 if reason is not None:
                     raise CheckpointError(f"the training is done, but {reason}")
@@ -318,9 +320,9 @@ class TrainingRun:
             time.sleep(min(0.5, seconds))
         return self.interrupts.requested is not None
 
-    def _content(self, with_optimizer: bool) -> dict[str, Any]:
+    def _content(self, with_optimizer: bool, weights: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
         """Return what a checkpoint stores, on process 0; an empty dict on the others."""
-        return {**self.state.content(with_optimizer), **self.run_facts} if self.ranks.is_main else {}
+        return {**self.state.content(with_optimizer, weights), **self.run_facts} if self.ranks.is_main else {}
 
     def _save(self, name: str, content: dict[str, Any]) -> str | None:
         """Write a checkpoint on process 0; return why it could not be written, which does not end the run."""

@@ -1,6 +1,6 @@
 """The state of a training: everything that training changes and a checkpoint stores."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tc_clip.protocol import VideoModel
+from tc_clip.weights.trained_part import ENTRY, with_start
 from trainers.parts.base import TrainingPart
 
 Best = dict[str, float | int | None]  # epoch and numbers of the best validation
@@ -31,7 +32,12 @@ class Position:
 
 @dataclass
 class TrainingState:
-    """Model, optimizer, loss scaler, position, number of skipped updates (in all, in a row), parts of training."""
+    """Model, optimizer, loss scaler, position, number of skipped updates (in all, in a row), parts of training.
+
+    Attributes:
+        left_out: frozen weights that checkpoints do not have.
+        start_weights: the fingerprint of these (`tc_clip.weights.trained_part`).
+    """
 
     model: VideoModel
     optimizer: torch.optim.Optimizer
@@ -39,6 +45,8 @@ class TrainingState:
     position: Position = field(default_factory=Position)
     skipped: dict[str, int] = field(default_factory=lambda: {"total": 0, "in_a_row": 0})
     parts: Sequence[TrainingPart] = ()
+    left_out: frozenset[str] = frozenset()
+    start_weights: str | None = None
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the model and of its parts that updates change."""
@@ -46,12 +54,18 @@ class TrainingState:
         of_parts = [parameter for module in modules if module is not None for parameter in module.parameters()]
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad] + of_parts
 
-    def content(self, with_optimizer: bool) -> dict[str, Any]:
-        """Return a copy of the state as a checkpoint stores it (see `trainers.checkpoint`), tensors on the CPU."""
+    def content(self, with_optimizer: bool, weights: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+        """Return a copy of the state as a checkpoint stores it (see `trainers.checkpoint`), tensors on the CPU.
+
+        Args:
+            weights: of the model, instead of the present ones.
+        """
+        stored = self.model.state_dict() if weights is None else weights
         parts = {part.name: _on_cpu(_state_of(part)) for part in self.parts} if with_optimizer else {}
         return {
             **({"parts": parts} if parts else {}),
-            "model": _on_cpu(dict(self.model.state_dict())),
+            "model": _on_cpu({name: value for name, value in stored.items() if name not in self.left_out}),
+            **({} if self.start_weights is None else {ENTRY: self.start_weights}),
             "model_info": self.model.info(),
             "optimizer": _on_cpu(self.optimizer.state_dict()) if with_optimizer else None,
             "scaler": self.scaler.state_dict() if with_optimizer and self.scaler.is_enabled() else None,
@@ -71,7 +85,10 @@ class TrainingState:
             stored = content["model"].get(name, value)
             if stored.is_floating_point() != value.is_floating_point():
                 raise ValueError(f"{name} has values of {stored.dtype}, not of {value.dtype}")
-        self.model.load_state_dict(content["model"])
+        weights = content["model"]
+        if content.get(ENTRY) is not None:
+            weights = with_start(weights, content[ENTRY], self.model, "its weights")
+        self.model.load_state_dict(weights)
         self.optimizer.load_state_dict(content["optimizer"])
         if content["scaler"] is not None and self.scaler.is_enabled():
             self.scaler.load_state_dict(content["scaler"])

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from tc_clip.models import VideoClip
@@ -26,6 +27,7 @@ from tc_clip.weights.layouts import (
 )
 from tc_clip.weights.positions import interpolate_in_space, interpolate_in_time
 from tc_clip.weights.sources import CheckpointSource, as_checkpoint
+from tc_clip.weights.trained_part import ENTRY, with_start
 
 _LOG = logging.getLogger(__name__)
 
@@ -101,7 +103,7 @@ def load_weights(model: VideoModel, checkpoint: CheckpointSource) -> LoadReport:
         tensors = checkpoint.content.get("model", checkpoint.content)
         if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
             raise WeightsError(f"{source}: holds no weights under 'model' {example_names(checkpoint.content)}")
-        _load_strictly(model, tensors, source, absent=frozenset())
+        _load_strictly(model, tensors, source, start=checkpoint.content.get(ENTRY))
         return LoadReport("ours")
     tensors, report = _checkpoint_tensors(checkpoint)
     info = checkpoint.model_info
@@ -127,7 +129,7 @@ def load_weights(model: VideoModel, checkpoint: CheckpointSource) -> LoadReport:
             f"the model was created with {kinds[own.dim()]!r}"
         )
     _warn_of_changes(report, source)
-    _load_strictly(model, tensors, source, absent=frozenset())
+    _load_strictly(model, tensors, source, start=checkpoint.content.get(ENTRY))
     return report
 
 
@@ -135,6 +137,8 @@ def interpolate_weights(
     base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], weight: float, keep_tuned: Iterable[str] = ()
 ) -> dict[str, Tensor]:
     """Return the weight-space ensemble of WiSE-FT (Wortsman et al. 2022): `(1 - weight) * base + weight * tuned`.
+
+    Weights that fine-tuning did not change stay as they are, bit for bit.
 
     Args:
         base: the weights before fine-tuning, by name.
@@ -152,7 +156,9 @@ def interpolate_weights(
         raise WeightsError(f"the two sets of weights differ in {some_of(sorted(base.keys() ^ tuned.keys()))}")
     kept = frozenset(keep_tuned)
     return {
-        name: value.clone() if name in kept else (1 - weight) * base[name].to(value) + weight * value
+        name: value.clone()
+        if name in kept or torch.equal(base[name].to(value), value)
+        else (1 - weight) * base[name].to(value) + weight * value
         for name, value in tuned.items()
     }
 
@@ -186,7 +192,7 @@ def _checkpoint_tensors(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], Load
             f"{source}: holds no weights: a checkpoint has them under 'model' {example_names(checkpoint.content)}"
         )
     tensors = without_module(tensors)
-    if "vision.patch_embedding.weight" in tensors:
+    if "vision.patch_embedding.weight" in tensors or ENTRY in checkpoint.content:
         return tensors, LoadReport("ours")
     if "image_encoder.conv1.weight" in tensors:
         ignored = [name for name in tensors if name in _PUBLISHED_IGNORED]
@@ -195,9 +201,20 @@ def _checkpoint_tensors(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], Load
     raise WeightsError(f"{source}: unknown layout of weights {example_names(tensors)}")
 
 
-def _load_strictly(model: VideoModel, tensors: Mapping[str, Tensor], source: str, absent: frozenset[str]) -> None:
-    """Load weights whose names and shapes must be the model's, except that names in `absent` can be missing."""
+def _load_strictly(
+    model: VideoModel,
+    tensors: Mapping[str, Tensor],
+    source: str,
+    absent: frozenset[str] = frozenset(),
+    start: str | None = None,
+) -> None:
+    """Load weights whose names and shapes must be the model's, except that names in `absent` can be missing.
+
+    With `start`, the fingerprint of weights that the file leaves out, all can be missing that CLIP has.
+    """
     own = model.state_dict()
+    if start is not None:
+        absent = frozenset(own).difference(model.new_parameter_names())
     missing = [name for name in own if name not in tensors and name not in absent]
     unknown = [name for name in tensors if name not in own]
     differing = [
@@ -222,6 +239,8 @@ def _load_strictly(model: VideoModel, tensors: Mapping[str, Tensor], source: str
     ]
     if problems:
         raise WeightsError(f"{source}: not the weights of this {model.name}: {'; '.join(problems)}")
+    if start is not None:
+        tensors = with_start(tensors, start, model, source)
     model.load_state_dict(tensors, strict=False)
 
 

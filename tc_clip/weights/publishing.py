@@ -16,6 +16,7 @@ from tc_clip.weights.files import Checkpoint, WeightsError, one_line
 from tc_clip.weights.hub import KNOWN_HUB_WEIGHTS
 from tc_clip.weights.model_card import model_card
 from tc_clip.weights.sources import PREFIX, WEIGHTS_FILE, CheckpointSource, as_checkpoint, check_repo
+from tc_clip.weights.trained_part import ENTRY
 
 CONFIG_FILE, CARD_FILE = "config.json", "README.md"
 _LICENCE = re.compile(r"[\w.+-]+", re.ASCII)
@@ -92,6 +93,11 @@ def _content_of(source: nn.Module | CheckpointSource, class_names: Sequence[str]
             raise WeightsError(
                 f"{label}: does not name its model, as checkpoints of this project do: build it by create_model, and "
                 "push the model"
+            )
+        if ENTRY in checkpoint.content:
+            raise WeightsError(
+                f"{label}: has only what was trained (save=trained); `tc-clip convert` with --clip-weights writes the "
+                "whole weights, or push the model"
             )
         state, info = dict(checkpoint.content["model"]), dict(checkpoint.model_info)
     if (info.get("options") or {}).get("descriptions") is not None:

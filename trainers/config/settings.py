@@ -411,6 +411,10 @@ class Settings:
         "`best.pth`, `tc-clip predict` applies it, and `results.json` has the calibration error before and after. The "
         "metrics of a run are those of the scores without it."
     )
+    save: Literal["whole", "trained"] = key(
+        "Weights in checkpoints. `trained`: without CLIP's frozen ones, which loading takes from the CLIP weights, and "
+        "compares; `tc-clip convert` adds them."
+    )
     keep: int = key(
         "How many of the last checkpoints to keep: `last.pth`, and before it `last_1.pth`, `last_2.pth`, ... A "
         "damaged one is skipped for the one before.",
