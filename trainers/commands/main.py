@@ -22,6 +22,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "predict": Command("predict", "predict the actions in videos", decodes=True),
     "embed": Command("embed", "write the features of videos and texts to a file", decodes=True),
+    "probe": Command("probe", "train heads on the features of a frozen model, with a grid at once", decodes=True),
     "search": Command("search", "rank videos by how well they match a text", decodes=True),
     "visualize": Command("visualize", "draw what a model attends to in a video", decodes=True),
     "demo": Command("demo_app", "a web page on this machine to try a model on videos", decodes=True),

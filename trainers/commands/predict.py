@@ -4,6 +4,7 @@ python scripts/predict.py clip.mp4 --checkpoint runs/first/best.pth --classes "r
 python scripts/predict.py folder 'more/**/*.mkv' list.txt --checkpoint best.pth --classes hmdb51 --csv scores.csv
 python scripts/predict.py long.mp4 --checkpoint best.pth --classes classes.txt --window 4 --stride 2
 python scripts/predict.py clip.mp4 --model hf://owner/name --threshold 0.5
+python scripts/predict.py clip.mp4 --checkpoint best.pth --head runs/probe/head.safetensors
 """
 
 import argparse
@@ -18,6 +19,7 @@ from trainers.commands.shared import (
     add_reading_arguments,
     add_view_arguments,
     calibrated,
+    load_backbone,
     load_named_model,
     make_folder,
     named_checkpoint,
@@ -31,7 +33,7 @@ from trainers.errors import ConfigError
 from trainers.inference.inputs import find_videos, read_classes, stems_of
 
 if TYPE_CHECKING:
-    from tc_clip import VideoClip
+    from tc_clip.protocol import VideoModel
     from trainers.inference.predict import VideoPrediction
 
 BAR_WIDTH = 24
@@ -47,6 +49,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         help="class names; or a file of them (.txt with one name per line, .csv, .json), or a label set such as hmdb51 "
         "(default: those of the checkpoint)",
+    )
+    parser.add_argument(
+        "--head", type=Path, metavar="FILE", help="a head that tc-clip probe trained on this model; it has the classes"
     )
     parser.add_argument(
         "--threshold",
@@ -78,16 +83,29 @@ def main(argv: list[str] | None = None) -> int:
         videos = find_videos(args.videos)
         classes = read_classes(args.classes) if args.classes else None
         started = time.perf_counter()
-        checkpoint = named_checkpoint(args)
-        classes = classes or own_classes(args, checkpoint)
-        model = load_named_model(args, classes, checkpoint)
-        args.temperature = calibrated(checkpoint)
-        note(f"{model.name}, {len(classes)} classes, {len(videos)} videos; loaded in {_since(started)}")
+        model: VideoModel
+        if args.head:
+            if classes:
+                raise ConfigError(f"{args.head}: has the classes that it was trained on; leave out --classes")
+            model, args.temperature = load_with_head(args), None
+        else:
+            checkpoint = named_checkpoint(args)
+            model = load_named_model(args, classes or own_classes(args, checkpoint), checkpoint)
+            args.temperature = calibrated(checkpoint)
+        note(f"{model.name}, {len(model.class_names)} classes, {len(videos)} videos; loaded in {_since(started)}")
         num_read = print_timelines(model, videos, args) if args.window else print_predictions(model, videos, args)
     return 0 if num_read else 1
 
 
-def print_predictions(model: "VideoClip", videos: list[str], args: argparse.Namespace) -> int:
+def load_with_head(args: argparse.Namespace) -> "VideoModel":
+    """Load the model that the arguments name, with the head of `--head`."""
+    from trainers.inference.probing.probe import ProbedModel, load_probe
+
+    probe = load_probe(args.head)
+    return ProbedModel(load_backbone(args, probe.num_frames), probe, str(args.head))
+
+
+def print_predictions(model: "VideoModel", videos: list[str], args: argparse.Namespace) -> int:
     """Predict videos, print the results and write the files; return how many videos could be read."""
     from trainers.inference.output_files import STANDARD_OUTPUT, write_json, write_predictions_csv
     from trainers.inference.predict import inference_precision, iter_predictions
@@ -143,7 +161,7 @@ def table(item: "VideoPrediction") -> str:
     return "\n".join(lines)
 
 
-def print_timelines(model: "VideoClip", videos: list[str], args: argparse.Namespace) -> int:
+def print_timelines(model: "VideoModel", videos: list[str], args: argparse.Namespace) -> int:
     """Score videos window by window; write a CSV and a picture of each; return how many videos could be read."""
     from trainers.inference.output_files import write_timeline_csv
     from trainers.inference.predict import predict_timeline

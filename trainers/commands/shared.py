@@ -50,6 +50,17 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_backbone_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `add_model_arguments`, and those of backbones without a text side."""
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--num-frames",
+        type=positive(int),
+        help="frames of a video, for --checkpoint timm:NAME (a vision tower of timm; --clip-weights is a file of its "
+        "weights, if timm shall not download them)",
+    )
+
+
 def add_view_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the number of views of a video."""
     parser.add_argument("--views", type=positive(int), default=1, help="temporal views of a video (default 1)")
@@ -141,6 +152,31 @@ def calibrated(checkpoint: "Checkpoint | None") -> float | None:
         return None
     note(f"probabilities are calibrated: temperature {found[0]:.3f}, {found[1]}")
     return found[0]
+
+
+def load_backbone(args: argparse.Namespace, num_frames: int | None) -> "VideoBackbone":
+    """Load the model or the tower of timm that the arguments of `add_backbone_arguments` name.
+
+    Args:
+        num_frames: frames of a video, for a tower of timm alone.
+
+    Raises:
+        ConfigError: if it cannot be loaded, or the number of frames is missing or not to be chosen.
+        WeightsError: if weights cannot be read or do not fit.
+    """
+    from trainers.distributed.processes import pick_device
+    from trainers.inference.probing.towers import PREFIX, load_tower
+
+    name = args.checkpoint or args.model or ""
+    if not name.startswith(PREFIX):
+        model = load_named_model(args, ["video"])  # the features of frames do not depend on class names
+        if num_frames not in (None, model.num_frames):
+            raise ConfigError(f"{model.name} reads {model.num_frames} frames of a video, not {num_frames}")
+        return model
+    if num_frames is None:
+        raise ConfigError(f"{name}: give --num-frames, the frames of a video")
+    tower = load_tower(name.removeprefix(PREFIX), args.clip_weights, num_frames, pick_device(args.device, 0))
+    return tower.double() if args.precision == "fp64" else tower
 
 
 def embed_with_progress(

@@ -1,0 +1,1 @@
+"""Probes: small heads that are trained on the kept features of a frozen backbone."""
