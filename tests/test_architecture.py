@@ -34,13 +34,14 @@ READS_CONFIGURATION = {
     "trainers/config/compose.py",
     "trainers/commands/train.py",
     "trainers/commands/data/verify.py",
+    "trainers/sweeps.py",
 }
 # The modules of a run; everything else is in a folder.
 MODULES_OF_A_RUN = {
     *("__init__", "batches", "build", "checkpoint", "checkpoint_writer", "compilation", "continuing", "csv_files"),
     *("cuda_graphs", "device_copies", "disk", "environment", "errors", "evaluator", "files", "metrics", "optim"),
     *("paths", "precision", "prepare", "progress", "run", "session", "state", "testing", "trainer", "video_lists"),
-    *("calibration", "losses", "videos_at_once", "choices", "held_out"),
+    *("calibration", "losses", "videos_at_once", "choices", "held_out", "sweeps"),
 }
 # The folders of trainers/ that each folder imports; "" stands for the modules of a run.
 FOLDER_IMPORTS: dict[str, set[str]] = {
@@ -57,6 +58,7 @@ FOLDER_IMPORTS: dict[str, set[str]] = {
 CALLS_THE_REPORT = {
     "trainers/run.py",
     "trainers/prepare.py",
+    "trainers/sweeps.py",
     "trainers/testing.py",
     "trainers/logging/tensorboard.py",
 }

@@ -39,6 +39,7 @@ from tests.documents import (
     prose_of,
     statements,
 )
+from trainers.config.command_line import read_override
 from trainers.config.published import PROTOCOL, translate
 from trainers.config.resolve import resolve
 from trainers.config.settings import PROTOCOLS, Settings
@@ -128,11 +129,13 @@ def check_main(arguments: list[str], configs: Path) -> None:
     """Compose the command's configuration and run every check that needs no videos."""
     if arguments == ["--help"]:
         return
-    rest, protocol = [], PROTOCOL
+    rest, protocol, is_sweep = [], PROTOCOL, False
     arguments, _ = translate(arguments)
     words = iter(arguments)
     for word in words:
-        if word == "-cn":
+        if word == "-m":
+            is_sweep = True
+        elif word == "-cn":
             protocol = next(words)
         elif word == "--cfg":
             assert next(words) in ("job", "hydra", "all")
@@ -141,6 +144,8 @@ def check_main(arguments: list[str], configs: Path) -> None:
             rest.append(word)
     assert protocol in PROTOCOLS, f"-cn {protocol}"
     assert has_output(rest), "output= is missing"
+    if is_sweep:  # Hydra's own keys are those of plugins that are not installed
+        rest = [first_value(word) for word in rest if not word.startswith("hydra")]
     settings = composed(configs, protocol, *rest)
     model, options = settings.trainer.name, settings.trainer.options
     assert model in tc_clip.model_names()
@@ -155,6 +160,18 @@ def check_main(arguments: list[str], configs: Path) -> None:
         assert entry["dataset"] in settings.dataset
         names = entry["class_names"]
         assert names.startswith(USERS_FILES) or (REPOSITORY / names).is_file(), f"no class names at {names}"
+
+
+def first_value(word: str) -> str:
+    """Return an override with the first of its swept values, or its lowest."""
+    override = read_override(word)
+    assert override is not None, word
+    if not override.is_sweep_override():
+        return word
+    is_discrete = override.is_discrete_sweep()
+    return (
+        f"{override.key_or_group}={next(override.sweep_string_iterator()) if is_discrete else override.value().start}"
+    )
 
 
 def check_bash(words: list[str], configs: Path) -> None:

@@ -3,11 +3,14 @@
 In a checkout `python main.py` is the same command. With several processes: `torchrun ... -m trainers.commands.train`.
 """
 
+import sys
+
 import hydra
 from omegaconf import DictConfig
 
 from trainers.config.command_line import composition_errors, one_line_errors, translate_published_keys
 from trainers.paths import CONFIGS
+from trainers.sweeps import run_job, with_swept_keys
 
 
 def main() -> None:
@@ -15,6 +18,7 @@ def main() -> None:
     with composition_errors(CONFIGS):
         with one_line_errors():
             translate_published_keys()
+            sys.argv[1:] = with_swept_keys(sys.argv[1:])
         from trainers.config.compose import prepare_hydra
 
         prepare_hydra()
@@ -22,14 +26,21 @@ def main() -> None:
 
 
 @hydra.main(config_path=str(CONFIGS), config_name="base", version_base="1.3")
-def _run(cfg: DictConfig) -> None:
+def _run(cfg: DictConfig) -> float | None:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
     from trainers.config.resolve import resolve
+
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return run_job(cfg)
 
     with one_line_errors(debug=cfg.debug):
         settings = resolve(cfg)
         from trainers.run import run  # imports torch, which help and a mistyped command need not wait for
 
         run(settings)
+    return None
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainers.config.keys import did_you_mean, keys_of
 from trainers.config.published import PROTOCOL, translate
@@ -24,6 +24,9 @@ from trainers.config.secrets import hide_secrets
 from trainers.config.settings import PROTOCOLS, Settings
 from trainers.errors import ConfigError, ErrorOnAnotherRank, RunInterrupted, user_error_types
 from trainers.paths import IS_INSTALLED, PROGRAM
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 USER_ERROR = 2
 REQUEUE = 75  # EX_TEMPFAIL: stopped by a signal and saved; started again, the run resumes
@@ -49,6 +52,10 @@ configs/base.yaml explains every key. `{program} -cn PROTOCOL data=DATA --cfg jo
 """
 
 
+class SweepError(Exception):
+    """A job of a sweep has failed, and has printed why; the message is its name."""
+
+
 @contextmanager
 def composition_errors(configs: Path) -> Iterator[None]:
     """Around Hydra's main: print `--help`, and turn errors of composing the configuration into one line.
@@ -69,6 +76,10 @@ def composition_errors(configs: Path) -> Iterator[None]:
             yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         _exit_with(describe_composition_error(error, sys.argv[1:], configs), WANTS_TRACEBACK)
+    except SweepError as error:
+        _exit_with(
+            f"the job {error} of the sweep has failed (see above); started again, the others are not repeated", False
+        )
     except Exception as error:
         # Some errors of Hydra have a class of its grammar's library or of Python.
         if _is_raised_in(error, ("hydra", "antlr4", "omegaconf", "yaml")):
@@ -231,11 +242,16 @@ def _describe_unreadable(arguments: list[str], message: str) -> str:
 
 def _value_of(argument: str) -> Any:
     """Return the value of an argument as Hydra reads it; None if it cannot, or reads several values."""
+    override = read_override(argument)
+    return None if override is None or override.is_sweep_override() else override.value()
+
+
+def read_override(argument: str) -> "Override | None":
+    """Return an argument as Hydra reads it; None if it cannot."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     try:
-        override = OverridesParser.create().parse_override(argument)
-        return None if override.is_sweep_override() else override.value()
+        return OverridesParser.create().parse_override(argument)
     except Exception as error:
         if _is_raised_in(error, ("hydra", "antlr4", "omegaconf")):
             return None
