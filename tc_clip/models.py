@@ -60,6 +60,7 @@ class VideoClip(nn.Module):
         info: what `info` returns.
         pixels: statistics that normalise the input.
         logit_bias: whether the logits have a bias.
+        scores: "softmax": one class a video; "sigmoid": any number, each with its own score, and a trained bias.
     """
 
     class_tokens: Tensor
@@ -85,6 +86,7 @@ class VideoClip(nn.Module):
         info: Mapping[str, Any] | None = None,
         pixels: PixelStatistics = RECIPE_PIXELS,
         logit_bias: bool = False,
+        scores: str = "softmax",
     ):
         super().__init__()
         if context_length < MIN_CONTEXT_LENGTH:
@@ -100,7 +102,9 @@ class VideoClip(nn.Module):
         self.feature_prompts = feature_prompts
         self.logit_scale = nn.Parameter(torch.tensor(LOGIT_SCALE_INIT))
         # Of a sigmoid loss (SigLIP); it changes no softmax over classes.
-        self.logit_bias = nn.Parameter(torch.tensor(0.0)) if logit_bias else None
+        self.scores = scores
+        self._new_bias = frozenset({"logit_bias"} if scores == "sigmoid" else ())
+        self.logit_bias = nn.Parameter(torch.tensor(0.0)) if logit_bias or self._new_bias else None
         self.num_frames = num_frames
         self.context_length = context_length
         self.prompt_init = prompt_init
@@ -398,14 +402,17 @@ class VideoClip(nn.Module):
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         adapters = frozenset(name for name in trained if is_adapter(name))
         text = frozenset(name for name in trained if name.startswith("text.")) - adapters
-        return {"prompt": self.prompt_parameter_names() & trained, "text": text, "adapters": adapters}
+        groups = {"prompt": self.prompt_parameter_names() & trained, "text": text, "adapters": adapters}
+        return groups | {name: frozenset({name}) for name in self._new_bias & trained}
 
     def new_parameter_names(self) -> frozenset[str]:
         """Return the names of parameters that CLIP does not have; a weight-space ensemble leaves them fine-tuned."""
         names = (name for name, _ in self.named_parameters())
-        return self.prompt_parameter_names() | {
-            name for name in names if name.endswith("local_global_bias") or is_adapter(name)
-        }
+        return (
+            self.prompt_parameter_names()
+            | self._new_bias
+            | {name for name in names if name.endswith("local_global_bias") or is_adapter(name)}
+        )
 
     def with_lora_merged(self) -> "VideoClip":
         """Return this model, or a copy of one with LoRA that has its products in the weights, and no LoRA."""

@@ -41,7 +41,7 @@ MODULES_OF_A_RUN = {
     *("__init__", "batches", "build", "checkpoint", "checkpoint_writer", "compilation", "continuing", "csv_files"),
     *("cuda_graphs", "device_copies", "disk", "environment", "errors", "evaluator", "files", "metrics", "optim"),
     *("paths", "precision", "prepare", "progress", "run", "session", "state", "testing", "trainer", "video_lists"),
-    *("calibration", "losses", "videos_at_once", "choices", "held_out", "sweeps"),
+    *("calibration", "losses", "multi_label", "videos_at_once", "choices", "held_out", "sweeps"),
 }
 # The folders of trainers/ that each folder imports; "" stands for the modules of a run.
 FOLDER_IMPORTS: dict[str, set[str]] = {

@@ -20,7 +20,7 @@ from trainers.distributed.processes import Ranks
 from trainers.errors import ConfigError
 from trainers.held_out import hold_out_classes, hold_out_videos
 from trainers.logging.logger import LoggerContainer, LogOptions, open_loggers
-from trainers.losses import CrossEntropy, balanced_weights, read_class_weights
+from trainers.losses import LOSSES, Loss, balanced_weights, read_class_weights
 from trainers.metrics import create_metrics
 from trainers.optim import build_adamw
 from trainers.parts.averaging import EpochAverage, ExponentialAverage
@@ -44,6 +44,9 @@ from video_datasets.stored_frames import StoreSettings
 from video_datasets.transforms import TestTransform, TrainTransform
 from video_datasets.video_dataset import VideoDataset
 from video_datasets.video_files import VideoFiles
+
+# One number of the size of ten, whose rate suits weights of the size of a hundredth.
+BIAS_LR_FACTOR = 100.0
 
 
 def read_lists(settings: Settings, parts: Sequence[Part]) -> dict[Use, list[VideoList]]:
@@ -75,6 +78,7 @@ def build_model(settings: Settings, videos: VideoList) -> VideoModel:
     options |= {"num_frames": settings.num_frames, "context_length": settings.context_length}
     options |= {"pixels": trainer.pixels, "framing": settings.framing}
     options["split_camel_case"] = videos.split_camel_case
+    options["scores"] = "sigmoid" if settings.multi_label else "softmax"
     try:
         model = tc_clip.create_model(
             trainer.name, class_names=videos.class_names, clip_weights=trainer.clip_weights, **options
@@ -116,6 +120,7 @@ def build_train_loader(settings: Settings, videos: VideoList, ranks: Ranks, rese
         crashed=_crashed(settings),
         colors_later=aug.colors_on_device,
         decode_later=data.decode_on_device,
+        num_classes=len(videos.class_names) if settings.multi_label else None,
     )
     return TrainLoader(
         dataset,
@@ -163,6 +168,7 @@ def build_eval_loader(
         cache=_frame_cache(settings, transform, reserve),
         crashed=_crashed(settings),
         change=change,
+        num_classes=len(videos.class_names) if settings.multi_label else None,
     )
     return EvalLoader(
         dataset,
@@ -228,9 +234,12 @@ def build_testing_at_once(settings: Settings, device: torch.device) -> VideosAtO
 
 def check_metrics(settings: Settings, num_classes: int) -> None:
     """Raise ConfigError if `metrics` has no such metric, or `best_metric` has no value for so few classes."""
-    values = {metric.name: metric.value() for metric in create_metrics(settings.metrics, num_classes)}
+    metrics = create_metrics(settings.metrics, num_classes, settings.multi_label)
+    values = {metric.name: metric.value() for metric in metrics}
     if "top1" not in values:
         raise ConfigError("metrics: must have top1, which the tables compare")
+    if settings.multi_label and "map" not in values:
+        raise ConfigError("metrics: must have map with loss=sigmoid, of which the tables of classes are")
     if settings.eval is not None:
         return
     chosen = settings.best_metric
@@ -252,13 +261,14 @@ def build_mixing(settings: Settings, num_classes: int) -> Mixing:
     )
 
 
-def build_loss(settings: Settings, videos: VideoList) -> CrossEntropy:
+def build_loss(settings: Settings, videos: VideoList) -> Loss:
     """Return the loss with the weights of a training list's classes."""
+    loss = LOSSES[settings.loss]
     if settings.class_weights == "none":
-        return CrossEntropy()
+        return loss()
     if settings.class_weights == "balanced":
-        return CrossEntropy(balanced_weights([record.label for record in videos.records], len(videos.class_names)))
-    return CrossEntropy(read_class_weights(Path(settings.class_weights), videos.class_names))
+        return loss(balanced_weights([record.label for record in videos.records], len(videos.class_names)))
+    return loss(read_class_weights(Path(settings.class_weights), videos.class_names))
 
 
 def build_parts(settings: Settings, model: VideoModel, videos: VideoList, precision: Precision) -> list[TrainingPart]:
@@ -303,7 +313,9 @@ def build_optimizer(settings: Settings, model: VideoModel, parts: Sequence[Train
     """Return the optimizer, its groups at their peak rates."""
     optimizer, trainer = settings.optimizer, settings.trainer
     groups = model.parameter_groups()
-    rates = {"prompt": trainer.prompt_lr_factor, "text": trainer.text_lr_factor, **optimizer.lr_factors}
+    rates = {"prompt": trainer.prompt_lr_factor, "text": trainer.text_lr_factor}
+    rates |= {"logit_bias": BIAS_LR_FACTOR} if "logit_bias" in groups else {}
+    rates |= optimizer.lr_factors
     of_parts = {part.name: module for part in parts if (module := part.trained()) is not None}
     trained = [*(name for name, members in groups.items() if members), *of_parts]
     for name, factor in optimizer.lr_factors.items():
@@ -413,4 +425,5 @@ def _read_list(settings: Settings, entry: ListEntry, opened: dict[str, VideoFile
         split_camel_case=entry.split_camel_case,
         allow_outside=settings.data.allow_outside,
         opened=opened,
+        multi_label=settings.multi_label,
     )

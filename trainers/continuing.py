@@ -12,7 +12,7 @@ from trainers.config.parts import PARTS, without_unused_parts
 from trainers.distributed.processes import Ranks
 from trainers.errors import CheckpointError
 from trainers.state import TrainingState
-from video_datasets.annotations import VideoRecord
+from video_datasets.annotations import VideoRecord, labels_text
 
 # Keys (and all below them) that change the rest of the training. All others can differ: paths, more epochs, what is
 # logged, saved and evaluated, how videos are read, the device.
@@ -28,6 +28,7 @@ FIXED = (
     "total_batch_size",
     "partial_update",
     "sampling",
+    "loss",
     "class_weights",
     "warmup_epochs",
     "lr",
@@ -53,6 +54,7 @@ EARLIER: dict[str, Any] = {
     "partial_update": "keep",
     "framing": "crop",
     "sampling": "shuffled",
+    "loss": "cross_entropy",
     "class_weights": "none",
     "trainer.pixels": "recipe",
     "optimizer.lr_factors": {},
@@ -78,7 +80,7 @@ def fixed_facts(
     """
     digest = hashlib.sha256()
     for record in records:
-        digest.update(f"{record.path}\0{record.label}\n".encode("utf-8", "surrogateescape"))
+        digest.update(f"{record.path}\0{labels_text(record.labels)}\n".encode("utf-8", "surrogateescape"))
     return {
         "num_videos": len(records),
         "train_list": digest.hexdigest(),

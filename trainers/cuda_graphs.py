@@ -33,6 +33,11 @@ class GraphedModel:
         """See `VideoModel.pixels`."""
         return self.model.pixels
 
+    @property
+    def scores(self) -> str:
+        """See `tc_clip.models.VideoClip`."""
+        return getattr(self.model, "scores", "softmax")
+
     def __call__(self, videos: Tensor) -> Tensor:
         """Score videos (B, T, 3, H, W), normalised: logits (B, C)."""
         size = videos.shape, videos.dtype

@@ -1,4 +1,4 @@
-"""Evaluation: every video once over all ranks, the views' softmax scores summed, sums and counts returned."""
+"""Evaluation: every video once over all ranks, the views' scores summed, sums and counts returned."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,9 +15,10 @@ from trainers.device_copies import DeviceCopies
 from trainers.distributed.interrupts import Interrupts
 from trainers.distributed.processes import Ranks
 from trainers.errors import RunInterrupted
-from trainers.metrics import Metric
+from trainers.metrics import MeanAveragePrecision, Metric
 from trainers.precision import Precision, weights_in
 from trainers.videos_at_once import VideosAtOnce
+from video_datasets.annotations import NO_CLASS
 from video_datasets.batches import VideoBatch
 from video_datasets.loaders import BadVideoError
 from video_datasets.transforms import normalize
@@ -27,12 +28,21 @@ NUM_TOP = 5
 
 @dataclass(frozen=True)
 class Prediction:
-    """Best classes of a video, by index, best first, and their scores (mean over the views, each in 0 to 1)."""
+    """Best classes of a video, by index, best first, and their scores (mean over the views, each in 0 to 1).
+
+    `label` and `others` are the video's own classes, as in a `VideoRecord`.
+    """
 
     index: int
     label: int
     classes: tuple[int, ...]
     scores: tuple[float, ...]
+    others: tuple[int, ...] = ()
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """All classes of the video."""
+        return () if self.label == NO_CLASS else (self.label, *self.others)
 
 
 @dataclass
@@ -40,13 +50,15 @@ class Evaluation:
     """Result of one pass over a list of videos, the same on every rank.
 
     `metrics` has the values of all metrics by name, in percent. Unreadable videos are counted apart and are in no
-    metric. `predictions` has all others, in the list's order.
+    metric. `predictions` has all others, in the list's order. `class_precisions`, of lists with any number of classes a
+    video, is the average precision of each class in percent, None without a video.
     """
 
     metrics: dict[str, float | None]
     predictions: list[Prediction] = field(default_factory=list)
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # (path, reason)
     seconds: float = 0.0
+    class_precisions: tuple[float | None, ...] | None = None
 
     def values(self) -> dict[str, float | int | None]:
         """Return the numbers to log."""
@@ -65,7 +77,7 @@ def score_views(
     at_once: VideosAtOnce,
     copies: DeviceCopies,
 ) -> list[Tensor]:
-    """Return for each batch the views' softmax scores, summed: `(B, C)`, at least float32, on the model's device.
+    """Return for each batch the views' `class_scores`, summed: `(B, C)`, at least float32, on the model's device.
 
     Args:
         batches: uint8 `(B, V, T, 3, H, W)` each. Views of several batches go through the model together.
@@ -86,12 +98,17 @@ def score_views(
                 pixels = normalize(torch.cat(pieces), precision.dtype, *model.pixels)
                 with precision.autocast():
                     logits = model(pixels)
-                scores.append(logits.to(precision.dtype).softmax(-1))
+                scores.append(class_scores(model, logits.to(precision.dtype)))
             done += count
         except torch.OutOfMemoryError as error:
             full = str(error).partition("\n")[0]
     by_batch = torch.cat(scores).split([len(part) for part in views])
     return [part.unflatten(0, batch.shape[:2]).sum(1) for part, batch in zip(by_batch, batches, strict=True)]
+
+
+def class_scores(model: object, logits: Tensor) -> Tensor:
+    """Return the scores, 0 to 1, of logits (..., C): softmax, or sigmoid for a model with any number of classes."""
+    return logits.sigmoid() if getattr(model, "scores", "softmax") == "sigmoid" else logits.softmax(-1)
 
 
 def _cut(parts: Sequence[Tensor], start: int, stop: int) -> Iterator[Tensor]:
@@ -189,7 +206,14 @@ def evaluate(
         )
     seconds = time.perf_counter() - start
     values = {metric.name: metric.value() for metric in metrics}
-    return Evaluation(values, predictions, [(path, reason) for _, path, reason in unreadable], seconds)
+    precisions = next((item.of_classes() for item in metrics if isinstance(item, MeanAveragePrecision)), None)
+    return Evaluation(
+        values,
+        predictions,
+        [(path, reason) for _, path, reason in unreadable],
+        seconds,
+        precisions if any(metric.multi_label for metric in metrics) else None,
+    )
 
 
 def _predictions(scored: Sequence[tuple[VideoBatch, Tensor]], metrics: Sequence[Metric]) -> list[Prediction]:
@@ -202,10 +226,15 @@ def _predictions(scored: Sequence[tuple[VideoBatch, Tensor]], metrics: Sequence[
     valid, labels, indices = (
         torch.cat([getattr(batch, name) for batch, _ in scored]) for name in ("valid", "labels", "indices")
     )
-    targets = F.one_hot(labels[valid], scores.shape[1]).bool()
+    several = labels.dim() > 1
+    targets = labels[valid] if several else F.one_hot(labels[valid], scores.shape[1]).bool()
     for metric in metrics:
         metric.add(scores[valid], classes[valid], targets)
-    rows = (x[valid].tolist() for x in (indices, labels, classes, values))
+    own = (
+        [row.nonzero().flatten().tolist() or [NO_CLASS] for row in targets] if several else labels[valid, None].tolist()
+    )
+    rows = (x[valid].tolist() for x in (indices, classes, values))
     return [
-        Prediction(index, label, tuple(best), tuple(shares)) for index, label, best, shares in zip(*rows, strict=True)
+        Prediction(index, label, tuple(best), tuple(shares), tuple(others))
+        for (label, *others), index, best, shares in zip(own, *rows, strict=True)
     ]

@@ -1,6 +1,7 @@
 """The loss of training: logits and soft targets to a sum over videos, with weights of the classes."""
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,24 @@ from torch import Tensor
 
 from trainers.errors import ConfigError
 from video_datasets.text_files import read_text_file
+
+
+class SigmoidLoss:
+    """Binary cross entropy of every class, summed over classes and videos: a video has any number of classes.
+
+    It is the negative logarithm of the probability of a video's classes, of which each is a draw of its own.
+
+    Args:
+        weights: `(C,)`, factor of each class's term; None: 1.
+    """
+
+    def __init__(self, weights: Tensor | None = None) -> None:
+        self.weights = weights
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the sum for logits (B, C) and targets (B, C), 0 to 1, of the same type."""
+        weights = None if self.weights is None else self.weights.to(logits)
+        return F.binary_cross_entropy_with_logits(logits, targets, weights, reduction="sum")
 
 
 class CrossEntropy:
@@ -27,6 +46,21 @@ class CrossEntropy:
         """Return the sum for logits (B, C) and targets (B, C) of the same type."""
         weights = None if self.weights is None else self.weights.to(logits)
         return F.cross_entropy(logits, targets, weights, reduction="sum")
+
+
+Loss = CrossEntropy | SigmoidLoss
+LOSSES: dict[str, type[Loss]] = {"cross_entropy": CrossEntropy, "sigmoid": SigmoidLoss}
+
+
+def start_bias(mean_logit: float, num_labels: int, num_videos: int, num_classes: int) -> float:
+    """Return the bias at which the mean logit has the probability that a class is one of a video's.
+
+    Args:
+        mean_logit: over videos and classes, without a bias.
+        num_labels: classes of all videos, counted with one more that is there and one that is not.
+    """
+    share = (num_labels + 1) / (num_videos * num_classes + 2)
+    return math.log(share / (1 - share)) - mean_logit
 
 
 def balanced_weights(labels: Sequence[int], num_classes: int) -> Tensor:

@@ -148,12 +148,16 @@ class MeanAveragePrecision(Metric):
         scores, targets = self.sums.split(self.num_classes, dim=1)
         return scores, targets
 
-    def value(self) -> float | None:
-        """Return the mean over the classes that have videos."""
+    def of_classes(self) -> tuple[float | None, ...]:
+        """Return the average precision of each class in percent, None without a video."""
         scores, targets = self.sums.numpy().reshape(-1, 2, self.num_classes).transpose(1, 2, 0)  # (C, N) each
         found = [average_precision(*of_class) for of_class in zip(scores, targets > 0, strict=True)]
-        known = [value for value in found if value is not None]
-        return 100 * float(np.mean(known)) if known else float("nan")
+        return tuple(None if value is None else 100 * value for value in found)
+
+    def value(self) -> float | None:
+        """Return the mean over the classes that have videos."""
+        known = [value for value in self.of_classes() if value is not None]
+        return float(np.mean(known)) if known else float("nan")
 
 
 class MacroF1(Metric):

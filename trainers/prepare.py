@@ -22,7 +22,8 @@ from trainers.distributed.processes import Ranks
 from trainers.errors import ConfigError
 from trainers.files import make_writable
 from trainers.logging.plan import training_lines
-from trainers.losses import CrossEntropy
+from trainers.losses import Loss
+from trainers.multi_label import set_start_bias
 from trainers.optim import WarmupCosine
 from trainers.precision import Precision, pick_precision
 from trainers.reporting.write_results import WeightsFile
@@ -82,7 +83,8 @@ def prepare(settings: Settings, ranks: Ranks, interrupts: Interrupts) -> Job:
         raise ConfigError(f"wise_ft={settings.wise_ft}: needs fine-tuned weights; give resume=<checkpoint>")
     loaded = None
     if settings.resume is not None:
-        loaded = load_weights(model, settings.resume, hash_file=ranks.is_main)
+        of_scores = getattr(model, "scores", None) if settings.eval is not None else None
+        loaded = load_weights(model, settings.resume, hash_file=ranks.is_main, scores=of_scores)
     model.to(ranks.device, precision.dtype)
     ranks.broadcast_model(model)
     model.set_checkpointing(settings.trainer.checkpointing)
@@ -100,7 +102,7 @@ class TrainingParts:
     state: TrainingState
     loader: TrainLoader
     val_loader: EvalLoader
-    loss: CrossEntropy
+    loss: Loss
     run_facts: dict[str, Any]  # what checkpoints store besides the state
     is_resumed: bool
     resume_messages: list[str]  # about the checkpoint that the run resumes from, for the log
@@ -133,6 +135,11 @@ def prepare_training(job: Job) -> TrainingParts:
     plan = BatchPlan(
         len(train.records), settings.batch_size, settings.total_batch_size, settings.partial_update == "drop"
     )
+    fixed = fixed_facts(train.records, train.class_names, job.model.info()["token_embedding"])
+    config = hide_in_config(settings.to_dict())
+    last = read_last(settings.folder, fixed, config, ranks) if settings.auto_resume else None
+    if settings.multi_label and last is None and not settings.dry_run:
+        set_start_bias(settings, job.model, train, job.precision, ranks)
     with ranks.errors_together():
         used = build.build_parts(settings, job.model, train, job.precision)
         loss = build.build_loss(settings, train)
@@ -164,9 +171,6 @@ def prepare_training(job: Job) -> TrainingParts:
         left_out=left_out,
         start_weights=start_weights,
     )
-    fixed = fixed_facts(train.records, train.class_names, job.model.info()["token_embedding"])
-    config = hide_in_config(settings.to_dict())
-    last = read_last(settings.folder, fixed, config, ranks) if settings.auto_resume else None
     if last is not None:
         with ranks.errors_together():
             restore(state, last.content, settings.folder / LAST)
@@ -214,17 +218,24 @@ def _fingerprint_of(model: VideoModel, names: Collection[str]) -> str:
     return fingerprint({name: value for name, value in model.state_dict().items() if name in names})
 
 
-def load_weights(model: VideoModel, path: str | Path, hash_file: bool) -> WeightsFile | None:
+def load_weights(model: VideoModel, path: str | Path, hash_file: bool, scores: str | None = None) -> WeightsFile | None:
     """Load weights from a source of `tc_clip.read_checkpoint`; return the facts of the file that the results report.
 
     Args:
         hash_file: whether to compute the file's SHA-256; without it there are no facts.
+        scores: softmax or sigmoid, with which the weights must have been trained; None: either.
     """
     checkpoint = tc_clip.read_checkpoint(path, hash_file=hash_file)
+    trained = ((checkpoint.model_info or {}).get("options") or {}).get("scores", "softmax")
+    if scores is not None and scores != trained:
+        loss = "sigmoid" if trained == "sigmoid" else "cross_entropy"
+        raise ConfigError(f"{path}: was trained with loss={loss}: give it")
     try:
         tc_clip.load_weights(model, checkpoint)
     except tc_clip.WeightsError as error:
         advice = "; give the trainer= and trainer.options that it was trained with"
+        if trained == "sigmoid" and getattr(model, "scores", "softmax") != trained:
+            advice = "; it was trained with loss=sigmoid: give it"
         raise tc_clip.WeightsError(f"{error}{advice if 'not the weights of this' in str(error) else ''}") from error
     return None if checkpoint.sha256 is None else WeightsFile(str(path), checkpoint.sha256, checkpoint.config)
 

@@ -124,7 +124,7 @@ class Tester:
 
     def _evaluate(self, loader: EvalLoader, videos: VideoList, metrics: Sequence[Metric] = ()) -> Evaluation:
         job = self.job
-        metrics = metrics or create_metrics(job.settings.metrics, len(videos.class_names))
+        metrics = metrics or create_metrics(job.settings.metrics, len(videos.class_names), job.settings.multi_label)
         release_freed_memory()  # blocks that training kept do not fit evaluation
         job.model.set_class_names(videos.class_names, videos.split_camel_case)
         evaluation = evaluate(

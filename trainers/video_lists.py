@@ -39,8 +39,10 @@ class VideoList:
 
     @property
     def chance(self) -> float:
-        """Accuracy of guessing, in percent."""
-        return 100 / len(self.class_names)
+        """Top-1 of guessing, in percent."""
+        if all(len(record.labels) == 1 for record in self.records):
+            return 100 / len(self.class_names)
+        return 100 * sum(len(record.labels) for record in self.records) / len(self.records) / len(self.class_names)
 
     def without(self, paths: Collection[str]) -> "VideoList":
         """Return the list without the videos of some paths, spelled as in the list."""
@@ -69,19 +71,21 @@ def read_video_list(
     split_camel_case: bool,
     opened: dict[str, VideoFiles],
     allow_outside: bool = False,
+    multi_label: bool = False,
 ) -> VideoList:
     """Read a list and its class names, and open the folder or tar of its videos.
 
     Args:
         opened: opened roots, whose index is shared; a new root is added.
         allow_outside: listed paths can lead out of the root.
+        multi_label: a video can have any number of classes.
 
     Raises:
         AnnotationError: the list or the class names are wrong.
         VideoFilesError: the root cannot be opened.
     """
     class_names = read_class_names(class_names_path)
-    records = read_annotations(list_path, num_classes=len(class_names))
+    records = read_annotations(list_path, len(class_names), multi_label)
     if root not in opened:
         opened[root] = open_video_files(root, allow_outside)
     opened[root].prepare(record.path for record in records)

@@ -7,12 +7,14 @@ error of one line that starts with the file and, if known, the line.
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from video_datasets.segments import segment_name
 from video_datasets.text_files import parse_json, read_text_file, split_lines, whole_number
+
+NO_CLASS = -1  # label of a video without a class
 
 
 class AnnotationError(ValueError):
@@ -23,43 +25,70 @@ class AnnotationError(ValueError):
 class VideoRecord:
     """One listed video: its path as written in the list, and its class (0-based).
 
-    The path of a segment ends in `#t=start,end` (`video_datasets.segments`).
+    The path of a segment ends in `#t=start,end` (`video_datasets.segments`). In a list with several classes a video,
+    `others` has those after the first, and a video without a class has the label `NO_CLASS`.
     """
 
     path: str
     label: int
+    others: tuple[int, ...] = ()
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """All classes of the video; none or several only in lists that were read with `multi_label`."""
+        return () if self.label == NO_CLASS else (self.label, *self.others)
 
 
-def read_annotations(path: str | Path, num_classes: int | None = None) -> list[VideoRecord]:
+def read_annotations(path: str | Path, num_classes: int | None = None, multi_label: bool = False) -> list[VideoRecord]:
     """Read an annotation list: lines `relative/path.mp4 label`, or `.json`: `[{"filename": ..., "label": [int]}, ...]`.
 
     A segment of a video, in seconds, has a line of four columns with tabs between them, `path`, `label`, `start`,
     `end`, or the entries `start` and `end`. Paths may contain spaces. Blank lines, a byte order mark and the line ends
     of Windows and old Macs are tolerated.
 
+    Args:
+        multi_label: whether a video can have any number of classes: `3,7`, or `-` for none; in JSON `[3, 7]` and `[]`.
+
     Raises:
-        AnnotationError: the file is missing, empty or not text, a label is not an integer in `[0, num_classes)`, or a
-            video is listed twice.
+        AnnotationError: the file is missing, empty or not text, a label is not an integer in `[0, num_classes)`, a
+            video is listed twice, or has not one class without `multi_label`.
     """
     path = Path(path)
     text = _read_text(path)
     entries = _json_entries(path, text) if path.suffix.lower() == ".json" else _line_entries(path, text)
 
     records: list[VideoRecord] = []
-    seen: dict[str, tuple[str, int]] = {}
-    for location, video, label in entries:
-        if label < 0 or (num_classes is not None and label >= num_classes):
-            valid = f"0..{num_classes - 1}" if num_classes is not None else "0 or more"
-            raise AnnotationError(f"{location}: label {label} of {video!r} is out of range, labels are {valid}")
+    seen: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for location, video, labels in entries:
+        for label in labels:
+            if label < 0 or (num_classes is not None and label >= num_classes):
+                valid = f"0..{num_classes - 1}" if num_classes is not None else "0 or more"
+                raise AnnotationError(f"{location}: label {label} of {video!r} is out of range, labels are {valid}")
+            if labels.count(label) > 1:
+                raise AnnotationError(f"{location}: {video!r} has the label {label} twice")
+        if len(labels) != 1 and not multi_label:
+            raise AnnotationError(
+                f"{location}: {video!r} has {labels_text(labels) if labels else 'no class'}, one class is needed here; "
+                "training and evaluation take any number of classes with loss=sigmoid"
+            )
         if video in seen:
-            first_location, first_label = seen[video]
-            what = "again" if first_label == label else f"with label {label}, before with label {first_label}"
+            first_location, first = seen[video]
+            what = (
+                "again"
+                if first == labels
+                else f"with label {labels_text(labels)}, before with label {labels_text(first)}"
+            )
             raise AnnotationError(f"{location}: {video!r} is listed {what}; first at {first_location}")
-        seen[video] = (location, label)
-        records.append(VideoRecord(video, label))
+        seen[video] = (location, labels)
+        records.append(VideoRecord(video, labels[0], labels[1:]) if labels else VideoRecord(video, NO_CLASS))
     if not records:
         raise AnnotationError(f"{path}: the list has no videos")
     return records
+
+
+def labels_text(labels: Iterable[int]) -> str:
+    """Return the labels of a video as a list has them: `3`, `3,7`, or `-` for none."""
+    return ",".join(map(str, labels)) or "-"
 
 
 def read_class_names(path: str | Path) -> list[str]:
@@ -117,7 +146,7 @@ class _Pairs(list[tuple[str, object]]):
     """The items of a JSON object, kept as a list so that repeated keys are detected."""
 
 
-def _line_entries(path: Path, text: str) -> Iterator[tuple[str, str, int]]:
+def _line_entries(path: Path, text: str) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     for number, line in enumerate(split_lines(text), start=1):
         line = line.strip()
         if not line:
@@ -130,12 +159,12 @@ def _line_entries(path: Path, text: str) -> Iterator[tuple[str, str, int]]:
         if len(parts) != 2:
             raise AnnotationError(f"{location}: expected `path label`, found {_short(line)}")
         try:
-            label = whole_number(parts[1])
+            labels = () if parts[1] == "-" else tuple(map(whole_number, parts[1].split(",")))
         except ValueError:
             raise AnnotationError(
                 f"{location}: expected `path label`, the label {_short(parts[1])} is not an integer"
             ) from None
-        yield location, with_segment(location, parts[0], start, end), label
+        yield location, with_segment(location, parts[0], start, end), labels
 
 
 def with_segment(location: str, video: str, start: object, end: object) -> str:
@@ -158,7 +187,7 @@ def with_segment(location: str, video: str, start: object, end: object) -> str:
         raise AnnotationError(f"{location}: {video!r}: {error}") from None
 
 
-def _json_entries(path: Path, text: str) -> Iterator[tuple[str, str, int]]:
+def _json_entries(path: Path, text: str) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     document = _read_json(path, text)
     if not isinstance(document, list) or isinstance(document, _Pairs):
         raise AnnotationError(f'{path}: expected a list of {{"filename": ..., "label": [...]}}')
@@ -166,13 +195,12 @@ def _json_entries(path: Path, text: str) -> Iterator[tuple[str, str, int]]:
         location = f"{path}: entry {number}"
         entry = dict(pairs) if isinstance(pairs, _Pairs) else {}
         video, label = entry.get("filename"), entry.get("label")
-        if isinstance(label, list) and len(label) == 1:
-            label = label[0]
+        labels = label if isinstance(label, list) and not isinstance(label, _Pairs) else [label]
         if not isinstance(video, str) or not video.strip():
             raise AnnotationError(f'{location}: has no "filename"')
-        if not isinstance(label, int) or isinstance(label, bool):
+        if not all(isinstance(item, int) and not isinstance(item, bool) for item in labels):
             raise AnnotationError(f'{location}: the "label" of {video!r} must be one integer, found {_short(label)}')
-        yield location, with_segment(location, video, entry.get("start"), entry.get("end")), label
+        yield location, with_segment(location, video, entry.get("start"), entry.get("end")), tuple(labels)
 
 
 def _csv_names(path: Path, text: str) -> Iterator[tuple[str, int, str]]:

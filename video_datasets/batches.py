@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ class VideoBatch:
 
     Attributes:
         videos: uint8 (B, V, T, 3, H, W), V = 1 in training.
-        labels: int64 (B,).
+        labels: int64 (B,); bool (B, C) if a video can have any number of classes.
         indices: int64 (B,), positions in the list; in training, of the replacement of an unreadable video.
         valid: bool (B,), False for a test video that could not be read; its pixels are zeros.
         number: index of the micro-batch in its epoch, or of the batch in this rank's evaluation.
@@ -69,7 +70,7 @@ def collate(items: Sequence[VideoItem], pin_memory: bool = False) -> VideoBatch:
     videos = torch.empty(len(items), *items[0].videos.shape, dtype=torch.uint8, pin_memory=pin_memory)
     batch = VideoBatch(
         videos=torch.stack([item.videos for item in items], out=videos),
-        labels=torch.tensor([item.label for item in items]),
+        labels=torch.from_numpy(np.array([item.label for item in items])),
         indices=torch.tensor([item.index for item in items]),
         valid=torch.tensor([item.valid for item in items]),
         number=items[0].number,

@@ -44,6 +44,8 @@ def compare_labels(records: Sequence[VideoRecord], class_names: Sequence[str]) -
     num_named = sum(_class_of(record.path, classes) is not None for record in probe)
     if num_named == 0 or 2 * num_named < len(probe):
         return None
+    if any(len(record.labels) != 1 for record in records):
+        return None  # a path has one class
     found = [(class_names[record.label], _class_of(record.path, classes)) for record in records]
     named = [(label, words) for label, words in found if words is not None]
     return LabelComparison(len(named), Counter((label, words) for label, words in named if label != words))

@@ -41,8 +41,14 @@ class Mixing:
     def __call__(self, videos: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Mix float videos (B, T, 3, H, W) with labels (B,): videos and targets (B, C) of the same type.
 
+        Labels bool (B, C) are their own targets; they are neither mixed nor smoothed.
+
         The input is not changed. All draws come from `rng` (`randomness.micro_batch_rng`).
         """
+        if labels.dim() > 1:
+            if self.mixup_alpha or self.cutmix_alpha or self.label_smoothing:
+                raise ValueError("targets with several classes are neither mixed nor smoothed")
+            return videos, labels.to(videos.dtype)
         targets = self.smooth(labels, videos.dtype)
         if self.mixup_alpha == 0 and self.cutmix_alpha == 0:
             return videos, targets

@@ -59,7 +59,7 @@ class VideoItem:
 
     Attributes:
         videos: uint8 (V, T, 3, S, S); zeros if nothing could be read.
-        label: the class.
+        label: the class, or (C,) bool with all classes.
         index: position in the list of the video that it shows.
         valid: False if nothing could be read.
         number: number of the micro-batch.
@@ -69,7 +69,7 @@ class VideoItem:
     """
 
     videos: Tensor
-    label: int
+    label: int | np.ndarray
     index: int
     valid: bool
     number: int
@@ -101,6 +101,7 @@ class VideoDataset:
         decode_later: leave the decoding of training views to `device_decoding`, and with it their colours. All videos
             must be stored frames.
         change: changes the test views, or None.
+        num_classes: C, if a video can have any number of classes: its label is then (C,) bool; None: one class each.
 
     Raises:
         VideoFilesError: a listed path leads outside the root or is ambiguous.
@@ -122,6 +123,7 @@ class VideoDataset:
         decode_later: bool = False,
         crashed: CrashedVideos | None = None,
         change: VideoChange | None = None,
+        num_classes: int | None = None,
     ):
         check_decoder(decoder)
         if not records:
@@ -134,7 +136,12 @@ class VideoDataset:
         if self.training and change is not None:
             raise ValueError("a change is for test views")
         self._paths = PackedTexts([record.path for record in records])
-        self._labels = np.array([record.label for record in records], dtype=np.int64)
+        if num_classes is None:
+            self._labels = np.array([record.label for record in records], dtype=np.int64)
+        else:
+            self._labels = np.zeros((len(records), num_classes), dtype=bool)
+            for row, record in zip(self._labels, records, strict=True):
+                row[list(record.labels)] = True
         files.prepare(record.path for record in records)
         self.files = files
         self.transform = transform
@@ -165,9 +172,9 @@ class VideoDataset:
         """Return the root and the listed path of a video, joined."""
         return os.path.join(self.files.root, self._paths[index])
 
-    def label(self, index: int) -> int:
-        """Return the class of a video."""
-        return int(self._labels[index])
+    def label(self, index: int) -> int | np.ndarray:
+        """Return the class of a video, or (C,) bool with its classes."""
+        return self._labels[index] if self._labels.ndim > 1 else int(self._labels[index])
 
     def __getitem__(self, key: ItemKey) -> VideoItem:
         return self.load(key)

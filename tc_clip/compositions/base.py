@@ -14,6 +14,7 @@ from tc_clip.config import (
     TextConfig,
     VisionConfig,
     as_block_numbers,
+    require_choice,
 )
 from tc_clip.models import VideoClip
 from tc_clip.prompts import FeaturePrompts, LearnedPrompts, VideoConditionalPrompts
@@ -26,7 +27,7 @@ from tc_clip.vision_encoder import VisionEncoder
 # Options by what they belong to. Options of what is switched off have no effect.
 COMMON = {"num_frames": 16, "context_length": 30, "split_camel_case": True, "pixels": "recipe", "framing": "crop"}
 COMMON |= {"templates": None, "descriptions": None, "text_pooling": "mean", "matching": "cosine"}
-COMMON |= {"brownian_width": 192, "brownian_share": 0.5}
+COMMON |= {"brownian_width": 192, "brownian_share": 0.5, "scores": "softmax"}
 TRAINED = COMMON | {"prompt_init": "a photo of a", "positional_embedding": "space", "freeze": None}
 TRAINED |= asdict(AdapterConfig()) | asdict(TemporalConfig())
 CONTEXT = asdict(ContextConfig())
@@ -103,6 +104,9 @@ class Composition:
         if templates and prompts is not None:
             raise ValueError(f"{self.name}: templates have no place for learned prompt vectors: leave them out")
         with_context = self.attention.uses_context or isinstance(prompts, VideoConditionalPrompts)
+        require_choice("scores", options["scores"], ("softmax", "sigmoid"))
+        if options["scores"] == "sigmoid" and options["matching"] == "brownian":
+            raise ValueError("matching=brownian compares by a softmax: scores=sigmoid needs another matching")
         position = options.get("positional_embedding", "space")
         if position not in ("space", "joint"):
             raise ValueError(f"positional_embedding is 'space' or 'joint', not {position!r}")
@@ -147,6 +151,7 @@ class Composition:
             info=info,
             pixels=parts.pixels,
             logit_bias=parts.logit_bias,
+            scores=options["scores"],
         )
         if options.get("freeze") is not None:
             model.freeze(options["freeze"])

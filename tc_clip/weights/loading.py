@@ -129,7 +129,9 @@ def load_weights(model: VideoModel, checkpoint: CheckpointSource) -> LoadReport:
             f"the model was created with {kinds[own.dim()]!r}"
         )
     _warn_of_changes(report, source)
-    _load_strictly(model, tensors, source, start=checkpoint.content.get(ENTRY))
+    # A model for several classes a video can start from one for single classes.
+    absent = frozenset({"logit_bias"} if model.scores == "sigmoid" else ())
+    _load_strictly(model, tensors, source, absent=absent, start=checkpoint.content.get(ENTRY))
     return report
 
 

@@ -1,10 +1,11 @@
 """Annotation lists and class-name files: what is read, and the one line of every error."""
 
 import json
+import re
 
 import pytest
 
-from video_datasets.annotations import AnnotationError, VideoRecord, read_annotations, read_class_names
+from video_datasets.annotations import AnnotationError, VideoRecord, labels_text, read_annotations, read_class_names
 
 
 def write(path, text):
@@ -25,6 +26,38 @@ def test_reads_json(tmp_path):
     entries = [{"filename": "x y.mp4", "label": [4]}, {"filename": "z.webm", "label": 0}]
     path = write(tmp_path / "list.json", json.dumps(entries))
     assert read_annotations(path, num_classes=5) == [VideoRecord("x y.mp4", 4), VideoRecord("z.webm", 0)]
+
+
+def test_reads_several_classes_a_video(tmp_path):
+    path = write(tmp_path / "list.txt", "a b.mp4 3,0\nc.mp4 -\nd.mp4\t2,1\t0.5\t2\ne.mp4 4\n")
+    entries = [{"filename": "a b.mp4", "label": [3, 0]}, {"filename": "c.mp4", "label": []}]
+    found = read_annotations(path, 5, multi_label=True)
+    assert [(record.path, record.labels) for record in found] == [
+        ("a b.mp4", (3, 0)),
+        ("c.mp4", ()),
+        ("d.mp4#t=0.5,2", (2, 1)),
+        ("e.mp4", (4,)),
+    ]
+    json_path = write(tmp_path / "list.json", json.dumps(entries))
+    assert read_annotations(json_path, 5, multi_label=True) == found[:2]
+    assert [labels_text(record.labels) for record in found] == ["3,0", "-", "2,1", "4"]
+    for name in (path, json_path):
+        with pytest.raises(AnnotationError, match="'a b.mp4' has 3,0, one class is needed here; .* loss=sigmoid"):
+            read_annotations(name, 5)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a.mp4 1,5", "label 5 of 'a.mp4' is out of range, labels are 0..4"),
+        ("a.mp4 1,1", "'a.mp4' has the label 1 twice"),
+        ("a.mp4 1,", "the label '1,' is not an integer"),
+        ("a.mp4 1,2\na.mp4 3", "'a.mp4' is listed with label 3, before with label 1,2"),
+    ],
+)
+def test_wrong_lines_of_several_classes(tmp_path, line, message):
+    with pytest.raises(AnnotationError, match=re.escape(message)):
+        read_annotations(write(tmp_path / "list.txt", line), 5, multi_label=True)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +87,8 @@ def test_reads_json(tmp_path):
         (
             "list.json",
             '[{"filename": "a", "label": [1, 2]}]',
-            "{path}: entry 0: the \"label\" of 'a' must be one integer, found [1, 2]",
+            "{path}: entry 0: 'a' has 1,2, one class is needed here; training and evaluation take any number of "
+            "classes with loss=sigmoid",
         ),
         (
             "list.json",

@@ -14,7 +14,7 @@ import signal
 import tempfile
 from pathlib import Path
 
-from trainers.commands.shared import add_model_arguments, load_named_model, named_checkpoint, positive
+from trainers.commands.shared import add_model_arguments, calibrated, load_named_model, named_checkpoint, positive
 from trainers.config.command_line import one_line_errors
 from trainers.errors import ConfigError
 from trainers.inference.inputs import read_classes
@@ -58,7 +58,9 @@ def main(argv: list[str] | None = None) -> int:
         max_bytes = args.max_mb * 2**20
         model = load_named_model(args, classes, checkpoint)
         examples = make_examples(Path(folder.name) / "examples")
-        page = build_page(gradio, Demo(model, args.precision, args.max_seconds, args.timeout), classes, examples)
+        temperature = calibrated(checkpoint)
+        demo = Demo(model, args.precision, args.max_seconds, args.timeout, temperature)
+        page = build_page(gradio, demo, classes, examples)
         signal.signal(signal.SIGTERM, _stop)  # as Ctrl-C, so that the uploads are deleted
         signal.signal(signal.SIGINT, _stop)
         with folder, contextlib.suppress(KeyboardInterrupt):

@@ -45,7 +45,9 @@ def main(argv: list[str] | None = None) -> int:
             content = read_predictions(path)
             picture = run / f"confusion_{content.name}.png"
             with side_product(picture.name, warnings.append):
-                if not draw_confusion(content.confusion, content.name, picture):
+                if content.confusion is None:
+                    print(f"{picture.name}: not drawn, a video has any number of classes")
+                elif not draw_confusion(content.confusion, content.name, picture):
                     print(f"{picture.name}: not drawn, more than {MAX_DRAWN_CLASSES} classes cannot be read")
     for warning in warnings:
         print(f"plot_run: {warning}", file=sys.stderr)

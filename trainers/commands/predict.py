@@ -27,6 +27,7 @@ from trainers.commands.shared import (
     own_classes,
     positive,
     share,
+    threshold_for,
 )
 from trainers.config.command_line import one_line_errors
 from trainers.errors import ConfigError
@@ -56,9 +57,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--threshold",
         type=share,
-        default=0.0,
         metavar="P",
-        help="0 to 1: a video or window whose best class scores less is labelled 'none of these' (default 0)",
+        help="0 to 1: a video or window whose best class scores less is labelled 'none of these' (default 0). A model "
+        "trained with loss=sigmoid names all classes that score as much (default 0.5)",
     )
     parser.add_argument("--top", type=positive(int), default=5, help="classes to report of each video (default 5)")
     add_view_arguments(parser)
@@ -92,6 +93,7 @@ def main(argv: list[str] | None = None) -> int:
             checkpoint = named_checkpoint(args)
             model = load_named_model(args, classes or own_classes(args, checkpoint), checkpoint)
             args.temperature = calibrated(checkpoint)
+        args.threshold = threshold_for(model, args.threshold)
         note(f"{model.name}, {len(model.class_names)} classes, {len(videos)} videos; loaded in {_since(started)}")
         num_read = print_timelines(model, videos, args) if args.window else print_predictions(model, videos, args)
     return 0 if num_read else 1
@@ -144,17 +146,22 @@ def print_predictions(model: "VideoModel", videos: list[str], args: argparse.Nam
 
 
 def table(item: "VideoPrediction") -> str:
-    """Return a prediction as text: the video, then one line per class with its score as a bar."""
+    """Return a prediction as text: the video, then one line per class with its score as a bar.
+
+    With any number of classes a video, those that reach the threshold, or the best one if none does.
+    """
     from trainers.inference.predict import NONE_OF_THESE
 
     if item.error is not None:
         return f"{item.path}: cannot be read: {item.error}"
-    width = min(max(map(len, item.classes)), max(20, shutil.get_terminal_size().columns - BAR_WIDTH - 12))
     label = ""
     if item.label == NONE_OF_THESE:
         label = f"  {NONE_OF_THESE}: the best class has less than {100 * item.threshold:g} %"
+    num_shown = max(1, len(item.labels)) if item.several else len(item.classes)
+    classes = item.classes[:num_shown]
+    width = min(max(map(len, classes)), max(20, shutil.get_terminal_size().columns - BAR_WIDTH - 12))
     lines = [f"{item.path}{label}  ({item.seconds:.2f} s)"]
-    for name, score in zip(item.classes, item.scores, strict=True):
+    for name, score in zip(classes, item.scores, strict=False):
         bar = "█" * int(score * BAR_WIDTH) + " ▏▎▍▌▋▊▉"[int(score * BAR_WIDTH % 1 * 8)]
         bar = bar if _can_print(bar) else "#" * round(score * BAR_WIDTH)
         lines.append(f"  {name:<{width}}  {100 * score:5.1f} %  {bar}".rstrip())

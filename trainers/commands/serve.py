@@ -24,6 +24,7 @@ from trainers.commands.shared import (
     own_classes,
     positive,
     share,
+    threshold_for,
 )
 from trainers.config.command_line import one_line_errors
 from trainers.errors import ConfigError
@@ -41,7 +42,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--classes", nargs="+", help="class names, a file or a label set, unless a request names others"
     )
-    parser.add_argument("--threshold", type=share, default=0.0, metavar="P", help="as for predict (default 0)")
+    parser.add_argument("--threshold", type=share, metavar="P", help="as for predict")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="0: any free one (default 8000)")
     parser.add_argument(
@@ -85,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         service = Service(
             model,
             args.precision,
-            threshold=args.threshold,
+            threshold=threshold_for(model, args.threshold),
             temperature=calibrated(checkpoint),
             max_seconds=args.max_seconds,
             max_files=args.max_files,

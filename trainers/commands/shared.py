@@ -13,7 +13,7 @@ from trainers.errors import ConfigError
 
 if TYPE_CHECKING:
     from tc_clip import Checkpoint, VideoClip
-    from tc_clip.protocol import VideoBackbone
+    from tc_clip.protocol import VideoBackbone, VideoModel
     from trainers.inference.embed import VideoFeatures
 
 SECONDS_BETWEEN_NOTES = 10.0  # without a terminal
@@ -141,6 +141,13 @@ def load_named_model(
         device=args.device,
     )
     return model.double() if args.precision == "fp64" else model
+
+
+def threshold_for(model: "VideoModel", threshold: float | None) -> float:
+    """Return the threshold of a command line, or the default: 0, or 0.5 if a video has any number of classes."""
+    from trainers.inference.predict import gives_several
+
+    return (0.5 if gives_several(model) else 0.0) if threshold is None else threshold
 
 
 def calibrated(checkpoint: "Checkpoint | None") -> float | None:

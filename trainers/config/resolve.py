@@ -42,6 +42,7 @@ def resolve(cfg: DictConfig, is_sweep: bool = False) -> Settings:
     _check_framing(settings)
     _check_averaging(settings)
     _check_robustness(settings)
+    _check_loss(settings)
     BatchPlan(settings.total_batch_size, settings.batch_size, settings.total_batch_size)
     if settings.starts_from_random_weights and settings.wise_ft not in ("auto", None):
         raise ConfigError(
@@ -94,6 +95,27 @@ def _check_framing(settings: Settings) -> None:
     crops = [settings.views_of(part)[1] for part in ("val", "test")]
     if settings.framing != "crop" and max(crops) > 1:
         raise ConfigError(f"framing={settings.framing} shows the whole frame, which has no 3 crops: give num_crop=1")
+
+
+def _check_loss(settings: Settings) -> None:
+    """Check that nothing needs one class a video if there can be any number."""
+    if not settings.multi_label:
+        return
+    one, objective = "needs one class a video", settings.objective
+    refused = {
+        "-cn few_shot": (settings.protocol == "few_shot", f"draws its lists by class, which {one}"),
+        "-cn base2novel": (settings.protocol == "base2novel", f"divides the videos by class, which {one}"),
+        "aug.mixup": (settings.aug.mixup, "mixes the classes of two videos as shares of one"),
+        "aug.label_smoothing": (settings.aug.label_smoothing, "spreads a share of one class over the others"),
+        "sampling=balanced": (settings.sampling == "balanced", f"draws by class, which {one}"),
+        "class_weights=balanced": (settings.class_weights == "balanced", f"counts videos by class, which {one}"),
+        "calibrate=true": (settings.calibrate, "fits a temperature of softmax scores"),
+        "choose.by=held_out": (settings.choose.by == "held_out", f"holds out classes, which {one}"),
+        "objective.logits": (objective.logits, "compares softmax scores"),
+    }
+    for key, (is_on, reason) in refused.items():
+        if is_on:
+            raise ConfigError(f"{key} does not go with loss=sigmoid: it {reason}")
 
 
 def _check_averaging(settings: Settings) -> None:

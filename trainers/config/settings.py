@@ -340,9 +340,7 @@ class Settings:
         "`aug.crop_scales` in training, the middle in evaluation. `letterbox`: the whole frame, with bars; `stretch`: "
         "the whole frame, squeezed. For people who must stay in the picture."
     )
-    num_clip: int | None = key(
-        "Temporal views of a video in validation and test; `null`: those of `views`.", at_least=1
-    )
+    num_clip: int | None = key("Temporal views of a video in evaluation; `null`: those of `views`.", at_least=1)
     num_crop: Literal[1, 3] | None = key("Spatial views of a video in validation and test; `null`: those of `views`.")
     views: ViewSettings
     context_length: int = key(
@@ -350,9 +348,7 @@ class Settings:
         "an error that names it.",
         at_least=3,
     )
-    batch_size: int = key(
-        "Videos of a micro-batch: MixUp and CutMix mix within it, and the schedule counts it.", at_least=1
-    )
+    batch_size: int = key("Videos of a micro-batch, within which MixUp and CutMix mix; a step of `lr`.", at_least=1)
     total_batch_size: int = key("Videos of one update, over all processes. A multiple of `batch_size`.", at_least=1)
     partial_update: Literal["drop", "keep"] = key(
         "The videos left after an epoch's last full update: `drop` leaves them out, as published; `keep` makes a "
@@ -469,11 +465,17 @@ class Settings:
         "The file of each class set (`k400`, `k400_base`, `hmdb51`, ...). The facts of a data set refer to them."
     )
     dataset: dict[str, DatasetFacts] = key("Facts of the data sets, see below.", other_entries=True)
+    loss: Literal["cross_entropy", "sigmoid"] = key("One class a video, or any number (`sigmoid`); see below.")
 
     @property
     def folder(self) -> Path:
         """The output folder."""
         return Path(self.output)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a video has any number of classes."""
+        return self.loss == "sigmoid"
 
     @property
     def starts_from_random_weights(self) -> bool:

@@ -59,7 +59,7 @@ def _published_table() -> str:
 def _defaults(file: str, section: str | None) -> Iterator[tuple[str, str]]:
     """Yield the keys of a file, or of one of its sections, with their defaults as YAML."""
     path = Path(file)
-    prefix = "" if path.parent.name in ("", "labels") else f"{path.parent.name}."
+    prefix = "" if path.parent.name in ("", "labels", "loss") else f"{path.parent.name}."
     text = (CONFIGS / path).read_text(encoding="utf-8")
     if section is not None:
         _, found, rest = text.partition(f"\n# {section}\n")

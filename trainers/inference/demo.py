@@ -42,13 +42,22 @@ class Demo:
         precision: as for `trainers.inference.predict.predict`.
         max_seconds: longest video.
         timeout_s: seconds to wait for frames.
+        temperature: of a calibration (`trainers.inference.predict.temperature_of`), or None.
     """
 
-    def __init__(self, model: VideoTextModel, precision: str, max_seconds: float, timeout_s: float):
+    def __init__(
+        self,
+        model: VideoTextModel,
+        precision: str,
+        max_seconds: float,
+        timeout_s: float,
+        temperature: float | None = None,
+    ):
         self.model = model
         self.precision = precision
         self.max_seconds = max_seconds
         self.timeout_s = timeout_s
+        self.temperature = temperature
         self._lock = threading.Lock()
 
     def __call__(self, video: str | None, text: str) -> tuple[dict[str, float], Image.Image | None, str]:
@@ -75,7 +84,10 @@ class Demo:
             try:
                 scores = self._scores(video)
                 timeline = self._timeline(video, seconds) if seconds > SHORT_S else None
-                page = insight_page([look(self.model, video, self.precision, timeout_s=self.timeout_s)])
+                insight = look(
+                    self.model, video, self.precision, timeout_s=self.timeout_s, temperature=self.temperature
+                )
+                page = insight_page([insight])
             except VideoReadError as error:
                 raise unreadable(error) from error
         return scores, timeline, page
@@ -88,7 +100,13 @@ class Demo:
 
     def _scores(self, video: str) -> dict[str, float]:
         (prediction,) = predict(
-            self.model, [video], top=MAX_CLASSES, precision=self.precision, num_workers=1, timeout_s=self.timeout_s
+            self.model,
+            [video],
+            top=MAX_CLASSES,
+            precision=self.precision,
+            num_workers=1,
+            timeout_s=self.timeout_s,
+            temperature=self.temperature,
         )
         if prediction.error is not None:
             raise VideoReadError(video, prediction.error)
@@ -97,7 +115,13 @@ class Demo:
     def _timeline(self, video: str, seconds: float) -> Image.Image:
         window = max(1.0, 2 * seconds / NUM_WINDOWS)
         timeline = predict_timeline(
-            self.model, video, window, window / 2, precision=self.precision, timeout_s=self.timeout_s
+            self.model,
+            video,
+            window,
+            window / 2,
+            precision=self.precision,
+            timeout_s=self.timeout_s,
+            temperature=self.temperature,
         )
         return timeline_picture(timeline)
 

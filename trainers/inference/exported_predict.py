@@ -251,8 +251,11 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{video}: cannot be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
             continue
         logits = run(pixels[None])[0].astype(np.float64)
-        scores = np.exp(logits - logits.max())
-        scores /= scores.sum()
+        if facts.get("scores") == "sigmoid":  # each class has a score of its own
+            scores = 0.5 * (1 + np.tanh(logits / 2))
+        else:
+            scores = np.exp(logits - logits.max())
+            scores /= scores.sum()
         print(video)
         for index in np.argsort(-scores, kind="stable")[: args.top]:
             print(f"  {classes[index]:<40} {100 * scores[index]:5.1f} %")

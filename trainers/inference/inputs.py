@@ -111,7 +111,7 @@ def stems_of(videos: Sequence[str]) -> list[str]:
 
 def _listed(path: Path) -> list[str]:
     if path.suffix.lower() == ".json":
-        return [_existing([record.path], path.parent) for record in read_annotations(path)]
+        return [_existing([record.path], path.parent) for record in read_annotations(path, multi_label=True)]
     videos = []
     for line in _lines(path):
         if len(columns := line.split("\t")) == 4:

@@ -32,6 +32,7 @@ def record_of(item: VideoPrediction) -> dict[str, Any]:
         "error": item.error,
         "seconds": round(item.seconds, 4),
         "label": item.label,
+        **({"labels": list(item.labels)} if item.several else {}),
         "predictions": [{"class": name, "score": score} for name, score in zip(item.classes, item.scores, strict=True)],
     }
 

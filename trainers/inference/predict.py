@@ -36,11 +36,12 @@ NONE_OF_THESE = "none of these"  # the label of what scores below the threshold
 
 @dataclass(frozen=True)
 class VideoPrediction:
-    """The best classes of a video, best first, with their scores (mean softmax over the views, 0 to 1).
+    """The best classes of a video, best first, with their scores (mean over the views, 0 to 1).
 
     `seconds` is the time since the previous result, divided by the number of videos in the batch. If the video could
     not be read, `error` is one line with the reason and there are no classes. `label` is the best class, or
-    `NONE_OF_THESE` if it scores less than the threshold.
+    `NONE_OF_THESE` if it scores less than the threshold. If `several`, a video has any number of classes: `classes` has
+    all of the model, `labels` those that reach the threshold, and `label` names these with "; " between them.
     """
 
     path: str
@@ -49,21 +50,26 @@ class VideoPrediction:
     seconds: float
     error: str | None = None
     threshold: float = 0.0
+    several: bool = False
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes of the video, best first: those that reach the threshold, or the best of them."""
+        reached = [name for name, score in zip(self.classes, self.scores, strict=True) if score >= self.threshold]
+        return tuple(reached if self.several else reached[:1])
 
     @property
     def label(self) -> str | None:
         """The best class, `NONE_OF_THESE`, or None if the video could not be read."""
-        if not self.classes:
-            return None
-        return self.classes[0] if self.scores[0] >= self.threshold else NONE_OF_THESE
+        return ("; ".join(self.labels) or NONE_OF_THESE) if self.classes else None
 
 
 @dataclass(frozen=True)
 class Timeline:
     """Scores of a long video over time: `scores` (n, C) of the windows from `starts` to `ends` (n,), in seconds.
 
-    A window whose best class scores less than `threshold` has the label `NONE_OF_THESE`. If the video breaks off,
-    `error` is one line with the reason; the windows before it are there.
+    A window whose best class scores less than `threshold` has the label `NONE_OF_THESE`; if `several`, a window has all
+    classes that reach it. If the video breaks off, `error` is one line with the reason; earlier windows are there.
     """
 
     path: str
@@ -73,10 +79,14 @@ class Timeline:
     scores: np.ndarray
     error: str | None = None
     threshold: float = 0.0
+    several: bool = False
 
     @property
     def labels(self) -> list[str]:
-        """The best class of each window, or `NONE_OF_THESE`."""
+        """The best class of each window, or all that reach the threshold, or `NONE_OF_THESE`."""
+        if self.several:
+            reached = (np.flatnonzero(scores >= self.threshold) for scores in self.scores)
+            return ["; ".join(self.class_names[index] for index in indices) or NONE_OF_THESE for indices in reached]
         best, names = self.scores.argmax(axis=1).tolist(), self.class_names
         known = (self.scores.max(axis=1) >= self.threshold).tolist()
         return [names[label] if is_known else NONE_OF_THESE for label, is_known in zip(best, known, strict=True)]
@@ -171,6 +181,11 @@ def temperature_of(checkpoint: tc_clip.Checkpoint) -> tuple[float, str] | None:
     return temperature, f"fitted on {stored.get('videos')} videos of {stored.get('list')}"
 
 
+def gives_several(model: VideoModel) -> bool:
+    """Return whether the model was trained for any number of classes a video, each with a score of its own."""
+    return getattr(model, "scores", "softmax") == "sigmoid"
+
+
 def inference_precision(model: ReadsVideos, name: str = "auto") -> Precision:
     """Return the number formats of inference; auto is bf16 if the device, GPU or CPU, computes in it, else fp32."""
     device = next(model.parameters()).device
@@ -210,6 +225,8 @@ def iter_predictions(
 ) -> Iterator[VideoPrediction]:
     """Yield a prediction for every video, in order, each when its batch is scored and the next one has been started.
 
+    A model for any number of classes a video (`gives_several`) has no use for `top` and `temperature`.
+
     Args:
         model: with its class names, on its device.
         paths: video files.
@@ -238,7 +255,8 @@ def iter_predictions(
         pin_memory=formats.device.type == "cuda",
     )
     at_once, copies = VideosAtOnce("auto", batch_size, memory_of(formats.device)), DeviceCopies(formats.device)
-    num_shown = min(top, len(model.class_names))
+    several = gives_several(model)
+    num_shown = len(model.class_names) if several else min(top, len(model.class_names))
     model.eval()
     scorer = GraphedModel(model) if cuda_graphs else model
 
@@ -247,7 +265,7 @@ def iter_predictions(
         for batch, reasons in reader.read(names, workers_for(names, num_workers)):
             (scores,) = score_views(scorer, [batch.videos], formats, at_once, copies)  # (B, C)
             scores = scores / batch.videos.shape[1]
-            scores = scores if temperature is None else soften(scores, temperature)
+            scores = scores if temperature is None or several else soften(scores, temperature)
             yield replace(batch, videos=batch.videos.new_empty(0)), reasons, scores.topk(num_shown, dim=-1)
 
     started = time.perf_counter()
@@ -260,7 +278,9 @@ def iter_predictions(
         for row, index in enumerate(batch.indices.tolist()):
             if batch.valid[row]:
                 best_names = tuple(model.class_names[label] for label in classes[row])
-                yield VideoPrediction(names[index], best_names, tuple(values[row]), seconds, threshold=threshold)
+                yield VideoPrediction(
+                    names[index], best_names, tuple(values[row]), seconds, threshold=threshold, several=several
+                )
             else:
                 yield VideoPrediction(names[index], (), (), seconds, reasons[index])
 
@@ -303,7 +323,8 @@ def predict_timeline(
         views = torch.stack([window.videos for window in waiting])  # (n, V, T, 3, S, S)
         with torch.inference_mode():
             (scored,) = score_views(model, [views], formats, at_once, copies)
-            scored = scored / num_crops if temperature is None else soften(scored / num_crops, temperature)
+            scored = scored / num_crops
+            scored = scored if temperature is None or gives_several(model) else soften(scored, temperature)
             scores.append(scored.float())  # stays on the device: nothing waits for it
         spans.extend((window.start, window.end) for window in waiting)
         waiting.clear()
@@ -321,4 +342,5 @@ def predict_timeline(
     if not spans:
         raise VideoReadError(str(path), reason or "it has no frames") from error
     starts, ends = np.array(spans).T
-    return Timeline(str(path), model.class_names, starts, ends, torch.cat(scores).cpu().numpy(), reason, threshold)
+    values = torch.cat(scores).cpu().numpy()
+    return Timeline(str(path), model.class_names, starts, ends, values, reason, threshold, gives_several(model))

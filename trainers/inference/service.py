@@ -38,12 +38,16 @@ class Score(BaseModel):
 
 
 class Record(BaseModel):
-    """What the model finds in a video; `error` is one line if it cannot be read."""
+    """What the model finds in a video; `error` is one line if it cannot be read.
+
+    Only a model for any number of classes a video gives `labels`: those that reach the threshold.
+    """
 
     video: str
     error: str | None
     seconds: float
     label: str | None
+    labels: list[str] = []
     predictions: list[Score]
 
 

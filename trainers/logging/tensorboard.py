@@ -48,8 +48,9 @@ class TensorBoard(Logger):
     def log_validation(self, step: int, evaluation: Evaluation, videos: VideoList) -> None:
         """Show the accuracy of every class, and frames and predictions of some videos."""
         accuracies = class_accuracies(evaluation, videos)
+        title = "top-1" if evaluation.class_precisions is None else "average precision"
         rows = [f"| {name} | {value:.1f} |" for name, value in sorted(accuracies.items(), key=lambda item: item[1])]
-        self._writer.add_text("val/class_accuracy", "\n".join(["| class | top-1 % |", "|---|---|", *rows]), step)
+        self._writer.add_text("val/class_accuracy", "\n".join([f"| class | {title} % |", "|---|---|", *rows]), step)
         self._writer.add_histogram("val/class_accuracy", torch.tensor(list(accuracies.values())), step)
         for number, (picture, prediction) in enumerate(predicted_videos(evaluation, videos)):
             self._writer.add_image(f"val_videos/{number}", picture, step)
@@ -68,7 +69,10 @@ def open_logger(options: LogOptions) -> Logger | None:
 
 
 def class_accuracies(evaluation: Evaluation, videos: VideoList) -> dict[str, float]:
-    """Return the accuracy, in percent, of every class that has videos."""
+    """Return the accuracy, in percent, of every class that has videos; or its average precision, if there is one."""
+    if evaluation.class_precisions is not None:
+        pairs = zip(videos.class_names, evaluation.class_precisions, strict=True)
+        return {name: value for name, value in pairs if value is not None}
     seen = Counter(item.label for item in evaluation.predictions)
     right = Counter(item.label for item in evaluation.predictions if item.classes[0] == item.label)
     return {name: 100 * right[label] / seen[label] for label, name in enumerate(videos.class_names) if seen[label]}
@@ -89,7 +93,8 @@ def predicted_videos(evaluation: Evaluation, videos: VideoList) -> list[tuple[Te
             f"{videos.class_names[label]} {100 * score:.1f} %"
             for label, score in zip(item.classes, item.scores, strict=True)
         ]
-        mark = "right" if item.classes[0] == item.label else "wrong"
-        text = f"**{videos.class_names[item.label]}**, {mark}: {'; '.join(best)}\n\n`{path}`"
+        mark = "right" if item.classes[0] in item.labels else "wrong"
+        own = ", ".join(videos.class_names[label] for label in item.labels) or "none of the classes"
+        text = f"**{own}**, {mark}: {'; '.join(best)}\n\n`{path}`"
         shown.append((torch.from_numpy(np.array(film_strip(frames))).permute(2, 0, 1), text))
     return shown

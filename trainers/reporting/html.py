@@ -130,10 +130,28 @@ def _summary_line(item: Mapping[str, Any]) -> str:
 
 def _list_section(content: PredictionsFile, thumbnail: Thumbnail) -> str:
     confusion = content.confusion
+    sections = [f"<h2>{escape(content.name)}</h2>"]
+    if confusion is None:
+        sections.append(
+            "<p>A video has any number of classes, so there are no confusions. The average precision of each class is "
+            f"in per_class_{escape(content.name)}.csv. Right: the best class is one of the video's.</p>"
+        )
+    else:
+        sections += _class_sections(content, confusion)
+    for heading, chosen in (
+        ("Hardest: wrong, with the highest scores", content.hardest(SHOWN_VIDEOS)),
+        ("Surest: right, one per class", content.surest(SHOWN_VIDEOS)),
+    ):
+        if chosen:
+            cards = "".join(_video_card(item, thumbnail(item.video)) for item in chosen)
+            sections.append(f"<h3>{heading}</h3><div class=videos>{cards}</div>")
+    return "".join(sections)
+
+
+def _class_sections(content: PredictionsFile, confusion: Confusion) -> list[str]:
     num_right = int(confusion.right.sum())
     sections = [
-        f"<h2>{escape(content.name)}</h2><div class=faint>{num_right:,} of {len(content.predictions):,} videos right, "
-        f"{confusion.accuracy:.2f} %</div>"
+        f"<div class=faint>{num_right:,} of {len(content.predictions):,} videos right, {confusion.accuracy:.2f} %</div>"
     ]
     shares = [
         (name, 100 * right / videos, f"  of {videos}")
@@ -153,14 +171,7 @@ def _list_section(content: PredictionsFile, thumbnail: Thumbnail) -> str:
             f"<p>The matrix of {len(confusion.class_names):,} classes is not drawn: more than {MAX_DRAWN_CLASSES:,} "
             f"cannot be read. per_class_{escape(content.name)}.csv has every class.</p>"
         )
-    for heading, chosen in (
-        ("Hardest: wrong, with the highest scores", content.hardest(SHOWN_VIDEOS)),
-        ("Surest: right, one per class", content.surest(SHOWN_VIDEOS)),
-    ):
-        if chosen:
-            cards = "".join(_video_card(item, thumbnail(item.video)) for item in chosen)
-            sections.append(f"<h3>{heading}</h3><div class=videos>{cards}</div>")
-    return "".join(sections)
+    return sections
 
 
 def _pairs(confusion: Confusion) -> str:
@@ -200,7 +211,7 @@ def _curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
     rates = sorted({name for row in train for name in row if name == "lr" or name.startswith("lr_")})
     drawn = [
-        ("training loss", line_chart({"loss": line(train, "loss")}, "micro-batches", "cross entropy")),
+        ("training loss", line_chart({"loss": line(train, "loss")}, "micro-batches", "loss")),
         (
             "validation",
             line_chart({title: line(val, name) for name, title in titles.items()}, "micro-batches", "%"),

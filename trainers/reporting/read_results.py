@@ -18,26 +18,33 @@ Document = dict[str, Any]  # the content of a results file
 
 @dataclass(frozen=True)
 class VideoPrediction:
-    """The best classes of a model for one video, best first, and their scores."""
+    """The best classes of a model for one video, best first, and their scores.
+
+    `label` is the video's class; `labels` are its classes if it can have any number of them, else None.
+    """
 
     video: str
     label: str
     classes: tuple[str, ...]
     scores: tuple[float, ...]
+    labels: tuple[str, ...] | None = None
 
     @property
     def is_right(self) -> bool:
-        """Whether the best class is the label."""
-        return bool(self.classes) and self.classes[0] == self.label
+        """Whether the best class is the label, or one of them."""
+        return bool(self.classes) and self.classes[0] in ((self.label,) if self.labels is None else self.labels)
 
 
 @dataclass(frozen=True)
 class PredictionsFile:
-    """The predictions for one list of videos; `name` is that of the file, without `predictions_`."""
+    """The predictions for one list of videos; `name` is that of the file, without `predictions_`.
+
+    `confusion` is None if the videos can have any number of classes.
+    """
 
     name: str
     predictions: tuple[VideoPrediction, ...]
-    confusion: Confusion
+    confusion: Confusion | None
 
     def hardest(self, count: int) -> list[VideoPrediction]:
         """Return the wrong predictions with the highest scores."""
@@ -130,16 +137,25 @@ def read_predictions(path: Path) -> PredictionsFile:
     """
     predictions: list[VideoPrediction] = []
     counted: list[tuple[int, str, str]] = []
+    several = False
     for number, row in read_csv(path):
         try:
             ranks = [n for n in range(1, len(row)) if row.get(f"predicted{n}")]
-            name, classes = intern(row["name"]), tuple(intern(row[f"predicted{n}"]) for n in ranks)
+            several = "names" in row
+            name, classes = (
+                intern(row["names" if several else "name"]),
+                tuple(intern(row[f"predicted{n}"]) for n in ranks),
+            )
             scores = tuple(float(row[f"score{n}"]) for n in ranks)
-            predictions.append(VideoPrediction(row["video"], name, classes, scores))
-            counted.append((int(row["label"]), name, classes[0]))
+            labels = tuple(filter(None, name.split("; "))) if several else None
+            predictions.append(VideoPrediction(row["video"], name, classes, scores, labels))
+            if not several:
+                counted.append((int(row["label"]), name, classes[0]))
         except (KeyError, ValueError, IndexError) as error:
             raise ConfigError(f"{path}:{number}: is not a line of a predictions file ({error})") from error
-    return PredictionsFile(path.stem.removeprefix("predictions_"), tuple(predictions), count_confusion(counted))
+    return PredictionsFile(
+        path.stem.removeprefix("predictions_"), tuple(predictions), None if several else count_confusion(counted)
+    )
 
 
 def read_metrics(path: Path) -> dict[str, list[dict[str, Any]]]:

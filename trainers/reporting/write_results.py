@@ -1,6 +1,7 @@
 """Write the files of an evaluation: predictions, accuracies by class, confusion matrix, and what they depend on."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,8 @@ def write_evaluation(
 ) -> None:
     """Write `predictions_<stem>.csv` and what follows from it.
 
-    `per_class_<stem>.csv` has one line per class; with `pictures`, `confusion_<stem>.png` is the confusion matrix.
+    `per_class_<stem>.csv` has one line per class; with `pictures`, `confusion_<stem>.png` is the confusion matrix. With
+    any number of classes a video there is no such matrix, and each line has the average precision of a class.
 
     Args:
         warn: is called if the picture fails.
@@ -52,6 +54,14 @@ def write_evaluation(
     """
     write_predictions(folder / f"predictions_{stem}.csv", evaluation, videos)
     names = videos.class_names
+    if evaluation.class_precisions is not None:
+        counts = Counter(label for item in evaluation.predictions for label in item.labels)
+        rows = [
+            [label, name, counts[label], "" if value is None else f"{value:.4f}"]
+            for label, (name, value) in enumerate(zip(names, evaluation.class_precisions, strict=True))
+        ]
+        write_csv(folder / f"per_class_{stem}.csv", ["label", "name", "videos", "average_precision"], rows)
+        return
     confusion = count_confusion((p.label, names[p.label], names[p.classes[0]]) for p in evaluation.predictions)
     write_per_class(confusion, folder / f"per_class_{stem}.csv")
     if pictures and confusion.class_names:
@@ -63,14 +73,21 @@ def write_evaluation(
 def write_predictions(path: Path, evaluation: Evaluation, videos: VideoList) -> None:
     """Write one line per video: its path, its class, and the best classes with their scores.
 
+    With any number of classes a video, the columns of its class are `labels` and `names`, with `;` between them.
+
     Raises:
         OSError: if it cannot be written.
     """
     names = videos.class_names
     num_best = max((len(prediction.classes) for prediction in evaluation.predictions), default=0)
     best = [f"{column}{rank}" for rank in range(1, num_best + 1) for column in ("predicted", "score")]
+    several = evaluation.class_precisions is not None
     rows = (
-        [videos.records[prediction.index].path, prediction.label, names[prediction.label]]
+        [
+            videos.records[prediction.index].path,
+            ";".join(map(str, prediction.labels)),
+            "; ".join(names[label] for label in prediction.labels),
+        ]
         + [
             cell
             for index, score in zip(prediction.classes, prediction.scores, strict=True)
@@ -78,7 +95,7 @@ def write_predictions(path: Path, evaluation: Evaluation, videos: VideoList) -> 
         ]
         for prediction in evaluation.predictions
     )
-    write_csv(path, ["video", "label", "name", *best], rows)
+    write_csv(path, ["video", *(("labels", "names") if several else ("label", "name")), *best], rows)
 
 
 def list_facts(videos: VideoList) -> dict[str, Any]:

@@ -152,7 +152,9 @@ def _member_name(source: FoundSource, root: str) -> str:
 
 def _sources(files: VideoFiles, lists: list[Path] | None) -> Iterator[FoundSource]:
     if lists:
-        listed = list(dict.fromkeys(record.path for path in lists for record in read_annotations(path)))
+        listed = list(
+            dict.fromkeys(record.path for path in lists for record in read_annotations(path, multi_label=True))
+        )
         files.prepare(listed)
     else:
         found = files.find_all()

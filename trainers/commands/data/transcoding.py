@@ -124,7 +124,9 @@ def plan(videos: str | Path, output: Path, options: Options, lists: list[Path] |
     if target_root == root or target_root in root.parents or root in target_root.parents:
         raise DataError(f"{output}: must be a separate folder, outside of the originals in {root}")
     if lists:
-        listed = list(dict.fromkeys(record.path for path in lists for record in read_annotations(path)))
+        listed = list(
+            dict.fromkeys(record.path for path in lists for record in read_annotations(path, multi_label=True))
+        )
         files.prepare(listed)
     else:
         found = files.find_all()

@@ -75,7 +75,7 @@ def read_entries(lists: list[ListToVerify]) -> list[Entry]:
     entries: dict[tuple[str, str, str | None], Entry] = {}
     for item in lists:
         names = read_class_names(item.class_names_path) if item.class_names_path is not None else []
-        records = [] if item.list_path is None else read_annotations(item.list_path, len(names) or None)
+        records = [] if item.list_path is None else read_annotations(item.list_path, len(names) or None, True)
         if item.root not in roots:
             roots[item.root] = open_video_files(item.root)
         files = roots[item.root]
@@ -85,7 +85,7 @@ def read_entries(lists: list[ListToVerify]) -> list[Entry]:
             listed = [(path, None) for path in found.videos]
             report_left_out(item.root, found)
         else:
-            listed = [(record.path, names[record.label] if names else str(record.label)) for record in records]
+            listed = [(r.path, "; ".join(names[label] if names else str(label) for label in r.labels)) for r in records]
             files.prepare(path for path, _ in listed)
         for path, class_name in tqdm(listed, desc=f"find {item.name}", unit="video", disable=None, leave=False):
             key = (item.root, path, class_name)

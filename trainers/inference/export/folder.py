@@ -78,6 +78,7 @@ def export_model(
         "context_length": model.text_length,
         "templates": model.prompt_texts("{}", split_camel_case=False),
         "split_camel_case": model.split_camel_case,
+        "scores": model.scores,
         "dtype": str(dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "programs": [{"file": name, "difference": difference} for name, difference in differences.items()],

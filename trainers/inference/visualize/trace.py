@@ -8,7 +8,9 @@ import torch
 
 from tc_clip.context_tokens import BlockTrace
 from tc_clip.protocol import VideoTextModel
-from trainers.inference.predict import inference_precision
+from trainers.calibration import soften
+from trainers.evaluator import class_scores
+from trainers.inference.predict import gives_several, inference_precision
 from trainers.inference.reading import transform_of
 from video_datasets.isolation import isolated
 from video_datasets.sampling import test_indices
@@ -81,7 +83,7 @@ class Insight:
         frames: (T, S, S, 3) uint8, the pixels that the model reads.
         frame_numbers: (T,), their indices in the video.
         grid_size: patches along a side.
-        scores: (C,) softmax over the classes.
+        scores: (C,) of the classes.
     """
 
     model: str
@@ -115,13 +117,14 @@ def look(
     precision: str = "auto",
     decoder: str = "auto",
     timeout_s: float = 60.0,
+    temperature: float | None = None,
 ) -> Insight:
     """Run a model on one view of a video and record its decisions.
 
     Args:
         model: with its class names, on its device.
         path: a video file.
-        precision, decoder, timeout_s: as for `trainers.inference.predict.predict`.
+        precision, decoder, timeout_s, temperature: as for `trainers.inference.predict.predict`.
 
     Raises:
         VideoReadError: if the video cannot be read.
@@ -138,7 +141,9 @@ def look(
     with torch.no_grad(), formats.autocast():
         videos = normalize(pixels.to(formats.device), formats.dtype, *model.pixels)
         output = model.encode_video(videos, with_traces=True)
-        scores = model.score(output).to(formats.dtype).softmax(dim=-1)[0]
+        scores = class_scores(model, model.score(output).to(formats.dtype))[0]
+        if temperature is not None and not gives_several(model):
+            scores = soften(scores, temperature)
         prompts = [weights[0].float().cpu().numpy() for weights in model.prompt_attention(output)]  # (C, K) each
     return Insight(
         model=model.name,
