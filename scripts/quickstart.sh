@@ -10,16 +10,17 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
-case "${1:-}" in
--h | --help)
-    usage scripts/quickstart.sh
-    exit
-    ;;
-esac
-
 output=runs/quickstart
 for argument in "$@"; do
-    case "$argument" in output=*) output="${argument#output=}" ;; esac
+    case "$argument" in
+    -h | --help)
+        usage scripts/quickstart.sh
+        exit
+        ;;
+    output=*) output="${argument#output=}" ;;
+    *=*) ;;
+    *) _fail "$argument: the form is key=value; --help explains" ;;
+    esac
 done
 
 # _between LOW VALUE HIGH: the value, limited to the range.

@@ -202,11 +202,21 @@ def scripts(repository: Path, tmp_path: Path) -> Path:
     return shutil.copytree(repository / "scripts", tmp_path / "checkout" / "scripts")
 
 
-@pytest.mark.parametrize("name", ["quickstart.sh", "test.sh"])
-def test_help_of_scripts_installs_nothing(scripts: Path, name: str) -> None:
-    command = ["bash", str(scripts / name), "--help"]
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("quickstart.sh", ["--help"]), ("quickstart.sh", ["seed=1", "-h"]), ("test.sh", ["--help"])],
+)
+def test_help_of_scripts_installs_nothing(scripts: Path, name: str, arguments: list[str]) -> None:
+    command = ["bash", str(scripts / name), *arguments]
     done = subprocess.run(command, env={"PATH": "/usr/bin:/bin", "PYTHON": "/nowhere"}, capture_output=True, text=True)
     assert done.returncode == 0 and f"bash scripts/{name} [" in done.stdout
+    assert [path.name for path in scripts.parent.iterdir()] == ["scripts"]
+
+
+def test_the_quickstart_refuses_other_arguments_before_it_installs(scripts: Path) -> None:
+    command = ["bash", str(scripts / "quickstart.sh"), "seed=1", "--epochs"]
+    done = subprocess.run(command, env={"PATH": "/usr/bin:/bin", "PYTHON": "/nowhere"}, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == "quickstart.sh: --epochs: the form is key=value; --help explains\n"
     assert [path.name for path in scripts.parent.iterdir()] == ["scripts"]
 
 

@@ -36,6 +36,19 @@ def write_text(path: Path, text: str) -> None:
         raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
+def check_writable(folder: Path, key: str = "output") -> None:
+    """Check what `make_writable` would do, without writing anything.
+
+    Raises:
+        ConfigError: if the folder is a file, or it or the nearest folder above it cannot be written.
+    """
+    there = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
+    if not there.is_dir():
+        raise ConfigError(f"{key}={folder}: {'is' if there == folder else f'{there} is'} a file; name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{key}={folder}: cannot be written: no permission to write into {there}")
+
+
 def make_writable(folder: Path, key: str = "output") -> None:
     """Create the output folder of a run, or another that a key names, and check that files can be written to it.
 

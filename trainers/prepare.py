@@ -20,7 +20,7 @@ from trainers.disk import checkpoint_bytes
 from trainers.distributed.interrupts import Interrupts
 from trainers.distributed.processes import Ranks
 from trainers.errors import ConfigError
-from trainers.files import make_writable
+from trainers.files import check_writable, make_writable
 from trainers.logging.plan import training_lines
 from trainers.losses import Loss
 from trainers.multi_label import set_start_bias
@@ -67,7 +67,7 @@ def prepare(settings: Settings, ranks: Ranks, interrupts: Interrupts) -> Job:
     """
     precision = pick_precision(settings.precision, ranks.device, settings.tf32)
     if ranks.is_main:
-        make_writable(settings.folder)
+        (check_writable if settings.dry_run else make_writable)(settings.folder)
     lists = build.read_lists(settings, _parts(settings))
     if settings.dry_run:
         _require_videos(videos for part in lists.values() for videos in part)

@@ -57,6 +57,23 @@ def test_tokens_can_be_followed_through_time(tiny_checkpoints, shape_clips, tmp_
         assert errors == [] and hosts == set()
 
 
+@pytest.mark.slow
+def test_the_page_fits_screens(tiny_checkpoints, shape_clips, tmp_path: Path) -> None:
+    names = ["aVeryLongNameOfAClassThatHasNoBlanksInIt", "red square moving sideways", "a dog"]
+    path = tmp_path / "page.html"
+    models = [load_model(tiny_checkpoints[name], names, device="cpu") for name in ("tc_clip", "vifi_clip")]
+    path.write_text(insight_page([look(model, shape_clips[0], "fp32") for model in models]), encoding="utf-8")
+    with open_browser() as browser:
+        for width in (320, 390, 1200):
+            page = browser.new_page(viewport={"width": width, "height": 800})
+            page.goto(path.as_uri())
+            page.wait_for_selector("body[data-ready=yes]", timeout=PATIENCE_MS)
+            page.screenshot(path=tmp_path / f"{width}.png", full_page=True)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing is beside the screen"
+            boxes = [box.bounding_box() for box in page.locator("canvas.big, select, input, button, .score b").all()]
+            assert boxes and all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
+
+
 @pytest.fixture
 def demo(tiny_checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Path]]:
     """Start the web page with the tiny model; give its address and the folder of its temporary files."""

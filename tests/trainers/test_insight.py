@@ -132,3 +132,7 @@ def test_timeline_picture_is_hot_where_the_class_is_seen() -> None:
     row = pixels[50, 210:970]
     assert row[100, 0] > row[100, 2] and row[700, 2] > row[700, 1], "the first class: hot, then cold"
     assert isinstance(picture, Image.Image)
+    scale = pixels[picture.height - pictures.SCALE + 12, 210:400]
+    assert np.array_equal(scale, pictures.heat_colours((np.arange(190) + 0.5) / 190)), "the scale of the colours"
+    title, below = pixels[10:28, 12:200], pixels[-18:, 204:440]
+    assert (title < 100).any() and (below < 160).any(), "a title, and numbers below the scale"

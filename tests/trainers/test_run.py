@@ -216,7 +216,11 @@ def test_base2novel_reports_the_harmonic_mean(compose_run, tmp_path: Path) -> No
 
 def test_dry_run_checks_and_stops(compose_run, tmp_path: Path, tiny_root: Path) -> None:
     assert run(compose_run(dry_run=True)) == []
-    assert list((tmp_path / "run").iterdir()) == []
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "file").write_text("")
+    for output, reason in (("file", "file: is a file"), ("file/run", "file/run: .*/file is a file")):
+        with pytest.raises(ConfigError, match=reason):
+            run(compose_run(dry_run=True, output=tmp_path / output))
     video = tiny_root / "shapes" / "videos" / "03.mp4"
     hidden = video.rename(video.with_suffix(".hidden"))
     try:

@@ -212,7 +212,7 @@ def build_page(gradio: ModuleType, demo: Demo, classes: list[str], examples: lis
             with gradio.Column():
                 status = gradio.Markdown("Choose a video, or an example below.", elem_id="status")
                 ranking = gradio.Label(label="ranking", num_top_classes=10, elem_id="ranking")
-                timeline = gradio.Image(label="timeline", visible=False, interactive=False, elem_id="timeline")
+                timeline = gradio.Image(show_label=False, visible=False, interactive=False, elem_id="timeline")
         tokens = gradio.HTML(label="what the model attends to", elem_id="tokens")
         gradio.Examples([[path, "\n".join(CLASSES)] for path in examples], inputs=[video, text], cache_examples=False)
         video.upload(greet, video, status, api_name=False)

@@ -21,6 +21,7 @@ INK, FAINT, PAPER = (28, 32, 38), (110, 116, 124), (255, 255, 255)
 GAP = 4  # pixels between tiles
 MAX_COLUMNS = 8
 SHOWN_TOKENS = 4
+SCALE = 40  # pixels of height of the scale below a timeline
 
 # From dark blue (nothing) over green to red: stops of the colour scale "turbo".
 _HEAT = np.array(
@@ -177,7 +178,8 @@ def overlay_frames(insights: Sequence[Insight], side: int = 224) -> list[Image.I
 def timeline_picture(timeline: Timeline, top: int = 5) -> Image.Image:
     """Draw a timeline: one row per class (those that are best at some time, then those with the highest mean score).
 
-    With a threshold, a first row shows the windows that none of the classes reaches it in.
+    Below them is the scale of the colours, from 0 to 100 %. With a threshold, a first row shows the windows that none
+    of the classes reaches it in.
     """
     ever = list(dict.fromkeys(timeline.scores.argmax(axis=1).tolist()))
     others = [i for i in (-timeline.scores.mean(axis=0)).argsort(kind="stable").tolist() if i not in ever]
@@ -188,7 +190,7 @@ def timeline_picture(timeline: Timeline, top: int = 5) -> Image.Image:
         rows.insert(0, (NONE_OF_THESE, is_none))
     margin, row, plot = 210, 26, 760
     total = float(timeline.ends[-1])
-    picture = Image.new("RGB", (margin + plot + 20, 44 + row * len(rows) + 30), PAPER)
+    picture = Image.new("RGB", (margin + plot + 20, 44 + row * len(rows) + 30 + SCALE), PAPER)
     draw = ImageDraw.Draw(picture)
     _text(picture, (12, 10), f"{Path(timeline.path).name}, {total:.1f} s", 16, INK, picture.width - 20)
     # A moment has the mean score of the windows that cover it.
@@ -205,6 +207,15 @@ def timeline_picture(timeline: Timeline, top: int = 5) -> Image.Image:
         x = margin + round(tick / total * (plot - 1))
         draw.line([(x, bottom), (x, bottom + 4)], fill=FAINT)
         _text(picture, (min(x - 10, picture.width - 50), bottom + 6), f"{tick:.1f} s", 11, FAINT, 60)
+    bar = plot // 4
+    strip = heat_colours((np.arange(bar) + 0.5) / bar)[None].repeat(10, axis=0)
+    top_edge = picture.height - SCALE + 8
+    picture.paste(Image.fromarray(strip), (margin, top_edge))
+    _text(picture, (12, top_edge - 2), "score", 11, FAINT, margin - 20)
+    for share in (0, 0.5, 1):
+        x = margin + round(share * (bar - 1))
+        draw.line([(x, top_edge + 10), (x, top_edge + 13)], fill=FAINT)
+        _text(picture, (x - 6, top_edge + 14), f"{100 * share:.0f} %", 11, FAINT, 60)
     return picture
 
 
