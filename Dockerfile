@@ -9,7 +9,7 @@ FROM python:3.12.11-slim-bookworm AS base
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
-RUN useradd --create-home --uid 1000 user && mkdir /work && chown user:user /work
+RUN useradd --create-home --uid 1000 user && mkdir /workspace && chown user:user /workspace
 # What NVIDIA's container toolkit passes into the container: video decodes on the GPU.
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility,video
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -34,6 +34,6 @@ COPY trainers trainers
 COPY configs configs
 COPY labels labels
 RUN pip install --no-deps .
-WORKDIR /work
+WORKDIR /workspace
 USER user
 CMD ["tc-clip-train", "--help"]
