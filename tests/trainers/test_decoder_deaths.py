@@ -8,6 +8,8 @@ import pytest
 
 from trainers.commands import predict as predict_script
 from trainers.commands import visualize as visualize_script
+from trainers.commands.data import doubts
+from trainers.commands.data.own_dataset import FoundClasses
 from trainers.inference.demo import Demo, VisitorError
 from trainers.inference.predict import load_model, predict_timeline
 from trainers.inference.reading import read_views
@@ -144,3 +146,12 @@ def test_a_real_abort_of_decord(compose_run, tiny_root: Path, shared_videos: Pat
 def test_it_can_be_switched_off(videos: Path, shape_clips, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TC_CLIP_ISOLATE", "0")
     assert isolation.isolated().seconds(str(videos / "abort.mp4")) > 0, "read by this process, which has no faults"
+
+
+def test_own_videos_are_opened_apart(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = isolation.isolated(timeout_s=3)
+    monkeypatch.setattr(doubts, "isolated", lambda: quick)
+    names = [f"{name}.mp4" for name in ("abort", "good", "hang")]
+    found = doubts.inspected(FoundClasses([(name, "class") for name in names]), videos)
+    assert [name for name, _ in found.videos] == ["good.mp4"]
+    assert "2 files cannot be opened and are left out, the first: abort.mp4: the decoder crashed" in found.notes[0]

@@ -3,20 +3,19 @@
 import os
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from trainers.commands.data.groups import joined
 from trainers.commands.data.inspect_video import content_hash
 from trainers.commands.data.listing import DataError, normalized_name
 from trainers.commands.data.own_dataset import FoundClasses
-from video_datasets.decoders.base import DecoderError
-from video_datasets.decoders.pyav import decode_in_order
+from video_datasets.decoding import VideoReadError
+from video_datasets.isolation import isolated
 from video_datasets.segments import split_name
-from video_datasets.stored_frames import opened_frames
 from video_datasets.video_files import FoundSource, TarMember, open_video_files
 
 
@@ -60,19 +59,17 @@ def class_table(found: FoundClasses, most: int = 40) -> list[str]:
 
 
 def _unreadable(sources: dict[str, FoundSource]) -> Iterator[tuple[str, str]]:
-    """Yield the files whose first frame cannot be decoded, and the reasons."""
+    """Yield the files whose first frame cannot be decoded, in a process apart, and the reasons."""
+    decode = isolated()
     for path, source in tqdm(sources.items(), desc="open videos", unit="video", disable=None, leave=False):
         try:
-            with opened_frames(source) as stored:
-                if stored is None:
-                    content = source.read() if isinstance(source, TarMember) else str(source)
-                    with closing(decode_in_order(content)) as frames:  # type: ignore[type-var]
-                        if next(frames, None) is None:
-                            yield path, "it has no frames"
-        except DecoderError as error:
-            yield path, str(error)
-        except OSError as error:
-            yield path, error.strerror or str(error)
+            decode(source, _first)
+        except VideoReadError as error:
+            yield path, error.reason
+
+
+def _first(num_frames: int) -> np.ndarray:
+    return np.zeros(1, dtype=np.int64)
 
 
 def _copies(sources: dict[str, FoundSource]) -> list[list[str]]:
