@@ -16,6 +16,7 @@ from tc_clip.compositions.base import Parts
 from tc_clip.config import CLIP_HEAD_WIDTH, TextConfig, VisionConfig, check_types
 from tc_clip.models import VideoClip
 from tc_clip.text_encoder import random_token_embedding
+from tc_clip.texts import as_descriptions, read_descriptions
 from tc_clip.tokenizer import CLIP_TOKENIZER
 from tc_clip.weights.clip import ClipWeights, read_clip_weights, sizes_of
 from tc_clip.weights.downloads import KNOWN_CLIP_WEIGHTS
@@ -79,8 +80,13 @@ def _create(
     clip_weights: str | Path | Mapping[str, Tensor] | None,
     tuned: Checkpoint | None,
     options: Mapping[str, Any],
+    stored_texts: object = None,
 ) -> VideoClip:
-    """Create a model without class names (see `create_model`)."""
+    """Create a model without class names (see `create_model`).
+
+    Args:
+        stored_texts: those of the option `descriptions`, if a checkpoint has them; None: they are read from its file.
+    """
     known = model_options(name)
     unknown = sorted(options.keys() - known.keys() - _SIZES.keys())
     if unknown:
@@ -111,8 +117,12 @@ def _create(
         "token_embedding": _fingerprint(embedding),
         "weights": (facts or WeightFacts(tokenizer=CLIP_TOKENIZER.name)).to_info(pixels),
     }
+    texts: dict[str, tuple[str, ...]] | None = None
+    if (path := values["descriptions"]) is not None:
+        texts = read_descriptions(path) if stored_texts is None else as_descriptions(stored_texts, path)
+        info["description_texts"] = {key: list(value) for key, value in texts.items()}
     parts = Parts(pixels, tokenizer_of(facts, text.vocab_size), clip is not None and "logit_bias" in clip.tensors)
-    model = compositions()[name].build(vision, text, values, info, parts)
+    model = compositions()[name].build(vision, text, values, info, parts, texts)
     if clip is None:
         model.text.token_embedding.copy_(embedding)
         init_new_parts(model)
@@ -127,6 +137,7 @@ def load_model(
     checkpoint: CheckpointSource,
     class_names: Sequence[str] | None = None,
     clip_weights: str | Path | Mapping[str, Tensor] | None = None,
+    descriptions: str | Path | None = None,
 ) -> VideoClip:
     """Create the model of a checkpoint that this project wrote, with its own or other class names.
 
@@ -136,6 +147,8 @@ def load_model(
         class_names: the classes to score; None: those that the checkpoint was trained on or published with.
         clip_weights: the source of CLIP's token embedding. It can be left out if the checkpoint names a known one, such
             as "ViT-B/16"; a path that it names is not followed.
+        descriptions: the file of the option of this name; only checkpoints of earlier versions need it, which have the
+            file's path and not its texts.
 
     Raises:
         WeightsError: if the checkpoint was not created by this project, has no class names and none are given, or its
@@ -152,7 +165,7 @@ def load_model(
     if names is None:
         raise WeightsError(f"{checkpoint.source}: does not contain class names: give class_names")
     try:
-        model = _model_of(checkpoint, info, clip_weights)
+        model = _model_of(checkpoint, info, clip_weights, descriptions)
     except WeightsError:
         raise
     except Exception as error:  # a damaged description raises nearly any type
@@ -165,7 +178,10 @@ def load_model(
 
 
 def _model_of(
-    checkpoint: Checkpoint, info: Mapping[str, Any], clip_weights: str | Path | Mapping[str, Tensor] | None
+    checkpoint: Checkpoint,
+    info: Mapping[str, Any],
+    clip_weights: str | Path | Mapping[str, Tensor] | None,
+    descriptions: str | Path | None = None,
 ) -> VideoClip:
     if clip_weights is None and info["clip_weights"] is not None:
         clip_weights = info["clip_weights"]
@@ -181,15 +197,20 @@ def _model_of(
                 f"{checkpoint.source}: was trained from the CLIP weights in {clip_weights!r}; if you trust this "
                 "file, give it (clip_weights=, or --clip-weights), since a path inside a checkpoint is not followed"
             )
-    if checkpoint.downloaded and info["options"].get("descriptions") is not None:
+    options, texts = dict(info["options"]), info.get("description_texts")
+    if descriptions is not None:
+        options["descriptions"], texts = str(descriptions), None
+    elif options.get("descriptions") is not None and texts is None:
         raise WeightsError(
-            f"{checkpoint.source}: names a file of descriptions, {info['options']['descriptions']!r}; a path inside a "
-            "downloaded file is not followed"
+            f"{checkpoint.source}: was written by an earlier version and has the path of a file of descriptions, "
+            f"{options['descriptions']!r}, not its texts; a path inside a checkpoint is not followed: give the file "
+            "(tc_clip.load_model(..., descriptions=FILE); in a run resume= with trainer.options.descriptions=FILE, "
+            "whose checkpoints have the texts)"
         )
     trained = info["sizes"]["vision"]
     # What weights do not determine: an input size that is not CLIP's own, and facts that a file next to them can lack.
     sizes = {key: trained[key] for key in ("image_size", "head_width", "activation") if key in trained}
-    return _create(info["name"], clip_weights, checkpoint, {**info["options"], **sizes})
+    return _create(info["name"], clip_weights, checkpoint, {**options, **sizes}, texts)
 
 
 def whole_checkpoint(

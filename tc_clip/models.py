@@ -26,7 +26,7 @@ from tc_clip.prompts import (
 )
 from tc_clip.text_encoder import TextEncoder
 from tc_clip.text_rows import TextRows
-from tc_clip.texts import POOLINGS, pool_features, pool_scores, read_descriptions
+from tc_clip.texts import POOLINGS, pool_features, pool_scores
 from tc_clip.vision_encoder import VisionEncoder, VisionOutput
 
 # Parameters that `freeze` excludes from training, by the start of their names.
@@ -51,7 +51,7 @@ class VideoClip(nn.Module):
         split_camel_case: whether every capital of a class name starts a word.
         trainable: whether the model is meant to be trained.
         templates: texts with `{}` for the class name, instead of `prompt_init`.
-        descriptions: a file with texts for the names of classes (`tc_clip.texts.read_descriptions`), or None.
+        descriptions: texts for the names of classes (`tc_clip.texts.read_descriptions`), or None.
         text_pooling: "mean": a class has the mean of its texts' normalised features; "max": the best of their scores.
         matching: how frames and texts are compared (`tc_clip.matching`).
         brownian_width: channels of `matching="brownian"`.
@@ -77,7 +77,7 @@ class VideoClip(nn.Module):
         split_camel_case: bool,
         trainable: bool = True,
         templates: Sequence[str] = (),
-        descriptions: str | None = None,
+        descriptions: Mapping[str, Sequence[str]] | None = None,
         text_pooling: str = "mean",
         matching: str = "cosine",
         brownian_width: int = 192,
@@ -218,7 +218,7 @@ class VideoClip(nn.Module):
 
     def prompt_texts(self, name: str, split_camel_case: bool | None = None) -> list[str]:
         """Return the texts of a class: every description, or its name, in every template."""
-        descriptions = {} if self.descriptions is None else read_descriptions(self.descriptions)
+        descriptions = self.descriptions or {}
         if name in descriptions:
             return [text for words in descriptions[name] for text in self._texts(words, False)]
         return self._texts(name, split_camel_case)

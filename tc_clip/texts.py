@@ -23,12 +23,30 @@ def read_descriptions(path: str | Path) -> dict[str, tuple[str, ...]]:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"descriptions={path}: cannot be read: {error}") from error
+    return as_descriptions(content, path)
+
+
+def as_descriptions(content: object, path: str | Path) -> dict[str, tuple[str, ...]]:
+    """Return the texts of each class name, checked.
+
+    Args:
+        content: `{"class name": ["a text", "another"]}`; a single text needs no list.
+        path: the file, for messages.
+
+    Raises:
+        ValueError: if it has another form.
+    """
     if not isinstance(content, dict):
         raise ValueError(f'descriptions={path}: must be a JSON object, {{"class name": ["a text", ...]}}')
     found = {}
     for name, value in content.items():
         texts = [value] if isinstance(value, str) else value
-        if not isinstance(texts, list) or not texts or not all(isinstance(x, str) and x.strip() for x in texts):
+        if (
+            not isinstance(name, str)
+            or not isinstance(texts, list)
+            or not texts
+            or not all(isinstance(x, str) and x.strip() for x in texts)
+        ):
             raise ValueError(f"descriptions={path}: {name!r} must have a text or a list of texts")
         found[name] = tuple(texts)
     return found

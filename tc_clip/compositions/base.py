@@ -1,6 +1,6 @@
 """What a model by name is: a kind of vision attention, learned prompts or none, and the options of both."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -84,6 +84,7 @@ class Composition:
         options: Mapping[str, Any],
         info: Mapping[str, Any] | None = None,
         parts: "Parts | None" = None,
+        descriptions: Mapping[str, Sequence[str]] | None = None,
     ) -> VideoClip:
         """Build the model with random weights.
 
@@ -92,6 +93,7 @@ class Composition:
             options: a value for every option.
             info: what the model's `info` returns.
             parts: what belongs to the start weights and is no size; None: that of CLIP.
+            descriptions: texts for the names of classes, or None.
 
         Raises:
             ValueError: if a value is invalid, or values do not fit each other.
@@ -142,7 +144,7 @@ class Composition:
             split_camel_case=options["split_camel_case"],
             trainable=self.trainable,
             templates=templates,
-            descriptions=options["descriptions"],
+            descriptions=descriptions,
             text_pooling=options["text_pooling"],
             matching=options["matching"],
             brownian_width=options["brownian_width"],

@@ -163,7 +163,7 @@ def test_nothing_in_a_downloaded_file_runs_and_no_path_is_followed(hub, tmp_path
                 class_names=NAMES,
                 model_info=info | {"options": info["options"] | {"descriptions": str(secret)}},
             ),
-            "a path inside a downloaded file is not followed",
+            "a path inside a checkpoint is not followed",
         ),
         "plain": (save({"x": torch.zeros(1)}), "does not name its model"),
         "nameless": (packed(tmp_path), "does not contain class names: give class_names"),

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import tc_clip
+from tc_clip.texts import read_descriptions
 
 SIZES = {"image_size": 16, "patch_size": 8, "vision_width": 64, "vision_depth": 2, "text_width": 64, "text_depth": 2}
 TC = {"num_context_tokens": 4, "merge_rate": 4, "seed_ratio": 1.0, "prompt_layers": [2]}
@@ -101,6 +102,27 @@ def test_descriptions_in_templates(descriptions: str) -> None:
     assert model.text_counts == (6, 2, 2)
     assert model.prompt_texts("pull") == ["a rope is pulled", "a video of a rope is pulled."]
     assert model.info()["options"]["descriptions"] == descriptions
+
+
+def test_a_checkpoint_has_the_texts_and_its_path_is_not_followed(descriptions: str, tmp_path: Path) -> None:
+    model = model_of("vifi_clip", CLASSES, descriptions=descriptions)
+    stored = {"model": model.state_dict(), "model_info": model.info()}
+    expected = model.prompt_texts("push")
+    Path(descriptions).write_text('{"push": "a secret"}')
+    read_descriptions.cache_clear()
+    loaded = tc_clip.load_model(stored, CLASSES)
+    assert loaded.prompt_texts("push") == expected and loaded.info() == model.info()
+    assert torch.equal(loaded.double().eval()(videos()), model(videos()))
+
+    earlier = {**stored, "model_info": {k: v for k, v in model.info().items() if k != "description_texts"}}
+    with pytest.raises(tc_clip.WeightsError, match="a path inside a checkpoint is not followed: give the file"):
+        tc_clip.load_model(earlier, CLASSES)
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps(TEXTS))
+    assert tc_clip.load_model(earlier, CLASSES, descriptions=own).prompt_texts("push") == expected
+    wrong = {**stored, "model_info": model.info() | {"description_texts": {"push": [3]}}}
+    with pytest.raises(tc_clip.WeightsError, match="'push' must have a text or a list of texts"):
+        tc_clip.load_model(wrong, CLASSES)
 
 
 @pytest.mark.parametrize(
