@@ -21,6 +21,7 @@ import torch
 from benchmarking.cases import PRECISIONS, SIZES, VARIANTS, Case, build, check_equality, step_of
 from benchmarking.loading import measure_loading
 from benchmarking.measuring import Measurement, baseline_ratio, log, machine, matmul_rate, measure, peak_memory
+from benchmarking.methods import measure_methods, methods_table
 from benchmarking.profiling import kernel_table, profile_step
 from benchmarking.report import Results, replace_section, report
 from benchmarking.whole_run import measure_run
@@ -30,6 +31,7 @@ from tc_clip.ops.memory import keep_freed_memory
 from trainers.optim import build_adamw
 
 PARTS = ("matmul", "baseline", "inference", "training", "growth", "run", "memory", "loading")
+FURTHER = ("methods",)  # of docs/methods.md
 
 
 def cases_of(parts: list[str], device: str, num_frames: int = 16, size: str = "ViT-B/16") -> list[Case]:
@@ -67,7 +69,7 @@ def cases_of(parts: list[str], device: str, num_frames: int = 16, size: str = "V
 def main(arguments: list[str] | None = None) -> Results:
     """Run the benchmark from command-line arguments."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="what to measure")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS + FURTHER, help="what to measure")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument(
         "--rounds", type=int, help="timed rounds, of which the median is reported; default 3 on CPUs, 5 on GPUs"
@@ -115,6 +117,13 @@ def main(arguments: list[str] | None = None) -> Results:
         """Write what is known, so that a benchmark that is stopped has measured something."""
         if options.json:
             options.json.write_text(json.dumps(content_of(results, words, start), indent=1) + "\n")
+
+    if "methods" in parts:
+        precision, batch, classes = ("fp32", 1, 20) if device == "cpu" else ("bf16", 8, 400)
+        case = Case("frames", "training", precision, batch, options.frames, classes, device, options.size)
+        figures = measure_methods(case, options.rounds or 3)
+        print(f"{case.title}, {options.frames} frames; {machine()}\n\n{methods_table(figures)}")
+        return results
 
     precisions = sorted({case.precision for case in cases})
     results.rates |= {p: matmul_rate(device, p) for p in precisions} if "matmul" in parts else {}

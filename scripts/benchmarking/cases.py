@@ -18,6 +18,7 @@ from video_datasets.annotations import read_class_names
 REPOSITORY = Path(__file__).resolve().parents[2]
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 VARIANTS = ("", "checkpointing", "compiled", "graph")
+FROZEN = ("lora", "st_adapter", "aim", "t2l")  # vifi_clip, frozen, with these adapters
 SIZES: dict[str, dict[str, int]] = {
     "ViT-B/16": {},
     # For tests of the benchmark itself.
@@ -38,7 +39,7 @@ class Case:
     """One case to measure.
 
     Args:
-        model: `plain` and `frames`, the references, or a model's name.
+        model: `plain` and `frames`, the references, a model's name, or one of `FROZEN`.
         mode: inference, or training: forward, backward and the optimizer's step.
         precision: fp32, or autocast to bf16 or fp16.
         batch, num_frames, num_classes: sizes of a step.
@@ -119,6 +120,8 @@ def build(case: Case) -> Model:
 def _create(case: Case) -> tc_clip.VideoClip:
     name = {"plain": "tc_clip", "frames": "vifi_clip"}.get(case.model, case.model)
     options: dict[str, Any] = dict(SIZES[case.size])
+    if name in FROZEN:
+        name, options = "vifi_clip", options | {"freeze": "backbone", "adapters": name}
     if "prompt_layers" in tc_clip.model_options(name) and "text_depth" in options:
         options |= {"prompt_layers": (options["text_depth"],), "num_context_tokens": 6, "merge_rate": 4}
     return tc_clip.create_model(name, class_names=class_names(case.num_classes), num_frames=case.num_frames, **options)

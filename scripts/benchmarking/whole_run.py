@@ -36,19 +36,19 @@ class RunReport:
 class BatchesAtHand:
     """Stands for a loader: the same random micro-batch of videos in memory, again and again."""
 
-    def __init__(self, case: Case, size: int, num_batches: int) -> None:
-        shape = (GROUP, 1, case.num_frames, 3, size, size)
+    def __init__(self, case: Case, size: int, num_batches: int, group: int = GROUP) -> None:
+        shape = (group, 1, case.num_frames, 3, size, size)
         self.num_batches = num_batches
         self.videos = torch.randint(0, 256, shape, dtype=torch.uint8)
-        self.labels = torch.arange(GROUP) % case.num_classes
+        self.labels = torch.arange(group) % case.num_classes
         if case.device == "cuda":
             self.videos, self.labels = self.videos.pin_memory(), self.labels.pin_memory()
 
     def epoch(self, epoch: int, start: int = 0, stop: int | None = None) -> Iterator[VideoBatch]:
         """Yield the micro-batches of an epoch."""
-        valid = torch.ones(GROUP, dtype=torch.bool)
+        numbers = torch.arange(len(self.labels))
         for number in range(start, self.num_batches):
-            yield VideoBatch(self.videos, self.labels, torch.arange(GROUP), valid, number, [])
+            yield VideoBatch(self.videos, self.labels, numbers, numbers >= 0, number, [])
 
 
 def measure_run(case: Case, videos_of_update: int, num_updates: int, compiled: bool) -> RunReport:

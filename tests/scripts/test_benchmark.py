@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmarking import measuring
+from benchmarking import measuring, methods
 from benchmarking.cases import Case, check_equality, class_names, step_of
 from benchmarking.loading import LoadingReport, measure_loading
 from benchmarking.measuring import Measurement, peak_memory
@@ -125,6 +125,18 @@ def test_the_loop_with_batches_at_hand() -> None:
     assert 0 <= found.wait_share < 0.5 and found.host_share is None
     text = report(Results("cpu", 0.0, {}, [], run=found), "command", 2, 1.0)
     assert f"{found.videos_per_second:.3g} videos/s with 4 videos at once" in text
+
+
+def test_methods_beside_fine_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "peak_memory", lambda case: 100.0 if case.model == "frames" else 25.0)
+    found = methods.measure_methods(Case("frames", "training", "fp32", 2, 2, 5, "cpu", "tiny"), 2)
+    timed = {figures.name: figures for figures in found if figures.seconds}
+    assert list(timed) == ["fine-tuning", "averaging=ema", "step=interpolated", "objective=residual_features", "lora"]
+    assert all(len(figures.seconds) == 2 and min(figures.seconds) > 0 for figures in timed.values())
+    timed["fine-tuning"].seconds, timed["step=interpolated"].seconds = [2.0, 4.0], [4.0, 10.0]
+    table = methods.methods_table(found)
+    assert "| step=interpolated | 7 | 2.25 |" in table  # the median of the rounds' ratios
+    assert "| lora, checkpointing |  |  |  | 25 | 0.25 |" in table and table.count("\n") == 10
 
 
 def test_the_kernels_of_a_step(tmp_path: Path) -> None:
