@@ -351,3 +351,36 @@ def test_saved_data_sets_of_hugging_face(videos: Path, tmp_path: Path) -> None:
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "saved"))
     found = collect(videos, Source(tmp_path / "saved", check=False), Options())
     assert dict(found.videos) == {"c.mp4": "jump", "a b.mp4": "run"}
+
+
+def test_several_labels_of_a_video(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    names = [f"m{number}.mp4" for number in range(12)]
+    for number, name in enumerate(names):
+        write_video(videos / name, 300 + number, 3)
+    rows = ["path,label"]
+    for number, name in enumerate(names):
+        rows.append(f"{name},{'run;jump' if number % 2 else 'walk'}")
+        if number % 3 == 0:
+            rows.append(f"{name},indoors")
+    source = tmp_path / "several.csv"
+    source.write_text("\n".join(rows) + "\n")
+    folder = tmp_path / "several"
+    arguments = ["mine", "--videos", str(videos), "--from", str(source), "--output", str(folder)]
+    arguments += ["--configs", str(tmp_path / "configs")]
+    assert main([*arguments, "--dry-run"]) == 2
+    assert "has the classes 'walk' and 'indoors'" in capsys.readouterr().err
+    assert main([*arguments, "--several-labels", "--val-share", "0.25"]) == 0
+    printed = capsys.readouterr().out
+    assert "loss=sigmoid" in printed and "      6  run" in printed and "      4  indoors" in printed
+    classes = read_class_names(folder / "classes.csv")
+    assert classes == ["indoors", "jump", "run", "walk"]
+    lists = [read_annotations(folder / name, 4, multi_label=True) for name in ("train.txt", "val.txt")]
+    found = {record.path: {classes[label] for label in record.labels} for records in lists for record in records}
+    assert found == {
+        name: ({"run", "jump"} if number % 2 else {"walk"}) | ({"indoors"} if number % 3 == 0 else set())
+        for number, name in enumerate(names)
+    }
+    for records in lists:
+        assert {label for record in records for label in record.labels} == {0, 1, 2, 3}
+    assert 2 <= len(lists[1]) <= 5
+    assert [path.name for path in (tmp_path / "configs" / "data").iterdir()] == ["fully_supervised_mine.yaml"]

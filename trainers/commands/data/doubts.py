@@ -48,12 +48,14 @@ def inspected(found: FoundClasses, root: Path) -> FoundClasses:
         groups.setdefault(name, split_name(name)[0])
     groups = joined(groups, [[name for path in paths for name in names[path]] for paths in copies])
     held = None if found.held is None else found.held & kept
-    return replace(found, videos=videos, groups=groups, held=held, notes=(*notes, *_notes_on_labels(videos)))
+    return replace(
+        found, videos=videos, groups=groups, held=held, notes=(*notes, *_notes_on_labels(replace(found, videos=videos)))
+    )
 
 
 def class_table(found: FoundClasses, most: int = 40) -> list[str]:
     """Return the number of videos of each class, most frequent first."""
-    counts = Counter(label for _, label in found.videos).most_common()
+    counts = Counter(found.labels()).most_common()
     lines = [f"{count:>7,}  {label}" for label, count in counts[:most]]
     return lines + ([f"    ...  and {len(counts) - most} more classes"] if len(counts) > most else [])
 
@@ -111,8 +113,8 @@ def _notes_on_copies(
         )
 
 
-def _notes_on_labels(videos: list[tuple[str, str]]) -> Iterator[str]:
-    counts = Counter(label for _, label in videos)
+def _notes_on_labels(found: FoundClasses) -> Iterator[str]:
+    counts = Counter(found.labels())
     spelled: dict[str, list[str]] = {}
     for label in sorted(counts):
         spelled.setdefault(normalized_name(label) or label, []).append(label)

@@ -101,6 +101,42 @@ def split_records(
     return train, val
 
 
+def drawn_several(
+    records: Sequence[VideoRecord], seed: tuple[int, ...], val_share: float, groups: Mapping[str, str]
+) -> frozenset[str]:
+    """Draw the paths for validation of videos with any number of classes; groups stay together.
+
+    From the rarest class to the most frequent, its groups are drawn until it has its share; what is left of them is for
+    training. A class with a single group is in training.
+    """
+    members: dict[str, list[VideoRecord]] = {}
+    for record in records:
+        members.setdefault(groups.get(record.path, record.path), []).append(record)
+    sizes = {group: Counter(label for r in of_group for label in r.labels) for group, of_group in members.items()}
+    total = Counter(label for record in records for label in record.labels)
+    order = [sorted(members)[index] for index in np.random.default_rng(seed).permutation(len(members))]
+    taken: Counter[int] = Counter()
+    decided: set[str] = set()
+    chosen: set[str] = set()
+
+    def take_if(group: str, label: int, most: int) -> None:
+        leaves_some = all(taken[other] + count < total[other] for other, count in sizes[group].items())
+        if leaves_some and taken[label] + sizes[group][label] <= most:
+            chosen.add(group)
+            taken.update(sizes[group])
+
+    for label in sorted(total, key=lambda label: (total[label], label)):
+        for group in order:
+            if label in sizes[group] and group not in decided:
+                decided.add(group)
+                take_if(group, label, max(1, round(val_share * total[label])))
+        if not taken[label]:  # all of its groups are larger than its share
+            for group in sorted(order, key=lambda group: sizes[group].total()):
+                if label in sizes[group] and not taken[label]:
+                    take_if(group, label, total[label] - 1)
+    return frozenset(record.path for group in chosen for record in members[group])
+
+
 def divided(groups: Mapping[str, str], held: frozenset[str]) -> list[tuple[str, str]]:
     """Return a video of training and one of validation of each group that a split divides."""
     of_val = {groups[name]: name for name in groups if name in held}

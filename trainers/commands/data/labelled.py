@@ -1,6 +1,6 @@
 """From what a source labels to videos with classes: files found, frames turned into seconds, splits and groups."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,11 @@ _SHOWN = 3  # missing videos that a message names
 
 
 def find_labelled(
-    items: Iterable[Item], root: Path, fps: float | None = None, skip_missing: bool = False
+    items: Iterable[Item],
+    root: Path,
+    fps: float | None = None,
+    skip_missing: bool = False,
+    split_label: Callable[[str, str], list[str]] | None = None,
 ) -> FoundClasses:
     """Return the videos and segments that a source labels.
 
@@ -27,6 +31,8 @@ def find_labelled(
         root: folder or tar of the videos.
         fps: frames per second by which the source counts frames; None: it counts those of the video.
         skip_missing: leave out videos that are not below the root.
+        split_label: returns the classes in a label, for messages with its location, if a video can have several; those
+            of all its rows are joined. None: one class each.
 
     Raises:
         DataError: a video is missing, has two classes or two splits, or a segment is wrong.
@@ -37,6 +43,7 @@ def find_labelled(
         raise DataError(f"{root}: cannot be read: {error}") from error
     finder, seconds = VideoFinder(files), _Frames(files, fps)
     found: dict[str, tuple[Item, str]] = {}
+    labels: dict[str, dict[str, None]] = {}
     missing: list[str] = []
     paths: dict[str, str | None] = {}
     for item in tqdm(items, desc="find videos", unit="video", disable=None, leave=False):
@@ -53,9 +60,16 @@ def find_labelled(
             continue
         name = _name(item, path, seconds)
         before, _ = found.setdefault(name, (item, path))
-        for what, first, other in (("classes", before.label, item.label), ("splits", before.split, item.split)):
-            if first != other:
-                raise DataError(f"{item.location}: {name!r} has the {what} {first!r} and {other!r} ({before.location})")
+        if before.split != item.split:
+            splits = f"{before.split!r} and {item.split!r}"
+            raise DataError(f"{item.location}: {name!r} has the splits {splits} ({before.location})")
+        if split_label is not None:
+            labels.setdefault(name, {}).update(dict.fromkeys(split_label(item.label, item.location)))
+        elif before.label != item.label:
+            raise DataError(
+                f"{item.location}: {name!r} has the classes {before.label!r} and {item.label!r} ({before.location}); "
+                "if a video can have several, give --several-labels"
+            )
     if missing and not (skip_missing and found):
         more = f", and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise DataError(
@@ -63,7 +77,16 @@ def find_labelled(
             "(--videos names the folder; --skip-missing leaves them out)"
         )
     notes = [f"{len(missing)} videos are missing and left out, the first: {missing[0]}"] if missing else []
-    return _with_splits({name: item for name, (item, _) in found.items()}, notes)
+    of_name = {name: item for name, (item, _) in found.items()}
+    if split_label is None:
+        joint = [item.label for item in of_name.values() if ";" in item.label]
+        if joint:
+            notes.append(
+                f"{len(joint)} labels have a ';', as {joint[0]!r}: if these are classes, give --several-labels"
+            )
+        return _with_splits(of_name, notes)
+    of_name = {name: replace(item, label=";".join(sorted(labels[name]))) for name, item in of_name.items()}
+    return replace(_with_splits(of_name, notes), several=True)
 
 
 def regrouped(found: FoundClasses, rule: str | None) -> FoundClasses:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from video_datasets.annotations import VideoRecord, read_class_names
+from video_datasets.annotations import VideoRecord, labels_text, read_class_names
 from video_datasets.segments import split_name
 from video_datasets.video_files import FoundVideos
 
@@ -96,7 +96,8 @@ def list_text(records: Iterable[VideoRecord]) -> str:
             )
         path, segment = split_name(record.path)
         columns = record.path[len(path) :].removeprefix("#t=").replace(",", "\t")
-        lines.append(f"{path} {record.label}\n" if segment is None else f"{path}\t{record.label}\t{columns}\n")
+        labels = labels_text(record.labels)
+        lines.append(f"{path} {labels}\n" if segment is None else f"{path}\t{labels}\t{columns}\n")
     return "".join(lines)
 
 
@@ -108,7 +109,7 @@ def names_text(names: Sequence[str]) -> str:
 
 def counts(records: Sequence[VideoRecord]) -> dict[str, int]:
     """Return the size of a list: its videos, its classes, and the fewest and most videos of one of these."""
-    by_label = Counter(record.label for record in records)
+    by_label = Counter(label for record in records for label in record.labels)
     return {
         "videos": len(records),
         "classes": len(by_label),

@@ -51,6 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--kind", choices=KINDS, default="auto", help="format of --from (default: by its content)")
     parser.add_argument("--class-names", type=Path, help="file of class names, for labels that are numbers")
+    parser.add_argument(
+        "--several-labels", action="store_true", help="a video can have several classes: 'a;b', or a row for each"
+    )
     parser.add_argument("--field", help="which labels of --from count, if it has several fields or columns")
     parser.add_argument(
         "--group",
@@ -104,6 +107,7 @@ def main(argv: list[str] | None = None) -> int:
         fps=args.fps,
         skip_missing=args.skip_missing,
         check=not args.no_check,
+        several=args.several_labels,
     )
     shown: list[str] = []
 
@@ -121,6 +125,9 @@ def main(argv: list[str] | None = None) -> int:
         print("dry run: nothing was written")
         return 0
     print(f"lists and class names: {output}; configurations: {', '.join(path.stem for path in paths)}")
+    if made.several:
+        choice = f"data=fully_supervised_{args.name} loss=sigmoid"
+        print(f"try: {PROGRAM} -cn fully_supervised {choice} output=runs/{args.name}")
     shots = [file.removeprefix("train_few_shot_").removesuffix(".txt") for file in made.lists if "few_shot" in file]
     if shots:
         print(f"try: {PROGRAM} -cn few_shot data=few_shot_{args.name} shot={shots[-1]} output=runs/{args.name}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from trainers.commands.data import listing
-from trainers.commands.data.groups import split_records
+from trainers.commands.data.groups import drawn_several, split_records
 from trainers.commands.data.listing import DataError
 from trainers.commands.data.published import BASE2NOVEL_SEEDS, BASE2NOVEL_SHOTS, SHOTS
 from trainers.commands.data.sources.items import SPLITS
@@ -62,21 +62,28 @@ class FoundClasses:
         held: paths of the videos that the source keeps for validation; None: the split is drawn.
         notes: for the user.
         groups: what a video was cut from, by its path: a split never divides a group. Others are alone.
+        several: whether a video can have several classes; then there is a ";" between them.
     """
 
     videos: list[tuple[str, str]]
     held: frozenset[str] | None = None
     notes: tuple[str, ...] = ()
     groups: Mapping[str, str] = field(default_factory=dict)
+    several: bool = False
+
+    def labels(self) -> list[str]:
+        """Return the classes of all videos, one after the other."""
+        return [name for _, label in self.videos for name in (label.split(";") if self.several else [label])]
 
 
 @dataclass
 class NewDataset:
-    """Lists by name, class names by file, and notes for the user."""
+    """Lists by name, class names by file, notes for the user, and whether a video can have several classes."""
 
     lists: dict[str, list[VideoRecord]]
     names: dict[str, list[str]]
     notes: list[str]
+    several: bool = False
 
 
 def videos_of_folders(root: Path, folders: Folders = "auto") -> FoundClasses:
@@ -181,10 +188,12 @@ def make_dataset(found: FoundClasses, options: Options) -> NewDataset:
         DataError: a class has too few videos.
     """
     videos = found.videos
-    classes = sorted({name for _, name in videos})
+    classes = sorted(set(found.labels()))
     if len(classes) < 2:
         raise DataError(f"at least two classes are needed, found only {classes[0]!r}")
     label_of = {name: label for label, name in enumerate(classes)}
+    if found.several:
+        return _several(found, classes, label_of, options)
     records = [VideoRecord(path, label_of[name]) for path, name in sorted(videos)]
     train, val = split_records(records, classes, (options.seed, _SPLIT), options.val_share, found.held, found.groups)
     lists = {"train.txt": train, "val.txt": val}
@@ -227,9 +236,31 @@ def make_dataset(found: FoundClasses, options: Options) -> NewDataset:
     return NewDataset(lists, names, notes)
 
 
+def _several(found: FoundClasses, classes: list[str], label_of: Mapping[str, int], options: Options) -> NewDataset:
+    """Split videos with any number of classes; lists that are drawn by class there are none."""
+    records = []
+    for path, text in sorted(found.videos):
+        first, *others = sorted(label_of[name] for name in text.split(";"))
+        records.append(VideoRecord(path, first, tuple(others)))
+    held = found.held
+    if held is None:
+        held = drawn_several(records, (options.seed, _SPLIT), options.val_share, found.groups)
+    lists = {"train.txt": [r for r in records if r.path not in held], "val.txt": [r for r in records if r.path in held]}
+    notes = [*found.notes, "a video has any number of classes: train with loss=sigmoid; no list is drawn by class"]
+    for file, of_file in lists.items():
+        there = {label for record in of_file for label in record.labels}
+        absent = [name for label, name in enumerate(classes) if label not in there]
+        if absent and file == "train.txt":
+            raise DataError(f"the class {absent[0]!r} has no video for training; it needs one")
+        if absent:
+            notes.append(f"{len(absent)} classes have no video for validation, as {absent[0]!r}")
+    return NewDataset(lists, {"classes.csv": classes}, notes, several=True)
+
+
 def config_files(name: str, made: NewDataset, root: Path, lists: Path, options: Options) -> dict[str, str]:
     """Return the configurations of the protocols for which there are lists, by file name."""
-    protocols = PROTOCOLS if "novel.txt" in made.lists else ("few_shot", "fully_supervised")
+    protocols: tuple[str, ...] = PROTOCOLS if "novel.txt" in made.lists else ("few_shot", "fully_supervised")
+    protocols = ("fully_supervised",) if made.several else protocols
     facts = {
         "name": name,
         "root": _quoted(root),

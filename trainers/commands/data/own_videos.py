@@ -6,6 +6,7 @@ from pathlib import Path
 
 from trainers.commands.data.doubts import inspected
 from trainers.commands.data.labelled import find_labelled, regrouped
+from trainers.commands.data.listing import DataError
 from trainers.commands.data.own_dataset import (
     FoundClasses,
     NewDataset,
@@ -16,7 +17,7 @@ from trainers.commands.data.own_dataset import (
     write_dataset,
 )
 from trainers.commands.data.sources import detect, read_items
-from trainers.commands.data.sources.items import SourceOptions
+from trainers.commands.data.sources.items import SourceOptions, class_of
 from video_datasets.annotations import read_class_names
 
 
@@ -33,6 +34,7 @@ class Source:
         fps: frames per second by which the source counts frames; None: it counts those of the video.
         skip_missing: leave out labelled videos that are not there.
         check: open every video, and look for copies.
+        several: a video can have several classes: `a;b`, or several rows.
     """
 
     path: Path | None = None
@@ -43,6 +45,7 @@ class Source:
     fps: float | None = None
     skip_missing: bool = False
     check: bool = True
+    several: bool = False
 
 
 def collect(videos: Path, source: Source, options: Options) -> FoundClasses:
@@ -55,12 +58,19 @@ def collect(videos: Path, source: Source, options: Options) -> FoundClasses:
     kind = source.kind
     if source.path is not None and kind == "auto":
         kind = detect(source.path)
+    if source.several and (source.path is None or kind == "folders"):
+        raise DataError("--several-labels: a folder is one class; give the labels with --from")
     if source.path is None or kind == "folders":
         found = videos_of_folders(videos, options.folders)
     else:
         names = None if source.class_names is None else tuple(read_class_names(source.class_names))
-        items = read_items(source.path, kind, SourceOptions(videos, names, rule, source.field))
-        found = find_labelled(items, videos, source.fps, source.skip_missing)
+        said = SourceOptions(videos, names, rule, source.field)
+
+        def split_label(text: str, location: str) -> list[str]:
+            return [class_of(part, said, location) for part in text.split(";")]
+
+        items = read_items(source.path, kind, said)
+        found = find_labelled(items, videos, source.fps, source.skip_missing, split_label if source.several else None)
         rule = None if found.groups else rule  # a column has them
     found = regrouped(found, rule)
     return inspected(found, videos) if source.check else found
