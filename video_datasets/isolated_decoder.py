@@ -14,8 +14,10 @@ import numpy as np
 
 from video_datasets.child_processes import die_with_parent
 from video_datasets.decoders import decoders_for
+from video_datasets.decoders.base import DecoderError
 from video_datasets.decoding import VideoReadError, decode
 from video_datasets.segments import VideoSegment
+from video_datasets.streams import Stream
 from video_datasets.video_files import TarMember
 
 
@@ -82,9 +84,10 @@ def _send_frames(request: dict[str, Any], requests: BinaryIO, results: BinaryIO)
 
 def _send_frames_in_time(request: dict[str, Any], requests: BinaryIO, results: BinaryIO) -> None:
     """Send the times of one frame after the other, and the pixels of those that are asked for."""
-    from video_datasets.timed_frames import frames_in_time  # imports PyAV
+    from video_datasets.timed_frames import frames_in_time, stream_in_time  # imports PyAV
 
-    for frame in frames_in_time(request["path"]):
+    stream = request["stream"]
+    for frame in frames_in_time(request["path"]) if stream is None else stream_in_time(Stream(**stream)):
         _write(results, {"start": float(frame.start), "end": float(frame.end)})
         while _next(requests)["wish"] == "pixels":
             _write_pixels(results, frame.pixels()[None])
@@ -98,7 +101,27 @@ def _send_seconds(request: dict[str, Any], requests: BinaryIO, results: BinaryIO
     _write(results, {"seconds": seconds_of(request["path"])})
 
 
-_SERVICES = {"frames": _send_frames, "frames in time": _send_frames_in_time, "seconds": _send_seconds}
+def _send_sound(request: dict[str, Any], requests: BinaryIO, results: BinaryIO) -> None:
+    """Send when the sound of a video begins and its size (0: it has none), then its bytes."""
+    from video_datasets.sound import sound_of
+
+    try:
+        sound = sound_of(request["path"])
+    except DecoderError as error:
+        raise VideoReadError(request["path"], str(error)) from error
+    _write(
+        results, {"size": 0 if sound is None else len(sound.content), "start": 0.0 if sound is None else sound.start}
+    )
+    results.write(b"" if sound is None else sound.content)
+    results.flush()
+
+
+_SERVICES = {
+    "frames": _send_frames,
+    "frames in time": _send_frames_in_time,
+    "seconds": _send_seconds,
+    "sound": _send_sound,
+}
 
 
 def _import_decoders(name: str) -> None:
@@ -106,6 +129,7 @@ def _import_decoders(name: str) -> None:
     for decoder in (*decoders_for(name), *decoders_for("auto")):
         decoder.load()
     importlib.import_module("video_datasets.timed_frames")
+    importlib.import_module("video_datasets.sound")
 
 
 def _limit(memory_mb: int) -> None:

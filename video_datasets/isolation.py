@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,13 +28,15 @@ import numpy as np
 
 from video_datasets.child_processes import stop_signals_blocked
 from video_datasets.decoders import check_decoder
-from video_datasets.decoders.base import MAX_BYTES
+from video_datasets.decoders.base import MAX_BYTES, DecoderError
 from video_datasets.decoding import Change, Choose, Source, VideoReadError, decode
 from video_datasets.isolated_decoder import framed
 from video_datasets.segments import VideoSegment
 from video_datasets.stored_frames import FilePart
+from video_datasets.streams import Stream
 
 if TYPE_CHECKING:
+    from video_datasets.sound import Sound
     from video_datasets.timed_frames import TimedFrame
 
 _START_S = 120  # for importing the decoders, also on a busy machine
@@ -68,6 +70,16 @@ class Decoder(Protocol):
     def frames_in_time(self, path: str) -> Iterator["TimedFrame"]:
         """Yield all frames of a video file as `timed_frames.frames_in_time`; pixels can be read until the next one."""
 
+    def stream_in_time(self, stream: Stream) -> Iterator["TimedFrame"]:
+        """Yield the frames of a camera or a network stream as `timed_frames.stream_in_time`."""
+
+    def sound(self, path: str) -> "Sound | None":
+        """Return the sound of a video file as it is stored; None if it has none.
+
+        Raises:
+            VideoReadError: it cannot be copied.
+        """
+
     def seconds(self, path: str) -> float:
         """Return the duration in the header of a video file; 0 if it has none.
 
@@ -92,6 +104,21 @@ class DecoderHere:
         from video_datasets.timed_frames import frames_in_time  # imports PyAV
 
         return frames_in_time(path)
+
+    def stream_in_time(self, stream: Stream) -> Iterator["TimedFrame"]:
+        """Yield the frames of a stream; as `Decoder.stream_in_time`."""
+        from video_datasets.timed_frames import stream_in_time
+
+        return stream_in_time(stream)
+
+    def sound(self, path: str) -> "Sound | None":
+        """Return the sound of a video file; as `Decoder.sound`."""
+        from video_datasets.sound import sound_of
+
+        try:
+            return sound_of(path)
+        except DecoderError as error:
+            raise VideoReadError(path, str(error)) from error
 
     def seconds(self, path: str) -> float:
         """Return the duration in the header of a video file; as `Decoder.seconds`."""
@@ -134,10 +161,31 @@ class IsolatedDecoder:
 
     def frames_in_time(self, path: str) -> Iterator["TimedFrame"]:
         """Yield all frames of a video file; errors as `timed_frames.frames_in_time`, or the fault of the process."""
+        return self._frames_in_time(path, self._request(path, "frames in time"))
+
+    def stream_in_time(self, stream: Stream) -> Iterator["TimedFrame"]:
+        """Yield the frames of a stream; errors as `timed_frames.stream_in_time`, or the fault of the process."""
+        return self._frames_in_time(stream.name, self._request("", "frames in time", stream=stream))
+
+    def sound(self, path: str) -> "Sound | None":
+        """Return the sound of a video file; as `Decoder.sound`, or the fault of the process."""
+        from video_datasets.sound import MAX_BYTES as MAX_SOUND
+        from video_datasets.sound import Sound
+
+        with self._child(path) as child:
+            deadline = child.deadline()
+            message = _asked(child, self._request(path, "sound"))
+            size, start = message.get("size"), message.get("start")
+            if type(size) is not int or not 0 <= size <= 2 * MAX_SOUND or not isinstance(start, float):
+                raise _Lost("the decoding process sent an invalid message")
+            content = bytes(child.receive(size, deadline))
+        return Sound(content, start) if content else None
+
+    def _frames_in_time(self, path: str, request: bytes) -> Iterator["TimedFrame"]:
         from video_datasets.timed_frames import TimedFrame
 
         with self._child(path) as child:
-            message = _asked(child, self._request(path, "frames in time"))
+            message = _asked(child, request)
             while type(message.get("start")) is type(message.get("end")) is float:
                 child.frame += 1
                 pixels = functools.partial(self._pixels, child, path, child.frame)
@@ -211,9 +259,11 @@ class IsolatedDecoder:
         part: list[Any] | None = None,
         content: bytes | None = None,
         segment: tuple[float, float] | None = None,
+        stream: Stream | None = None,
     ) -> bytes:
         size = None if content is None else len(content)
-        facts = {"path": os.path.abspath(path), "bytes": size, "part": part, "segment": segment}
+        facts: dict[str, Any] = {"path": os.path.abspath(path), "bytes": size, "part": part, "segment": segment}
+        facts["stream"] = None if stream is None else asdict(stream)
         return framed({"what": what, "decoder": self._decoder, **facts})
 
     def _pixels(self, child: "_Child", path: str, frame: int) -> np.ndarray:

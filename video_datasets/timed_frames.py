@@ -18,6 +18,9 @@ from video_datasets.decoders.pyav import (
     upright_rgb,
 )
 from video_datasets.decoding import VideoReadError
+from video_datasets.streams import Stream, decode_stream
+
+MAX_STEP_S = 60.0  # between two frames of a stream; as many windows as fit would be opened
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,27 @@ def frames_in_time(path: str | bytes) -> Iterator[TimedFrame]:
     Raises:
         VideoReadError: the file cannot be read, has no frames, or breaks off after those already yielded.
     """
-    name = path if isinstance(path, str) else "a video"
+    return _timed(path if isinstance(path, str) else "a video", decode_in_order(path))
+
+
+def stream_in_time(stream: Stream) -> Iterator[TimedFrame]:
+    """Yield the frames of a camera or a network stream as `frames_in_time` does, for as long as it lasts.
+
+    Raises:
+        VideoReadError: it cannot be opened, has no frames, is lost, or ends without having been a file.
+    """
+    return _timed(stream.name, decode_stream(stream), MAX_STEP_S)
+
+
+def _timed(name: str, frames: Iterator[VideoFrame], max_step: float = float("inf")) -> Iterator[TimedFrame]:
     held: VideoFrame | None = None
     shape = (0, 0, Orientation())
     clock, start = FrameClock(), 0.0
     try:
-        for frame in decode_in_order(path):
+        for frame in frames:
             moment = clock.start_of(frame)
+            if moment - start > max_step:
+                raise DecoderError(f"its time stamps jump by {moment - start:.0f} s")
             if held is None:
                 shape = (frame.width, frame.height, Orientation.of(frame))
             else:

@@ -2,7 +2,7 @@
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from video_datasets.decoding import VideoReadError
 from video_datasets.isolation import Decoder, DecoderHere
+from video_datasets.timed_frames import TimedFrame
 from video_datasets.transforms import TestTransform
 
 
@@ -75,6 +76,13 @@ def read_windows(
         ValueError: the window or the stride is not above 0.
         VideoReadError: the file cannot be read, or breaks off after the windows already yielded.
     """
+    return windows_of((decoder or DecoderHere()).frames_in_time(path), window_s, stride_s, num_frames, transform)
+
+
+def windows_of(
+    frames: Iterable[TimedFrame], window_s: float, stride_s: float, num_frames: int, transform: TestTransform
+) -> Iterator[Window]:
+    """Yield the windows of frames that come in the order of time; arguments, windows and errors as `read_windows`."""
     if window_s <= 0 or stride_s <= 0:
         raise ValueError(f"window ({window_s:g} s) and stride ({stride_s:g} s) must be above 0")
     offsets = (np.arange(num_frames) + 0.5) * window_s / num_frames  # of the wanted times in a window
@@ -82,7 +90,7 @@ def read_windows(
     num_opened, covered, end = 0, 0.0, 0.0
     damage = None
     try:
-        for frame in (decoder or DecoderHere()).frames_in_time(path):
+        for frame in frames:
             end = frame.end
             while num_opened * stride_s < end:
                 opened.append(_OpenWindow(num_opened * stride_s))

@@ -5,9 +5,12 @@ python scripts/predict.py folder 'more/**/*.mkv' list.txt --checkpoint best.pth 
 python scripts/predict.py long.mp4 --checkpoint best.pth --classes classes.txt --window 4 --stride 2
 python scripts/predict.py clip.mp4 --model hf://owner/name --threshold 0.5
 python scripts/predict.py clip.mp4 --checkpoint best.pth --head runs/probe/head.safetensors
+python scripts/predict.py clip.mp4 --checkpoint best.pth --save labelled.mp4
+python scripts/predict.py --camera 0 --checkpoint best.pth --window 2 --stride 1
 """
 
 import argparse
+import os
 import shutil
 import sys
 import time
@@ -29,9 +32,11 @@ from trainers.commands.shared import (
     share,
     threshold_for,
 )
+from trainers.commands.watching import stream_of, watch_stream
 from trainers.config.command_line import one_line_errors
 from trainers.errors import ConfigError
 from trainers.inference.inputs import find_videos, read_classes, stems_of
+from video_datasets.segments import split_name
 
 if TYPE_CHECKING:
     from tc_clip.protocol import VideoModel
@@ -43,7 +48,10 @@ BAR_WIDTH = 24
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("videos", nargs="+", help="files, folders, globs in quotes, .txt lists")
+    parser.add_argument("videos", nargs="*", help="files, folders, globs in quotes, .txt lists")
+    parser.add_argument("--camera", metavar="N", help="a camera of this machine, by its number or device, until Ctrl-C")
+    parser.add_argument("--stream", metavar="ADDRESS", help="a live stream: http(s):// or rtsp(s)://, until Ctrl-C")
+    parser.add_argument("--retries", type=int, default=5, help="how often in a row a lost stream is tried (default 5)")
     add_model_arguments(parser)
     parser.add_argument(
         "--classes",
@@ -72,6 +80,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--stride", type=positive(float), help="seconds between windows (default: half a window)")
     parser.add_argument("--output", type=Path, default=Path("runs/timelines"), help="folder of the timelines")
+    parser.add_argument(
+        "--save",
+        type=Path,
+        metavar="FILE",
+        help="write the video with its labels drawn in: an .mp4, or a folder for many",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="let --save replace files")
     return parser.parse_args(argv)
 
 
@@ -81,7 +96,9 @@ def main(argv: list[str] | None = None) -> int:
     with one_line_errors():
         if args.stride and not args.window:
             raise ConfigError("--stride needs --window")
-        videos = find_videos(args.videos)
+        stream = stream_of(args)
+        videos = [] if stream else find_videos(args.videos)
+        targets = save_targets(args, videos)
         classes = read_classes(args.classes) if args.classes else None
         started = time.perf_counter()
         model: VideoModel
@@ -94,8 +111,14 @@ def main(argv: list[str] | None = None) -> int:
             model = load_named_model(args, classes or own_classes(args, checkpoint), checkpoint)
             args.temperature = calibrated(checkpoint)
         args.threshold = threshold_for(model, args.threshold)
-        note(f"{model.name}, {len(model.class_names)} classes, {len(videos)} videos; loaded in {_since(started)}")
-        num_read = print_timelines(model, videos, args) if args.window else print_predictions(model, videos, args)
+        source = stream.name if stream else f"{len(videos)} videos"
+        note(f"{model.name}, {len(model.class_names)} classes, {source}; loaded in {_since(started)}")
+        if stream is not None:
+            num_read = watch_stream(model, stream, args, targets.get(""))
+        elif args.window:
+            num_read = print_timelines(model, videos, args, targets)
+        else:
+            num_read = print_predictions(model, videos, args, targets)
     return 0 if num_read else 1
 
 
@@ -107,7 +130,54 @@ def load_with_head(args: argparse.Namespace) -> "VideoModel":
     return ProbedModel(load_backbone(args, probe.num_frames), probe, str(args.head))
 
 
-def print_predictions(model: "VideoModel", videos: list[str], args: argparse.Namespace) -> int:
+def save_targets(args: argparse.Namespace, videos: list[str]) -> dict[str, Path]:
+    """Return the file that `--save` asks for by video; a stream's video is "".
+
+    Raises:
+        ConfigError: a file exists, or cannot be made.
+    """
+    if args.save is None:
+        return {}
+    segment = next((video for video in videos if split_name(video)[1] and not os.path.exists(video)), None)
+    if segment is not None:
+        raise ConfigError(f"{segment}: --save is for whole videos; leave out the segment")
+    is_file = args.save.suffix.lower() == ".mp4" and not args.save.is_dir()
+    if is_file and len(videos) > 1:
+        raise ConfigError(f"--save {args.save}: is one file, for {len(videos)} videos; name a folder")
+    if not is_file and (not videos or args.save.suffix):
+        raise ConfigError(f"--save {args.save}: name a file that ends in .mp4" + (", or a folder" if videos else ""))
+    folder = make_folder(args.save.parent if is_file else args.save)
+    stems = stems_of(videos)
+    paths = [args.save] if is_file else [folder / f"{stem}.mp4" for stem in stems]
+    for path in paths:
+        if path.exists() and any(os.path.exists(video) and path.samefile(video) for video in videos):
+            raise ConfigError(f"--save: {path} is one of the videos; choose another name")
+        if path.exists() and not args.overwrite:
+            raise ConfigError(f"--save: {path} exists; add --overwrite, or choose another name")
+    return dict(zip(videos or [""], paths, strict=True))
+
+
+def save(path: str, target: Path, captions: "list[tuple[float, VideoPrediction]]", args: argparse.Namespace) -> None:
+    """Write a video with its labels, and print a line about it; an error costs only this file."""
+    from trainers.files import atomic_path
+    from trainers.inference.labelled import save_labelled
+    from trainers.reporting.pictures import side_product
+    from video_datasets.decoding import VideoReadError
+
+    with side_product(str(target), note):
+        reason = None
+        with atomic_path(target) as temporary:
+            try:
+                silent = save_labelled(path, temporary, captions, args.timeout)
+            except VideoReadError as error:  # what came before is kept
+                silent, reason = None, error.reason
+        silence = f", without its sound: {silent}" if silent else ""
+        note(f"{target}: written{silence}" + (f"; it breaks off: {reason}" if reason else ""))
+
+
+def print_predictions(
+    model: "VideoModel", videos: list[str], args: argparse.Namespace, targets: dict[str, Path]
+) -> int:
     """Predict videos, print the results and write the files; return how many videos could be read."""
     from trainers.inference.output_files import STANDARD_OUTPUT, write_json, write_predictions_csv
     from trainers.inference.predict import inference_precision, iter_predictions
@@ -134,6 +204,8 @@ def print_predictions(model: "VideoModel", videos: list[str], args: argparse.Nam
             predictions.append(item)
             if STANDARD_OUTPUT not in (args.json, args.csv):
                 print(table(item), flush=True)
+            if item.path in targets and item.error is None:
+                save(item.path, targets[item.path], [(0.0, item)], args)
     num_read = sum(item.error is None for item in predictions)
     seconds = time.perf_counter() - started
     unread = f", {len(videos) - num_read} could not be read" if num_read < len(videos) else ""
@@ -168,8 +240,9 @@ def table(item: "VideoPrediction") -> str:
     return "\n".join(lines)
 
 
-def print_timelines(model: "VideoModel", videos: list[str], args: argparse.Namespace) -> int:
+def print_timelines(model: "VideoModel", videos: list[str], args: argparse.Namespace, targets: dict[str, Path]) -> int:
     """Score videos window by window; write a CSV and a picture of each; return how many videos could be read."""
+    from trainers.inference.labelled import captions_of
     from trainers.inference.output_files import write_timeline_csv
     from trainers.inference.predict import predict_timeline
     from trainers.inference.visualize.draw import timeline_picture
@@ -210,6 +283,8 @@ def print_timelines(model: "VideoModel", videos: list[str], args: argparse.Names
         if timeline.error:
             print(f"  breaks off: {timeline.error}")
         print(f"  {folder / stem}.csv, .png", flush=True)
+        if video in targets:
+            save(video, targets[video], captions_of(timeline, args.top), args)
     return num_read
 
 

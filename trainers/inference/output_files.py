@@ -21,7 +21,7 @@ def write_json(target: str, predictions: Sequence[VideoPrediction]) -> None:
         ConfigError: if the file cannot be written.
     """
     records = [record_of(item) for item in predictions]
-    with _opened(target) as file:
+    with opened_for_writing(target) as file:
         file.write(json.dumps(records, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -49,7 +49,7 @@ def write_predictions_csv(target: str, predictions: Sequence[VideoPrediction]) -
             rows.append([item.path, "", "", "", item.error, ""])
         for rank, (name, score) in enumerate(zip(item.classes, item.scores, strict=True), start=1):
             rows.append([item.path, rank, name, f"{score:.6f}", "", item.label])
-    with _opened(target) as file:
+    with opened_for_writing(target) as file:
         line_end = "\n" if target == STANDARD_OUTPUT else "\r\n"
         write_csv(file, ["video", "rank", "class", "score", "error", "label"], rows, lineterminator=line_end)
 
@@ -67,7 +67,12 @@ def write_timeline_csv(path: Path, timeline: Timeline, top: int) -> None:
 
 
 @contextmanager
-def _opened(target: str) -> Iterator[TextIO]:
+def opened_for_writing(target: str) -> Iterator[TextIO]:
+    """Open a file, or `STANDARD_OUTPUT`, as text.
+
+    Raises:
+        ConfigError: if it cannot be written.
+    """
     if target == STANDARD_OUTPUT:
         yield sys.stdout
         return
