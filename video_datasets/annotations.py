@@ -195,7 +195,7 @@ def _json_entries(path: Path, text: str) -> Iterator[tuple[str, str, tuple[int, 
         location = f"{path}: entry {number}"
         entry = dict(pairs) if isinstance(pairs, _Pairs) else {}
         video, label = entry.get("filename"), entry.get("label")
-        labels = label if isinstance(label, list) and not isinstance(label, _Pairs) else [label]
+        labels: list[Any] = label if isinstance(label, list) and not isinstance(label, _Pairs) else [label]
         if not isinstance(video, str) or not video.strip():
             raise AnnotationError(f'{location}: has no "filename"')
         if not all(isinstance(item, int) and not isinstance(item, bool) for item in labels):

@@ -108,8 +108,8 @@ def _robustness(run: RunFolder) -> str:
             lines.append(f"<tr>{name}<td>{escape(weights)}</td>{change}</tr>")
     if not lines:
         return ""
-    numbers = (*(f"{title} %" for title in titles.values()), "top-1 to plain", "same class %")
-    head = "<th>list</th><th>weights</th><th>change</th>" + "".join(f"<th class=n>{name}</th>" for name in numbers)
+    columns = (*(f"{title} %" for title in titles.values()), "top-1 to plain", "same class %")
+    head = "<th>list</th><th>weights</th><th>change</th>" + "".join(f"<th class=n>{name}</th>" for name in columns)
     return (
         f"<h2>Robustness</h2><div class=card><table><tr>{head}</tr>{''.join(lines)}</table><p class=faint>The same "
         "frames of the same videos, changed. Same class: videos whose best class is the one without the change. A "
