@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from video_datasets.segments import segment_name
 from video_datasets.text_files import parse_json, read_text_file, split_lines, whole_number
