@@ -145,13 +145,23 @@ def test_without_a_network(server, monkeypatch, tmp_path):
 def test_the_command_lists_all(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("TC_CLIP_CACHE", str(tmp_path))
     (tmp_path / "ViT-B-32.pt").touch()
+    (tmp_path / "tc-clip-zero-shot-k400.pth").touch()
     assert command.main(["list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    weights, models = capsys.readouterr().out.split("\n\n")
+    lines = weights.splitlines()
     assert len(lines) == 1 + len(command.KNOWN_CLIP_WEIGHTS) + len(KNOWN_HUB_WEIGHTS)
     first = next(line for line in lines if line.startswith("ViT-B/32 "))
     assert first.split() == ["ViT-B/32", "151.3", "224", "MIT", "downloaded"]
     perception = next(line for line in lines if line.startswith("PE-Core-B/16"))
     assert perception.split()[3:] == ["Apache-2.0", "not", "downloaded"]
+    found, missing = (line.split(maxsplit=4) for line in models.splitlines()[1:])
+    present = f"file present: {tmp_path / 'tc-clip-zero-shot-k400.pth'}"
+    assert found == ["tc-clip-zero-shot-k400", "tc_clip", "ViT-B/16", "k400", present]
+    assert missing[0] == "tc-clip-fully-supervised-k400" and missing[4] == f"no file at {tmp_path / missing[0]}.pth"
+    assert command.main(["fetch", found[0]]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / found[0]}.pth\n"
+    assert command.main(["fetch", missing[0]]) == 1
+    assert "copy it to" in capsys.readouterr().err
 
 
 def test_the_command_fetches(capsys, monkeypatch, tmp_path):
