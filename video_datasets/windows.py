@@ -4,6 +4,7 @@ import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from video_datasets.decoding import VideoReadError
 from video_datasets.isolation import Decoder, DecoderHere
-from video_datasets.timed_frames import TimedFrame
 from video_datasets.transforms import TestTransform
+
+if TYPE_CHECKING:
+    from video_datasets.timed_frames import TimedFrame
 
 
 @dataclass
@@ -80,7 +83,7 @@ def read_windows(
 
 
 def windows_of(
-    frames: Iterable[TimedFrame], window_s: float, stride_s: float, num_frames: int, transform: TestTransform
+    frames: Iterable["TimedFrame"], window_s: float, stride_s: float, num_frames: int, transform: TestTransform
 ) -> Iterator[Window]:
     """Yield the windows of frames that come in the order of time; arguments, windows and errors as `read_windows`."""
     if window_s <= 0 or stride_s <= 0:

@@ -122,6 +122,7 @@ def test_files_are_h264_and_show_what_was_drawn(shapes: Path):
         assert np.abs(frames.astype(int) - drawn).mean() < 4
 
 
+@pytest.mark.slow
 def test_colours_survive_the_codec(shapes: Path):
     """The pixels of a shape are nearest to its own colour after decoding, in every frame."""
     for shape_class in classes.all_classes():

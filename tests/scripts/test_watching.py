@@ -266,6 +266,7 @@ def test_wrong_cameras(device: str, platform: str) -> None:
         camera(device, platform)
 
 
+@pytest.mark.slow
 def test_windows_of_a_slow_model_are_dropped_and_counted(tiny_checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     """Frames come in real time; the model takes longer than a stride."""
     from trainers.inference import live

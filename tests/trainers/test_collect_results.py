@@ -195,6 +195,7 @@ def test_nothing_to_collect_is_an_error(tmp_path: Path, capsys: pytest.CaptureFi
     assert main([str(tmp_path / "none")]) == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_of_the_ensemble(
     compose_tiny, tiny_clip: Path, tiny_root: Path, tmp_path: Path, repository: Path, monkeypatch, capsys
 ) -> None:

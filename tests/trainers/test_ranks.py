@@ -45,6 +45,7 @@ def test_weights_and_losses_are_equal(outputs: dict[int, Path], num_ranks: int) 
     assert losses[1] == pytest.approx(losses[0], rel=0, abs=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_ranks", [2, 3])
 def test_every_video_is_tested_once(outputs: dict[int, Path], num_ranks: int) -> None:
     tables = [json.loads((outputs[number] / "results.json").read_text())["results"] for number in (1, num_ranks)]

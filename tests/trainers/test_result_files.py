@@ -77,6 +77,7 @@ def test_the_predictions_of_the_best_validation_are_kept(compose_run, tmp_path: 
     assert not list((tmp_path / "run").glob("confusion_*")), "pictures are off in these tests"
 
 
+@pytest.mark.slow
 def test_every_video_is_predicted_once_with_several_ranks_and_views(run_on_ranks, tmp_path: Path, run_here) -> None:
     run_here(output=tmp_path / "a", epochs=1, warmup_epochs=0)
     options = {"eval": "test", "resume": tmp_path / "a" / "best.pth", "num_clip": 3, "num_crop": 3}
@@ -105,6 +106,7 @@ def test_confusion_of_known_predictions(tmp_path: Path) -> None:
     assert (tmp_path / "x.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_20000_classes_take_little_memory_and_no_picture(tmp_path: Path) -> None:
     """A matrix of all pairs would take 3.2 GB."""
     num_classes = 20_000

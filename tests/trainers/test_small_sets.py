@@ -41,6 +41,7 @@ def test_the_order_follows_from_seed_and_epoch() -> None:
     assert [len(batch) for batch in micro_batches(7, 2, 5, 1, labels)] == [2, 2, 2, 1]
 
 
+@pytest.mark.slow
 def test_a_balanced_run_continues_bit_for_bit(compose_run, tmp_path: Path, monkeypatch) -> None:
     options = {"sampling": "balanced", "class_weights": "balanced", "epochs": 2}
     run(compose_run(output=tmp_path / "whole", **options))

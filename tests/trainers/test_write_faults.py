@@ -177,6 +177,7 @@ def test_out_of_space_at_every_step(saved: Path) -> None:
     assert num_failures >= 50
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_that_writing_alone(compose_run, small_disk: Path, tmp_path: Path, monkeypatch) -> None:
     """A real file system that fills up and is freed: the run reports it, continues, and ends with the same weights."""
     from trainers.session import TrainingRun

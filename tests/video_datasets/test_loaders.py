@@ -280,6 +280,7 @@ def test_a_hanging_worker_is_an_error_that_names_its_video(small_videos, small_r
     assert numbers == [0] and time.monotonic() - started < 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trick", "start_method", "num_deaths"),
     [(signal.SIGABRT, "forkserver", 1), (signal.SIGKILL, "forkserver", 2), (signal.SIGKILL, "fork", 2)],

@@ -1,7 +1,6 @@
 """Videos with their labels and scores drawn in."""
 
 import contextlib
-import io
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +14,7 @@ from av.video.stream import VideoStream
 from PIL import Image, ImageDraw, ImageFont
 
 from trainers.inference.predict import NONE_OF_THESE, Timeline, VideoPrediction
+from video_datasets.decoders.pyav import open_video
 from video_datasets.decoding import VideoReadError
 from video_datasets.isolation import isolated
 from video_datasets.sound import Sound
@@ -90,7 +90,7 @@ class LabelledVideo:
 
     def _packets(self, sound: Sound) -> Iterator[tuple[float, Packet]]:
         """Yield when each packet is heard, and the packet; first the stream is added to the file."""
-        source = av.open(io.BytesIO(sound.content), "r", format="matroska")
+        source = open_video(sound.content)
         template = source.streams.audio[0]
         target: AudioStream = self.container.add_stream_from_template(template)
         first: float | None = None
