@@ -15,7 +15,7 @@ from trainers.errors import ConfigError
 from trainers.held_out import shared_videos
 from trainers.logging.logger import LoggerContainer
 from trainers.metrics import is_better
-from trainers.prepare import Job, mix_with_start
+from trainers.prepare import Job, check_class_names, mix_with_start
 from trainers.state import Best
 from trainers.testing import Tester
 from trainers.video_lists import VideoList
@@ -37,11 +37,7 @@ def reports_validation(settings: Settings) -> bool:
 def check_choices(job: Job) -> None:
     """Raise ConfigError if a list is tested whose videos choose something besides the epoch, or were held out."""
     choose, judge = job.settings.choose, job.validation
-    for name in choose.templates or ():
-        try:
-            templates_of(name)
-        except ValueError as error:
-            raise ConfigError(f"choose.templates: {error}") from error
+    _check_templates(job)
     used = [name for name in ("wise_ft", "brownian_share", "templates") if getattr(choose, name)]
     if choose.by == "validation" and not used:
         return  # as published: few-shot reports its best validation
@@ -57,6 +53,21 @@ def check_choices(job: Job) -> None:
                 f"choose.by=held_out: {len(shared):,} videos of the training list are tested in {videos.name}, for "
                 f"example {shared[0]}; take them off data.train"
             )
+
+
+def _check_templates(job: Job) -> None:
+    """Raise ConfigError if a set of templates is unknown, or the class names of a list do not fit into it."""
+    model, lists = job.model, [videos for part in job.lists.values() for videos in part]
+    for name in job.settings.choose.templates or ():
+        try:
+            templates = templates_of(name)
+            if isinstance(model, tc_clip.VideoClip) and model.prompts is None:
+                own, model.templates = model.templates, templates
+                check_class_names(model, lists)
+                model.templates = own
+                check_class_names(model, lists)
+        except ValueError as error:
+            raise ConfigError(f"choose.templates: {error}") from error
 
 
 class Chooser:
@@ -82,7 +93,14 @@ class Chooser:
     def add_epoch(self, best: Best) -> None:
         """Add the choice that the validations between epochs have made."""
         epoch, metric = best["epoch"], self.job.settings.best_metric
-        self._add("epoch", BEST, epoch, {str(epoch): best[metric]})
+        self._add("epoch", BEST, epoch, {str(epoch): best.get(metric)})  # `metrics` can differ since that epoch
+
+    def reset(self) -> None:
+        """Undo what was chosen for weights that were tested before."""
+        if self._brownian is not None and self._share is not None:
+            self._brownian.share = self._share
+        if self._model is not None:
+            self._model.templates = self._templates
 
     def choose(self, weights: str) -> float | None:
         """Choose what `choose` lists, and leave the model so. Collective.
@@ -94,10 +112,7 @@ class Chooser:
             the chosen weight of the ensemble; None: the fine-tuned weights alone, or no choice.
         """
         candidates, model, brownian = self.job.settings.choose, self._model, self._brownian
-        if brownian is not None and self._share is not None:  # of weights that were tested before
-            brownian.share = self._share
-        if model is not None:
-            model.templates = self._templates
+        self.reset()
         ensemble = None
         if candidates.wise_ft and not self.job.settings.starts_from_random_weights:
             tuned = {name: value.clone() for name, value in self.job.model.state_dict().items()}

@@ -1,6 +1,6 @@
 """What a run works with: lists, model and weights, read and checked before the first video is read."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,6 +81,7 @@ def prepare(settings: Settings, ranks: Ranks, interrupts: Interrupts) -> Job:
         raise ConfigError(f"eval={settings.eval}: this model's weights are random; give resume=<checkpoint>")
     if settings.eval is not None and isinstance(settings.wise_ft, int | float) and settings.resume is None:
         raise ConfigError(f"wise_ft={settings.wise_ft}: needs fine-tuned weights; give resume=<checkpoint>")
+    check_class_names(model, [videos for part in lists.values() for videos in part])
     loaded = None
     if settings.resume is not None:
         of_scores = getattr(model, "scores", None) if settings.eval is not None else None
@@ -90,6 +91,19 @@ def prepare(settings: Settings, ranks: Ranks, interrupts: Interrupts) -> Job:
     model.set_checkpointing(settings.trainer.checkpointing)
     compiled = compile_model(model, settings.trainer.compile, ranks.device)
     return Job(settings, ranks, interrupts, precision, lists, model, loaded, compiled, changes)
+
+
+def check_class_names(model: VideoModel, lists: Sequence[VideoList]) -> None:
+    """Check that the model can score the classes of all lists; it has those of the first list then.
+
+    Raises:
+        ConfigError: if it cannot: a name is too long, for example.
+    """
+    for videos in reversed(lists):
+        try:
+            model.set_class_names(videos.class_names, videos.split_camel_case)
+        except ValueError as error:
+            raise ConfigError(f"{videos.class_names_path}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def _train_and_test(job: Job) -> list[ResultRow]:
             chooser = Chooser(job, tester, log)
             rows, file = _test_best(job, tester, chooser, best)
             for part in parts.state.parts:
-                if part.weights_file and (settings.folder / part.weights_file).exists():
+                if part.weights_file and part.final_weights() is not None:  # on every process alike, unlike the file
                     rows += _test_file(job, tester, chooser, part.weights_file)
             _report_results(job, log, rows, file, calibration, chooser.made)
             return rows
@@ -183,6 +183,7 @@ def _test_best(job: Job, tester: Tester, chooser: Chooser, best: Best) -> tuple[
 def _test_file(job: Job, tester: Tester, chooser: Chooser, name: str) -> list[ResultRow]:
     """Return validation and, if the protocol has one, final test of weights in the output folder."""
     load_on_all(job, job.settings.folder / name)
+    chooser.reset()
     tester.variant = Path(name).stem
     return tester.test(job.validation_part, name) + _final_test(job, tester, chooser, name)
 

@@ -74,13 +74,14 @@ def job_name(values: Mapping[str, str]) -> str:
 
 
 def objective(rows: Sequence[Mapping[str, Any]], metric: str) -> float | None:
-    """Return what a job reports: a metric of its validation or, of a test alone, its mean over the lists.
+    """Return what a job reports: a metric of the list that chose its epoch or, of a test, the mean over its lists.
 
     Args:
         rows: of the results file; those of the first weights count.
         metric: `top1` counts if the rows do not have it.
     """
-    rows = [row for row in rows if row["part"] == "val"] or list(rows)
+    judged = ([row for row in rows if row["part"] == part] for part in ("held_out", "val"))
+    rows = next(filter(None, judged), list(rows))
     rows = [row for row in rows if (row["weights"], row["wise_ft"]) == (rows[0]["weights"], rows[0]["wise_ft"])]
     values = [row.get(metric, row["top1"]) for row in rows]
     return None if None in values or not values else fmean(values)

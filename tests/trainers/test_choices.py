@@ -15,6 +15,7 @@ from trainers.commands.collect_results import main as collect
 from trainers.config.compose import compose_config
 from trainers.errors import ConfigError
 from trainers.held_out import hold_out_classes, hold_out_videos
+from trainers.prepare import check_class_names
 from trainers.run import run
 from trainers.video_lists import VideoList
 from video_datasets.annotations import VideoRecord
@@ -78,6 +79,47 @@ def test_what_is_tested_chooses_nothing(compose_run) -> None:
         run(same)
     with pytest.raises(ConfigError, match="choose.templates: templates must be one of bare"):
         run(compose_run(protocol="few_shot", **FAIR, choose__templates="[mine]"))
+
+
+def test_class_names_that_do_not_fit_are_found_before_training(compose_run) -> None:
+    sizes = {"image_size": 32, "patch_size": 16, "vision_width": 64, "vision_depth": 1, "text_width": 64}
+    model = tc_clip.create_model("vifi_clip", class_names=["a"], **sizes, text_depth=1, embed_dim=64)
+    long = listed(records_of([1]), ["very " * 40])
+    check_class_names(model, [listed(records_of([1])), listed(records_of([1]), ["b"])])
+    assert model.class_names == tuple(NAMES), "those of the first list"
+    with pytest.raises(ConfigError, match=r"^names.csv: class name '(very )+' needs \d+ tokens"):
+        check_class_names(model, [listed(records_of([1])), long])
+    with pytest.raises(ConfigError, match=r"^choose.templates: .* needs \d+ tokens as 'a video of"):
+        run(compose_run(protocol="few_shot", **FAIR, choose__templates="[photo,video]", context_length=11))
+
+
+def test_averaged_weights_are_validated_without_the_choices_of_others(compose_run, tmp_path: Path) -> None:
+    options = FAIR | {"epochs": 1, "averaging__name": "swa", "averaging__first_epoch": 1}
+    rows = run(compose_run(protocol="few_shot", **options, choose__templates="[video]"))
+    assert [(row.part, row.weights.partition(",")[0]) for row in rows] == [
+        (part, name) for name in ("best.pth", "averaged.pth") for part in ("held_out", "val")
+    ]
+    best, averaged = (
+        (tmp_path / "run" / f"predictions_held_out_few_shot_shapes_held_out{name}.csv").read_text()
+        for name in ("", "_averaged")
+    )
+    assert best == averaged, "the average of one epoch is its weights"
+
+
+def test_only_averaged_weights_of_this_run_are_tested(compose_run, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "averaged.pth").write_text("of another run")
+    options = {"averaging__name": "gaussian", "averaging__mean": 1000, "averaging__deviation": 0.1}
+    rows = run(compose_run(protocol="few_shot", epochs=1, warmup_epochs=0, **options))
+    assert [row.weights for row in rows] == ["best.pth, epoch 1"], "every epoch has the weight 0"
+
+
+def test_a_finished_run_can_be_reported_with_another_metric(compose_run, tmp_path: Path) -> None:
+    options = {"protocol": "few_shot", "epochs": 1, "warmup_epochs": 0}
+    run(compose_run(**options))
+    run(compose_run(**options, metrics="[top1,macro_f1]", best_metric="macro_f1"))
+    (epoch,) = json.loads((tmp_path / "run" / "results.json").read_text())["choices"]
+    assert (epoch["metric"], epoch["values"]) == ("macro_f1", {"1": None}), "its validation did not measure it"
 
 
 def clip_of(trainer: str, path: Path) -> None:

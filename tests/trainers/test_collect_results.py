@@ -153,6 +153,17 @@ def test_splits_are_averaged_and_the_ensemble_has_its_row(tmp_path: Path, capsys
     )
 
 
+def test_averaged_weights_have_their_row(tmp_path: Path) -> None:
+    write_results(tmp_path / "run", [("split1", 50, None), ("split1", 60, None)])
+    path = tmp_path / "run" / "results.json"
+    content = json.loads(path.read_text())
+    for row, weights in zip(content["results"], ("best.pth, epoch 3", "averaged.pth"), strict=True):
+        row["weights"] = weights
+    path.write_text(json.dumps(content))
+    found = {result.row.text(): result.value for result in collect_results([tmp_path])[0]}
+    assert found == {"TC-CLIP": 50, "TC-CLIP (averaged weights)": 60}
+
+
 @pytest.mark.parametrize(
     ("data", "labels", "training", "row"),
     [

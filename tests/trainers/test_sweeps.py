@@ -42,6 +42,8 @@ def test_a_job_reports_its_validation_or_the_mean_of_its_tests() -> None:
     rows = [row("val", 40.0, map=30.0), row("test", 90.0), row("val", 10.0, "averaged.pth", map=1.0)]
     assert objective(rows, "top1") == 40 and objective(rows, "map") == 30 and objective(rows, "ece") == 40
     assert objective([row("test", 10.0), row("test", 30.0), row("test", 99.0, wise_ft=0.7)], "top1") == 20
+    held_out = [row("held_out", 30.0), row("test", 90.0), row("val", 80.0)]
+    assert objective(held_out, "top1") == 30, "neither a test list nor a tested validation list is optimised"
     assert objective([], "top1") is None and objective([row("val", 1.0, map=None)], "map") is None
 
 
@@ -94,15 +96,16 @@ def test_the_table_has_means_over_seeds(tmp_path: Path, capsys) -> None:
         folder = tmp_path / "sweep" / f"lr-{lr}_seed-{seed}"
         folder.mkdir(parents=True)
         (folder / sweeps.JOB).write_text(json.dumps({"lr": lr, "seed": str(seed)}))
-        results = [{**row("val", top1), "name": "few_shot_a", "group": "val"}]
+        named = {"name": "few_shot_a", "group": "val"}
+        results = [row("val", top1, "best.pth, epoch 2", **named), row("val", top1 + 1, "averaged.pth", **named)]
         (folder / "results.json").write_text(json.dumps({**facts, "results": results}))
     (table,), notes = sweep_tables([tmp_path])
     assert notes == []
     assert table.splitlines()[2:] == [
-        "| `lr` | seeds | few_shot_a (val) |",
-        "|---|---|---|",
-        "| 1e-05 | 2 | 42.00 +- 2.00 |",
-        "| 0.0002 | 1 | 50.00 |",
+        "| `lr` | seeds | few_shot_a (val) | few_shot_a (val, averaged) |",
+        "|---|---|---|---|",
+        "| 1e-05 | 2 | 42.00 +- 2.00 | 43.00 +- 2.00 |",
+        "| 0.0002 | 1 | 50.00 | 51.00 |",
     ]
     collect([str(tmp_path), "--output", str(tmp_path / "tables")])
     assert table in capsys.readouterr().out and table in (tmp_path / "tables" / "tables.md").read_text()

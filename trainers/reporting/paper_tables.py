@@ -4,7 +4,8 @@ Of several results for one cell (protocol, data set, trainer, names, start, seed
 and standard deviation over the splits of a data set. Few-shot: the best validation, with mean and deviation over
 seeds. Base-to-novel: means over the lists 1 to 3, and their harmonic mean. (LLM): rephrased names; (P): trained from a
 checkpoint. A result that does not reproduce the paper's row has a separate row that names the difference: this
-project's rephrased names, other names, another training set, a model from random weights, choices on held-out videos.
+project's rephrased names, other names, another training set, a model from random weights, choices on held-out videos,
+averaged weights.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,7 @@ from trainers.csv_files import write_csv
 from trainers.errors import ConfigError
 from trainers.metrics import harmonic_mean, mean_and_std
 from trainers.reporting.published_numbers import DATASETS, PUBLISHED
-from trainers.reporting.read_results import read_document
+from trainers.reporting.read_results import is_averaged, read_document
 
 TITLES = {
     "zero_shot": "Zero-shot, top-1 in percent",
@@ -136,7 +137,8 @@ def _results_of(path: Path, content: dict[str, Any]) -> list[Result]:
 
     def add(entry: dict[str, Any], dataset: str, measure: str, number: object, value: float | None) -> None:
         if value is not None:
-            row = RowName(content["trainer"], variant, differs, entry["wise_ft"])
+            own = (*differs, "averaged weights") if is_averaged(entry) else differs
+            row = RowName(content["trainer"], variant, own, entry["wise_ft"])
             found.append(Result(table, row, dataset, measure, str(number), value, str(path)))
 
     for entry in content["results"]:

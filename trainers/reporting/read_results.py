@@ -129,6 +129,11 @@ def rows_of(documents: Iterable[Document]) -> list[dict[str, Any]]:
     return rows
 
 
+def is_averaged(row: Mapping[str, Any]) -> bool:
+    """Return whether a row is a result of the averaged weights, which stand beside the best ones of the same run."""
+    return str(row.get("weights")).partition(",")[0] == "averaged.pth"
+
+
 def read_predictions(path: Path) -> PredictionsFile:
     """Read a `predictions_*.csv`.
 

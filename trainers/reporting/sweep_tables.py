@@ -6,7 +6,7 @@ from typing import Any
 
 from trainers.errors import ConfigError
 from trainers.metrics import mean_and_std
-from trainers.reporting.read_results import read_documents, read_json, rows_of
+from trainers.reporting.read_results import is_averaged, read_documents, read_json, rows_of
 from trainers.sweeps import JOB
 
 
@@ -43,7 +43,8 @@ def _table(folder: Path, jobs: list[tuple[dict[str, str], list[dict[str, Any]]]]
 
 def _column(row: Mapping[str, Any]) -> str:
     ensemble = "" if row.get("wise_ft") is None else f", wise_ft={row['wise_ft']:g}"
-    return f"{row['name']} ({row['part']}{ensemble})"
+    averaged = ", averaged" if is_averaged(row) else ""
+    return f"{row['name']} ({row['part']}{averaged}{ensemble})"
 
 
 def _mean(values: list[float]) -> str:
