@@ -7,6 +7,7 @@ from dataclasses import replace
 from trainers.errors import ConfigError
 from trainers.video_lists import VideoList
 from video_datasets.annotations import VideoRecord
+from video_datasets.segments import split_name
 
 
 def hold_out_classes(videos: VideoList, seed: int, share: float) -> tuple[VideoList, VideoList]:
@@ -32,30 +33,41 @@ def hold_out_videos(videos: VideoList, seed: int, share: float) -> tuple[VideoLi
     """Return a list without a share of the videos of each class, and these videos.
 
     Which videos follows from `seed` and their paths, not from the order of the list. Of a class with two videos or more
-    at least one is held out and one stays.
+    at least one is held out and one stays. Segments of one video are held out or trained together, if necessary fewer.
 
     Raises:
         ConfigError: no class has two videos.
     """
-    paths: dict[int, list[str]] = {}
+    files: dict[int, set[str]] = {}  # of each class
+    labels: dict[str, set[int]] = {}  # of each file: segments can have different classes
     for record in videos.records:
-        paths.setdefault(record.label, []).append(record.path)
+        file = _file_of(record)
+        files.setdefault(record.label, set()).add(file)
+        labels.setdefault(file, set()).add(record.label)
+    left = {label: len(of_class) for label, of_class in files.items()}
     held: set[str] = set()
-    for of_class in paths.values():
-        number = min(max(1, round(share * len(of_class))), len(of_class) - 1)
-        held.update(_drawn(of_class, seed)[:number])
+    for label in sorted(files):
+        number = min(max(1, round(share * len(files[label]))), len(files[label]) - 1)
+        for file in _drawn(files[label] - held, seed):
+            if len(files[label]) - left[label] < number and all(left[other] > 1 for other in labels[file]):
+                held.add(file)
+                left |= {other: left[other] - 1 for other in labels[file]}
     if not held:
         raise ConfigError(f"choose.by=held_out: no class of {videos.name} has two videos; choose.by=validation is left")
-    kept, out = ([one for one in videos.records if (one.path in held) == is_held] for is_held in (False, True))
+    kept, out = ([one for one in videos.records if (_file_of(one) in held) == is_held] for is_held in (False, True))
     return replace(videos, records=kept), replace(videos, records=out, name=f"{videos.name}_held_out")
 
 
 def shared_videos(one: VideoList, other: VideoList) -> list[str]:
-    """Return the videos that two lists of the same folder or tar have both."""
+    """Return the videos, or segments of videos, of a list whose files another list of the same folder or tar has too."""
     if one.files is not other.files:
         return []
-    paths = {record.path for record in other.records}
-    return [record.path for record in one.records if record.path in paths]
+    files = set(map(_file_of, other.records))
+    return [record.path for record in one.records if _file_of(record) in files]
+
+
+def _file_of(record: VideoRecord) -> str:
+    return split_name(record.path)[0]
 
 
 def _drawn(names: Iterable[str], seed: int) -> list[str]:

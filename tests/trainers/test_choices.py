@@ -14,7 +14,7 @@ from trainers import build
 from trainers.commands.collect_results import main as collect
 from trainers.config.compose import compose_config
 from trainers.errors import ConfigError
-from trainers.held_out import hold_out_classes, hold_out_videos
+from trainers.held_out import hold_out_classes, hold_out_videos, shared_videos
 from trainers.prepare import check_class_names
 from trainers.run import run
 from trainers.video_lists import VideoList
@@ -65,6 +65,19 @@ def test_held_out_videos_follow_from_seed_and_paths() -> None:
     assert kept.class_names == held.class_names == NAMES
     with pytest.raises(ConfigError, match="no class of mine has two videos"):
         hold_out_videos(listed(records_of([1, 1])), 5, 0.3)
+
+
+def test_segments_of_a_video_are_held_out_together() -> None:
+    records = [VideoRecord(f"{n % 10}.mp4#t={n},{n + 1}", n // 15) for n in range(30)]  # 3 of each file, of both classes
+    records += [VideoRecord("single.mp4#t=0,1", 2), VideoRecord("single.mp4#t=1,2", 2)]
+    for seed in range(5):
+        kept, held = hold_out_videos(listed(records), seed, share=0.3)
+        files = [{one.path.partition("#")[0] for one in part.records} for part in (kept, held)]
+        assert not files[0] & files[1] and len(files[1]) == 3 and "single.mp4" in files[0]
+        assert {one.label for one in kept.records} == {0, 1, 2} and {one.label for one in held.records} == {0, 1}
+        assert len(kept.records) + len(held.records) == len(records)
+    other = listed([VideoRecord("3.mp4#t=100,101", 0), VideoRecord("new.mp4", 0)])
+    assert shared_videos(listed(records), other) == ["3.mp4#t=3,4", "3.mp4#t=13,14", "3.mp4#t=23,24"]
 
 
 def test_what_is_tested_chooses_nothing(compose_run) -> None:
