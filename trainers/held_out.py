@@ -59,7 +59,7 @@ def hold_out_videos(videos: VideoList, seed: int, share: float) -> tuple[VideoLi
 
 
 def shared_videos(one: VideoList, other: VideoList) -> list[str]:
-    """Return the videos, or segments of videos, of a list whose files another list of the same folder or tar has too."""
+    """Return the videos or segments of a list whose files another list of the same folder or tar has too."""
     if one.files is not other.files:
         return []
     files = set(map(_file_of, other.records))

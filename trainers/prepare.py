@@ -81,6 +81,11 @@ def prepare(settings: Settings, ranks: Ranks, interrupts: Interrupts) -> Job:
         raise ConfigError(f"eval={settings.eval}: this model's weights are random; give resume=<checkpoint>")
     if settings.eval is not None and isinstance(settings.wise_ft, int | float) and settings.resume is None:
         raise ConfigError(f"wise_ft={settings.wise_ft}: needs fine-tuned weights; give resume=<checkpoint>")
+    if settings.eval is not None and settings.resume is None and settings.multi_label and _lacks_bias(model):
+        raise ConfigError(
+            f"eval={settings.eval}: with loss=sigmoid, start weights without a bias give every class a score of about "
+            "1; give resume=<checkpoint> that was trained with it"
+        )
     check_class_names(model, [videos for part in lists.values() for videos in part])
     loaded = None
     if settings.resume is not None:
@@ -91,6 +96,11 @@ def prepare(settings: Settings, ranks: Ranks, interrupts: Interrupts) -> Job:
     model.set_checkpointing(settings.trainer.checkpointing)
     compiled = compile_model(model, settings.trainer.compile, ranks.device)
     return Job(settings, ranks, interrupts, precision, lists, model, loaded, compiled, changes)
+
+
+def _lacks_bias(model: VideoModel) -> bool:
+    bias = getattr(model, "logit_bias", None)  # SigLIP's weights have one
+    return bias is None or bias.item() == 0
 
 
 def check_class_names(model: VideoModel, lists: Sequence[VideoList]) -> None:

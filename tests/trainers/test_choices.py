@@ -68,7 +68,7 @@ def test_held_out_videos_follow_from_seed_and_paths() -> None:
 
 
 def test_segments_of_a_video_are_held_out_together() -> None:
-    records = [VideoRecord(f"{n % 10}.mp4#t={n},{n + 1}", n // 15) for n in range(30)]  # 3 of each file, of both classes
+    records = [VideoRecord(f"{n % 10}.mp4#t={n},{n + 1}", n // 15) for n in range(30)]  # 3 of each file
     records += [VideoRecord("single.mp4#t=0,1", 2), VideoRecord("single.mp4#t=1,2", 2)]
     for seed in range(5):
         kept, held = hold_out_videos(listed(records), seed, share=0.3)

@@ -210,6 +210,12 @@ def test_frozen_weights_leave_the_bias_to_train(tiny_clip: Path) -> None:
     assert model.logit_bias.requires_grad and not model.logit_scale.requires_grad
 
 
+def test_start_weights_without_a_bias_are_not_evaluated(several: dict, compose_run, tiny_clip: Path) -> None:
+    options = {**several, "trainer": "vanilla_clip", "trainer__clip_weights": tiny_clip, "eval": "val"}
+    with pytest.raises(ConfigError, match=r"^eval=val: with loss=sigmoid, start weights without a bias give"):
+        run(compose_run(**options))
+
+
 def test_single_class_weights_start_a_training_and_no_evaluation(
     several: dict, trained: Path, compose_run, tmp_path: Path
 ) -> None:
