@@ -1,5 +1,6 @@
 """`predict --stream`, `--camera` and `--save` as a user runs them, with made streams on the loopback interface."""
 
+import contextlib
 import http.server
 import io
 import json
@@ -17,6 +18,8 @@ import numpy as np
 import pytest
 
 from trainers.commands import predict
+from trainers.commands.watching import Recording
+from trainers.errors import ConfigError
 from video_datasets.streams import Stream, camera, network_stream
 
 CLASSES = ["red square moving sideways", "green square moving diagonally", "a dog"]
@@ -289,3 +292,28 @@ def test_windows_of_a_slow_model_are_dropped_and_counted(tiny_checkpoints, monke
         time.sleep(0.6)
     assert watch.num_dropped > 3 and len(seen) + watch.num_dropped == 15 and seen == sorted(seen)
     assert seen[-1] == pytest.approx(2.8), "the newest window is kept"
+
+
+def test_a_recording_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    recording = Recording(tmp_path / "gone" / "x.mp4")
+    with pytest.raises(ConfigError, match="x.mp4: cannot be written: No such file"):
+        for number in range(100):  # the encoder holds some frames back
+            recording.write(np.zeros((64, 64, 3), np.uint8), number / 25, (number + 1) / 25)
+    with contextlib.suppress(ConfigError):
+        recording.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_does_not_crash_the_encoder(repository: Path) -> None:
+    """In a process of its own: FFmpeg crashes if it is asked for a packet after a header that failed."""
+    code = (
+        "import contextlib, numpy as np, pathlib, sys; from trainers.inference.labelled import LabelledVideo\n"
+        "try:\n"
+        "    with contextlib.closing(LabelledVideo(pathlib.Path('/dev/full'))) as video:\n"
+        "        for n in range(200):\n"
+        "            video.write(np.full((240, 240, 3), n % 9, np.uint8), n / 25, (n + 1) / 25, None)\n"
+        "except OSError as error:\n"
+        "    print(error.strerror)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "No space left on device\n"), done.stderr

@@ -106,16 +106,23 @@ class Recording:
         self._is_closed = False
 
     def write(self, pixels: np.ndarray, start: float, end: float) -> None:
-        """Add a frame with the newest prediction; called by the thread that reads."""
+        """Add a frame with the newest prediction; called by the thread that reads.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
         from trainers.files import atomic_path
         from trainers.inference.labelled import LabelledVideo
 
         with self._lock:
             if self._is_closed:
                 return
-            if self.video is None:
-                self.video = LabelledVideo(self._file.enter_context(atomic_path(self._path)), in_parts=True)
-            self.video.write(pixels, start, end, self.caption)
+            try:
+                if self.video is None:
+                    self.video = LabelledVideo(self._file.enter_context(atomic_path(self._path)), in_parts=True)
+                self.video.write(pixels, start, end, self.caption)
+            except OSError as error:
+                raise self._unwritable(error) from error
 
     def close(self) -> None:
         """Finish the file and give it its name.
@@ -130,7 +137,10 @@ class Recording:
                     self.video.close()
                 self._file.close()
             except OSError as error:
-                raise ConfigError(f"{self._path}: cannot be written: {error.strerror or error}") from error
+                raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> ConfigError:
+        return ConfigError(f"{self._path}: cannot be written: {error.strerror or error}")
 
 
 def _show(start: float, end: float, found: "VideoPrediction", lines: TextIO | None, quiet: bool) -> None:

@@ -46,6 +46,7 @@ class LabelledVideo:
         self.size: tuple[int, int] | None = None
         self.last, self.end = -1, 0.0
         self.captions: dict[object, Image.Image] = {}  # one at most
+        self._is_broken = False
         self._sound = iter(()) if sound is None else self._packets(sound)
         self._next = next(self._sound, None)
 
@@ -71,12 +72,14 @@ class LabelledVideo:
         frame.pts = self.last = max(self.last + 1, round(start * _TICKS))
         frame.time_base = Fraction(1, _TICKS)
         self.end = max(end, start)
+        self._is_broken = True  # unless this succeeds; after a header that failed, FFmpeg crashes at the next packet
         self._mux_sound(start)
         self.container.mux(self.stream.encode(frame))
+        self._is_broken = False
 
     def close(self) -> None:
-        """Finish the file."""
-        if self.size is not None:
+        """Finish the file; after an error it ends with what was written."""
+        if self.size is not None and not self._is_broken:
             self.container.mux(self.stream.encode())
             self._mux_sound(self.end)
         self.container.close()
