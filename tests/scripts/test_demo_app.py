@@ -138,11 +138,13 @@ LOCAL = {"host": "127.0.0.1:7860"}
         ({"content-length": str(2 << 20)}, 200),
         ({"content-length": str(4 << 20)}, 413),
         ({"content-length": "many"}, 400),
+        ({"host": "[::1"}, 403),
+        ({"origin": "http://[::1"}, 403),
     ],
 )
 def test_requests_of_other_pages_and_large_ones_are_refused(headers: dict[str, str], status: int) -> None:
     assert answer({**LOCAL, **headers}) == status
-    if "content-length" not in headers and headers.get("host") != "rebound.example:7860":
+    if "content-length" not in headers and headers.get("host") not in ("rebound.example:7860", "[::1"):
         assert answer({**LOCAL, **headers}, method="GET") == 200, "other pages may link to this one"
 
 

@@ -76,7 +76,7 @@ class RequestGuard:
     def _refusal(self, scope: MutableMapping[str, Any]) -> Refusal | None:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         method = scope.get("method", "")
-        if self.token is None and urlsplit(f"//{headers.get('host', '')}").hostname not in _LOCAL:
+        if self.token is None and _host_of(headers.get("host", "")) not in _LOCAL:
             return 403, "this page is for this machine only"  # as when another site's name leads to this machine
         if method not in _READING and _is_foreign(headers):
             return 403, "requests from other pages are refused"
@@ -143,8 +143,16 @@ class RequestGuard:
         await send({"type": "http.response.body", "body": content.encode()})
 
 
+def _host_of(header: str) -> str | None:
+    """Return the name of the machine in the header `Host`; None if there is none."""
+    try:
+        return urlsplit(f"//{header}").hostname
+    except ValueError:
+        return None
+
+
 def _is_foreign(headers: dict[str, str]) -> bool:
     """Return whether a browser sends a request for another page."""
     origin = headers.get("origin")
-    is_other = origin is not None and urlsplit(origin).netloc != headers.get("host", "")
+    is_other = origin is not None and origin.partition("://")[2] != headers.get("host", "")
     return is_other or headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
