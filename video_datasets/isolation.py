@@ -204,8 +204,8 @@ class IsolatedDecoder:
 
     def close(self) -> None:
         """End the process."""
-        while getattr(self, "_idle", None):
-            self._idle.pop().close()
+        while hasattr(self, "_idle") and (child := self._take()) is not None:
+            child.close()
 
     def _decode(self, source: Source, choose: Choose) -> np.ndarray:
         name = os.fspath(source) if isinstance(source, str | Path) else str(source)
@@ -229,7 +229,7 @@ class IsolatedDecoder:
         """Lend the process for one video; it is ended unless the video was read, or refused by a decoder."""
         child: _Child | None = None
         try:
-            child = self._idle.pop() if self._idle else None
+            child = self._take()
             if child is not None and not child.is_usable():
                 child.close()
                 child = None
@@ -249,8 +249,14 @@ class IsolatedDecoder:
         finally:
             if child is not None:
                 child.close()
-            while len(self._idle) > 1:
-                self._idle.pop().close()
+            while len(self._idle) > 1 and (other := self._take()) is not None:
+                other.close()
+
+    def _take(self) -> "_Child | None":
+        """Return the idle process, which then is no other thread's; None if there is none."""
+        with contextlib.suppress(IndexError):
+            return self._idle.pop()
+        return None
 
     def _request(
         self,

@@ -165,6 +165,20 @@ def test_one_process_is_started_when_needed_and_used_again(
     shared.close()
 
 
+def test_another_thread_can_take_the_idle_process_first(small_videos: Path) -> None:
+    class Emptied(list):
+        """A list whose only item is gone between the look and the taking."""
+
+        def __bool__(self) -> bool:
+            return True
+
+    isolated = IsolatedDecoder("pyav")
+    isolated._idle = Emptied()
+    path = str(small_videos / "v01.mp4")
+    assert np.array_equal(isolated(path, first_frames), decode(path, first_frames, "pyav"))
+    isolated.close()
+
+
 def test_output_of_a_library_does_no_harm(faulty: IsolatedDecoder, small_videos: Path, tmp_path: Path) -> None:
     path = tmp_path / "print.mp4"
     path.write_bytes((small_videos / "v01.mp4").read_bytes())
