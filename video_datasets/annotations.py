@@ -184,7 +184,7 @@ def with_segment(location: str, video: str, start: object, end: object) -> str:
         raise AnnotationError(
             f"{location}: {video!r} needs both start and end in seconds, or none, found {_short([start, end])}"
         ) from None
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # a whole number can be too large
         raise AnnotationError(f"{location}: {video!r}: {error}") from None
 
 

@@ -77,6 +77,8 @@ class BackgroundSwap:
         for view, (frames, moments) in enumerate(zip(views, placement.moments, strict=True)):
             numbers = (moments * len(files)).astype(int)
             read = {number: _read(files[number], "L") for number in sorted(set(numbers.tolist()))}
+            if len({mask.shape for mask in read.values()}) > 1:
+                raise VideoReadError(placement.path, f"its masks in {files[0].parent} differ in size")
             masks = np.stack([read[number] for number in numbers.tolist()])[..., None].repeat(3, -1)  # (T, H, W, 3)
             crops, whole = placement.crop(masks), placement.crop(np.full_like(masks[:1], 255))
             share = crops[view % len(crops)].float() / 255

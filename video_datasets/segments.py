@@ -16,6 +16,7 @@ from video_datasets.decoders.base import DecoderError
 
 # Times are compared in tenths of a millisecond: a store of frames keeps them so, and annotations are coarser.
 _TICKS = 10_000
+_MAX_S = 1e9
 _NAME = re.compile(r"(.+)#t=(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)", re.DOTALL)
 
 
@@ -59,7 +60,7 @@ def segment_name(path: str, start: float, end: float) -> str:
     Raises:
         ValueError: `start` is not 0 or more, or not before `end`.
     """
-    if not 0 <= start < end < 1e9:  # NaN is none of it
+    if not 0 <= start < end < _MAX_S:  # NaN is none of it
         raise ValueError(f"a segment from {start:g} to {end:g} s: the start must be 0 or more, and before the end")
     if _seconds(start) == _seconds(end):
         raise ValueError(f"a segment from {start} to {end} s is shorter than 0.1 ms")
@@ -67,9 +68,13 @@ def segment_name(path: str, start: float, end: float) -> str:
 
 
 def split_name(name: str) -> tuple[str, tuple[float, float] | None]:
-    """Return the path of a video and the segment that a name ends with, if it does."""
-    found = _NAME.fullmatch(name)
-    if found is None or not (start := float(found[2])) < (end := float(found[3])):
+    """Return the path of a video and the segment that a name ends with, if it is one that `segment_name` returns."""
+    if (found := _NAME.fullmatch(name)) is None:
+        return name, None
+    start, end = float(found[2]), float(found[3])
+    try:
+        segment_name(found[1], start, end)
+    except ValueError:
         return name, None
     return found[1], (start, end)
 

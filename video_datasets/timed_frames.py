@@ -20,7 +20,8 @@ from video_datasets.decoders.pyav import (
 from video_datasets.decoding import VideoReadError
 from video_datasets.streams import Stream, decode_stream
 
-MAX_STEP_S = 60.0  # between two frames of a stream; as many windows as fit would be opened
+# Between two frames; as many windows as fit would be opened. In a file one picture can stand for hours.
+MAX_STEP_S, MAX_FILE_STEP_S = 60.0, 86_400.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def frames_in_time(path: str | bytes) -> Iterator[TimedFrame]:
     Raises:
         VideoReadError: the file cannot be read, has no frames, or breaks off after those already yielded.
     """
-    return _timed(path if isinstance(path, str) else "a video", decode_in_order(path))
+    return _timed(path if isinstance(path, str) else "a video", decode_in_order(path), MAX_FILE_STEP_S)
 
 
 def stream_in_time(stream: Stream) -> Iterator[TimedFrame]:
@@ -50,7 +51,7 @@ def stream_in_time(stream: Stream) -> Iterator[TimedFrame]:
     return _timed(stream.name, decode_stream(stream), MAX_STEP_S)
 
 
-def _timed(name: str, frames: Iterator[VideoFrame], max_step: float = float("inf")) -> Iterator[TimedFrame]:
+def _timed(name: str, frames: Iterator[VideoFrame], max_step: float) -> Iterator[TimedFrame]:
     held: VideoFrame | None = None
     shape = (0, 0, Orientation())
     clock, start = FrameClock(), 0.0
@@ -65,7 +66,9 @@ def _timed(name: str, frames: Iterator[VideoFrame], max_step: float = float("inf
                 yield TimedFrame(start, moment, functools.partial(_pixels, name, held, *shape))
             held, start = frame, moment
         if held is not None:
-            yield TimedFrame(start, start + clock.duration, functools.partial(_pixels, name, held, *shape))
+            yield TimedFrame(
+                start, start + min(clock.duration, max_step), functools.partial(_pixels, name, held, *shape)
+            )
     except DecoderError as error:
         position = f" ({start:.1f} s)" if held is not None else ""
         raise VideoReadError(name, f"{error}{position}") from error

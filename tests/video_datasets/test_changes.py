@@ -202,6 +202,9 @@ def test_bad_masks_and_backgrounds_are_one_line(swap: BackgroundSwap, tmp_path: 
     views = transform(np.zeros((2, 40, 48, 3), dtype=np.uint8))
     with pytest.raises(VideoReadError, match="a.png: cannot be read as a picture"):
         swap(views, change_rng(0, 0, "x"), Placement("still/a.mp4", np.array([[0.2, 0.7]]), transform))
+    picture(tmp_path / "masks" / "moving" / "a" / "1.png", np.zeros((20, 20, 3)))
+    with pytest.raises(VideoReadError, match="moving/a.mp4: its masks in .*moving/a differ in size"):
+        swap(views, change_rng(0, 0, "x"), Placement("moving/a.mp4", np.array([[0.2, 0.5]]), transform))
 
 
 @pytest.mark.parametrize("num_crops", [1, 3])

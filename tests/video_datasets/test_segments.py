@@ -142,7 +142,8 @@ def test_wrong_segments_are_named(tmp_path: Path, line: str, message: str) -> No
 
 def test_names_and_files_of_that_name(tmp_path: Path) -> None:
     assert split_name(segment_name("a.mp4", 0, 2.5)) == ("a.mp4", (0.0, 2.5))
-    assert split_name("a.mp4#t=3,2") == ("a.mp4#t=3,2", None)
+    for name in ("a.mp4#t=3,2", "a.mp4#t=1,1.00001", "a.mp4#t=1,9999999999", f"a.mp4#t=1,{'9' * 400}"):
+        assert split_name(name) == (name, None) and str(source_of(name)) == name, "no segment that has a name"
     assert source_of(str(tmp_path / "a.mp4#t=1,2")) == VideoSegment(str(tmp_path / "a.mp4"), 1.0, 2.0)
     (tmp_path / "a.mp4#t=1,2").touch()
     assert source_of(str(tmp_path / "a.mp4#t=1,2")) == str(tmp_path / "a.mp4#t=1,2")

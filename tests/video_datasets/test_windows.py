@@ -40,6 +40,14 @@ def test_frames_are_shown_until_the_next_one(tmp_path: Path) -> None:
     assert frames[2].pixels().shape == (SIDE, SIDE, 3) and abs(int(frames[2].pixels().mean()) - 20) <= 2
 
 
+def test_a_file_whose_time_stamps_jump_by_more_than_a_day_is_damaged(tmp_path: Path) -> None:
+    path = write(tmp_path / "v.mkv", [0, 100, 36_000_000, 36_000_100, 126_000_000])
+    frames = frames_in_time(str(path))
+    assert [round(next(frames).end, 3) for _ in range(3)] == [0.1, 36_000, 36_000.1], "ten hours are none"
+    with pytest.raises(VideoReadError, match=r"its time stamps jump by 90000 s \(36000.1 s\)"):
+        next(frames)
+
+
 def test_windows_follow_time_and_not_frame_numbers(tmp_path: Path) -> None:
     # Ten frames in the first second, then one per second: by frame numbers a window would only show the first second.
     path = write(tmp_path / "vfr.mp4", [*range(0, 1000, 100), 1000, 2000, 3000])
