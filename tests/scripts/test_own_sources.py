@@ -205,6 +205,12 @@ def test_frames_become_the_same_frames(videos: Path, tmp_path: Path) -> None:
         ("all.json", "{", "all.json:1: is not JSON"),
         ("all.json", [label_studio(timeline(1, 90, "run"))], "ends at frame 89, c.mp4 has 30; .*--fps"),
         ("all.json", [label_studio(timeline(0, 9, "run"))], "is not a range of frames, from 1"),
+        ("all.json", [{"id": 1, "data": "c.mp4", "annotations": []}], "all.json: is not an export of Label Studio"),
+        ("all.json", [label_studio("run")], "is not an export of Label Studio"),
+        ("all.json", [{"data": {"video": "c.mp4"}, "annotations": 5}], "is not an export of Label Studio"),
+        ("samples.json", {"samples": [{"filepath": "c.mp4", "tags": 5}]}, "samples"),
+        ("all.csv", "path,label\nhttp://[c.mp4,run\n", r"no such file .*http://\[c.mp4"),
+        ("all.json", {"e": {"annotations": [{"segment": [0, 10**400], "label": "run"}]}}, "is not a time in seconds"),
         ("all.xml", "<!DOCTYPE x><annotations/>", "defines entities"),
         ("all.xml", "<annotations><version>1.0</version></annotations>", "is no export `CVAT for video 1.1`"),
         ("labels.json", {"labels": {"c": [{"label": "run", "support": [0, 3]}]}}, "is not two frames, from 1"),
@@ -216,6 +222,14 @@ def test_wrong_sources_are_one_line(videos: Path, tmp_path: Path, file: str, con
     with pytest.raises(DataError, match=message) as caught:
         collect(videos, Source(tmp_path / file, check=False), Options())
     assert "\n" not in str(caught.value)
+
+
+def test_an_interruption_has_no_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trainers.commands.data.new_dataset.new_dataset", interrupted)
+    assert main(["mine", "--videos", str(tmp_path)]) == 130
 
 
 def test_what_the_user_says_counts(videos: Path, tmp_path: Path) -> None:

@@ -88,6 +88,13 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytes
     assert left.value.code == 2 and shown.startswith("error: ") and shown.count("\n") == 1 and message in shown
 
 
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf"])
+def test_times_are_numbers_above_0(value: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        predict.parse(["v.mp4", "--timeout", value])
+    assert f"argument --timeout: must be a number above 0, not {value}" in capsys.readouterr().err
+
+
 def test_exit_status_without_a_readable_video(tiny_checkpoints, tmp_path: Path) -> None:
     (tmp_path / "bad.mp4").write_text("no video")
     arguments = [str(tmp_path), "--checkpoint", str(tiny_checkpoints["tc_clip"]), "--classes", *CLASSES]

@@ -269,8 +269,8 @@ def positive(kind: Callable[[str], Number]) -> Callable[[str], Number]:
 
     def read(text: str) -> Number:
         value = kind(text)
-        if value <= 0:
-            raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+        if not 0 < value < float("inf"):  # NaN is none of it
+            raise argparse.ArgumentTypeError(f"must be a number above 0, not {text}")
         return value
 
     read.__name__ = "number"

@@ -13,7 +13,7 @@ Main = Callable[[list[str] | None], int]
 
 
 def data_tool(name: str) -> Callable[[Main], Main]:
-    """Decorate the `main` of a tool: an error that the user can fix is one line, and exit status 2."""
+    """Decorate the `main` of a tool: an error that the user can fix is one line, and exit status 2; Ctrl-C is 130."""
 
     def decorate(main: Main) -> Main:
         @functools.wraps(main)
@@ -24,6 +24,8 @@ def data_tool(name: str) -> Callable[[Main], Main]:
             except (DataError, AnnotationError, VideoFilesError, OSError) as error:
                 print(f"{name}: {error}", file=sys.stderr)
                 return 2
+            except KeyboardInterrupt:
+                return 130
 
         return wrapped
 

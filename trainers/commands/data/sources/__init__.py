@@ -49,7 +49,10 @@ def read_items(path: Path, kind: str, options: SourceOptions) -> list[Item]:
     name = detect(path) if kind == "auto" else kind
     entry = FORMATS[name]
     read: Reader = getattr(importlib.import_module(f"{__name__}.{entry.module}"), entry.function)
-    items = read(path, options)
+    try:
+        items = read(path, options)
+    except (AttributeError, KeyError, TypeError) as error:  # a value has another type than the format says
+        raise DataError(f"{path}: is not {entry.title}: {error} (--kind names another format)") from error
     if not items:
         raise DataError(f"{path}: as {entry.title} it has no labelled video (--kind names another format)")
     return items

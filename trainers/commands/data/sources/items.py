@@ -131,8 +131,8 @@ def seconds(value: object, location: str) -> float | None:
         if isinstance(value, bool):
             raise TypeError
         return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise DataError(f"{location}: {value!r} is not a time in seconds") from None
+    except (TypeError, ValueError, OverflowError):  # a whole number can be too large
+        raise DataError(f"{location}: {str(value)[:60]!r} is not a time in seconds") from None
 
 
 class VideoFinder:
@@ -174,7 +174,10 @@ class VideoFinder:
     def _spellings(self, named: str) -> Iterable[str]:
         path = named.replace("\\", "/")
         if "://" in path or path.startswith("/data/"):  # an address, or Label Studio's own
-            parts = urlsplit(path)
+            try:
+                parts = urlsplit(path)
+            except ValueError:  # is no address
+                return
             path = unquote(parse_qs(parts.query).get("d", [parts.path])[0]).lstrip("/")
         root = self._files.root.rstrip("/") + "/"
         if path.startswith(root):
