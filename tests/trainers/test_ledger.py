@@ -46,8 +46,11 @@ def test_the_hash_is_that_of_the_recipe(compose_run, tmp_path: Path) -> None:
         return recipe_of(compose_run(**{**SHORT, **options}).to_dict())
 
     same = recipe()
-    assert same == recipe(output=tmp_path / "other", num_workers=3, data__cache=tmp_path, logging__print_every=7)
-    for changed in ({"lr": 2e-3}, {"num_clip": 3}, {"wise_ft": None}, {"aug__mixup": 0}):
+    assert same == recipe(output=tmp_path / "other", num_workers=3, logging__print_every=7)
+    assert same == recipe(data__cache=tmp_path, data__cache_format="raw") == recipe(data__cache_frames=40)
+    jpeg = {"data__cache": tmp_path, "data__cache_format": "jpeg"}
+    assert recipe(**jpeg) != recipe(**jpeg, data__cache_frames=40), "the frames that views choose among"
+    for changed in (jpeg, {"lr": 2e-3}, {"num_clip": 3}, {"wise_ft": None}, {"aug__mixup": 0}):
         assert recipe(**changed) != same, changed
 
 

@@ -34,6 +34,9 @@ def recipe_of(config: Mapping[str, Any]) -> dict[str, Any]:
     recipe = _without(without_unused_parts(config), "")
     for section in recipe["data"]["test"]:
         section.pop("class_names", None)
+    if config["data"]["cache"] is None or config["data"]["cache_format"] == "raw":  # its pixels are those of the videos
+        for name in ("cache_format", "cache_frames"):
+            recipe["data"].pop(name, None)
     return recipe
 
 
