@@ -20,6 +20,8 @@ import pytest
 from trainers.commands import predict
 from trainers.commands.watching import Recording
 from trainers.errors import ConfigError
+from trainers.inference.labelled import LabelledVideo
+from trainers.inference.predict import VideoPrediction
 from video_datasets.streams import Stream, camera, network_stream
 
 CLASSES = ["red square moving sideways", "green square moving diagonally", "a dog"]
@@ -292,6 +294,14 @@ def test_windows_of_a_slow_model_are_dropped_and_counted(tiny_checkpoints, monke
         time.sleep(0.6)
     assert watch.num_dropped > 3 and len(seen) + watch.num_dropped == 15 and seen == sorted(seen)
     assert seen[-1] == pytest.approx(2.8), "the newest window is kept"
+
+
+def test_a_strip_is_not_enlarged_without_limit(tmp_path: Path) -> None:
+    found = VideoPrediction("a.mp4", ("a dog", "a cat"), (0.9, 0.1), 0.0)
+    with contextlib.closing(LabelledVideo(tmp_path / "strip.mp4")) as video:
+        video.write(np.zeros((8, 1024, 3), np.uint8), 0.0, 0.1, found)
+    with av.open(str(tmp_path / "strip.mp4")) as container:
+        assert (container.streams.video[0].width, container.streams.video[0].height) == (4096, 32)
 
 
 def test_a_recording_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

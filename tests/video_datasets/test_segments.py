@@ -121,6 +121,9 @@ def test_lists_have_columns_for_segments(tmp_path: Path) -> None:
     assert read_annotations(tmp_path / "list.txt") == records
     (tmp_path / "list.json").write_text('[{"filename": "a b/c.mp4", "label": [0], "start": 1.5, "end": 4}]')
     assert read_annotations(tmp_path / "list.json") == records[:1]
+    (tmp_path / "list.json").write_text(f'[{{"filename": "c.mp4", "label": [0], "start": 0, "end": 1{"0" * 400}}}]')
+    with pytest.raises(AnnotationError, match="entry 0: 'c.mp4': int too large"):
+        read_annotations(tmp_path / "list.json")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from video_datasets.decoding import VideoReadError
 from video_datasets.isolation import isolated
 from video_datasets.sound import Sound
 
-SHORTEST_SIDE = 240  # pixels; smaller videos are enlarged, so that text can be read
+# Pixels. Smaller videos are enlarged, so that text can be read, but a strip does not become gigabytes.
+SHORTEST_SIDE, LONGEST_SIDE = 240, 4096
 _TICKS = 90_000  # of a second
 _INK, _BAR, _GROUND = (255, 255, 255, 255), (90, 160, 255, 255), (0, 0, 0, 150)
 
@@ -60,7 +61,7 @@ class LabelledVideo:
         """
         picture = Image.fromarray(pixels)
         if self.size is None:
-            factor = max(1.0, SHORTEST_SIDE / min(picture.size))
+            factor = max(1.0, min(SHORTEST_SIDE / min(picture.size), LONGEST_SIDE / max(picture.size)))
             self.size = (_even(picture.width * factor), _even(picture.height * factor))
             self.stream.width, self.stream.height = self.size
         if picture.size != self.size:
