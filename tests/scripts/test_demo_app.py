@@ -1,6 +1,7 @@
 """The analysis behind the web page, without a browser."""
 
 import asyncio
+import csv
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 from trainers.inference import demo as demo_module
 from trainers.inference.demo import Demo, VisitorError, class_names_of, make_examples
 from trainers.inference.demo_guard import RequestGuard
-from trainers.inference.predict import load_model, predict
+from trainers.inference.demo_table import HEADERS, TableRow, cells_of, csv_file
+from trainers.inference.predict import VideoPrediction, load_model, predict
 from video_datasets.isolation import DecoderHere
 
 CLASSES = ["red square moving sideways", "green square moving diagonally", "a dog"]
@@ -89,6 +91,78 @@ def test_a_file_that_breaks_off(model, shape_clips, tmp_path: Path) -> None:
     broken.write_bytes(content)
     with pytest.raises(VisitorError, match="cannot be read as a video"):
         Demo(model, "fp32", 30, 60)(str(broken), "a, b")
+
+
+def test_the_temperature_of_a_checkpoint_softens_the_scores(model, shape_clips: list[Path]) -> None:
+    text, video = "\n".join(CLASSES), str(shape_clips[0])
+    plain, _, _ = Demo(model, "fp32", 30, 60)(video, text)
+    calibrated = Demo(model, "fp32", 30, 60, temperature=2.5)
+    raw = np.array([plain[name] for name in CLASSES], dtype=np.float64) ** (1 / 2.5)
+    expected = dict(zip(CLASSES, raw / raw.sum(), strict=True))
+    assert max(abs(plain[name] - expected[name]) for name in CLASSES) > 1e-3, "a temperature changes these scores"
+    scores, _, _ = calibrated(video, text)
+    assert scores == pytest.approx(expected, rel=1e-4)
+    (row,) = calibrated.table([("clip", video)], text)
+    assert dict(zip(row.prediction.classes, row.prediction.scores, strict=True)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_table_has_a_row_for_every_video(model, shape_clips: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"\0" * 5000)
+    demo = Demo(model, "fp32", max_seconds=30, timeout_s=60)
+    videos = [("b", str(shape_clips[1])), ("bad", str(tmp_path / "broken.mp4")), ("a", str(shape_clips[0]))]
+    rows = demo.table(videos, "\n".join(CLASSES))
+    expected = predict(model, [shape_clips[1], shape_clips[0]], precision="fp32", num_workers=0)
+    assert [row.prediction.path for row in rows] == ["b", "bad", "a"]
+    for row, alone in zip((rows[0], rows[2]), expected, strict=True):
+        assert row.prediction.classes == alone.classes
+        assert row.prediction.scores == pytest.approx(alone.scores, abs=1e-5)
+    assert rows[1].picture is None and cells_of(rows[1])[2:4] == ["", None]
+    assert "cannot be read as a video" in rows[1].prediction.error and "PyAV" not in rows[1].prediction.error
+    cells = dict(zip(HEADERS, cells_of(rows[0]), strict=True))
+    assert cells["best class"] == expected[0].classes[0] and cells["problem"] == ""
+    assert cells["score in %"] == pytest.approx(100 * expected[0].scores[0], abs=0.06)
+    (part,) = demo.table([("part", f"{shape_clips[0]}#t=0,0.5")], "a, b")
+    assert part.prediction.error is None and part.picture is not None, "a segment of a list"
+    frames = DecoderHere()(str(shape_clips[1]), lambda count: [count // 2])
+    shown, middle = np.asarray(rows[0].picture, dtype=float), frames[0].astype(float)
+    assert shown.shape == middle.shape and np.abs(shown - middle).max() == 0, "the middle frame, of at most 128 pixels"
+    assert cells["picture"].startswith('<img src="data:image/jpeg;base64,')
+
+
+def test_wrong_tables(model, shape_clips: list[Path]) -> None:
+    clip = ("clip", str(shape_clips[0]))
+    demo = Demo(model, "fp32", max_seconds=1.0, timeout_s=60)
+    for videos, text, message in (
+        ([], "a, b", "Choose some videos first"),
+        ([clip] * 101, "a, b", "101 videos are too many; the limit is 100"),
+        ([clip], "one", "at least two"),
+        ([clip], f"{'word ' * 39}, b", "does not fit"),
+    ):
+        with pytest.raises(VisitorError, match=message):
+            demo.table(videos, text)
+    (row,) = demo.table([clip], "a, b")
+    assert "the limit is 1 s" in row.prediction.error and row.prediction.classes == ()
+
+
+def test_the_csv_of_a_table_runs_no_formula() -> None:
+    rows = [
+        TableRow(VideoPrediction("=cmd.mp4", ("@SUM(A1)", "a dog"), (0.75, 0.25), 0.1), None),
+        TableRow(VideoPrediction("b.mp4", (), (), 0.0, "This file cannot be read."), None),
+    ]
+    content = ""
+
+    def keep(path: str) -> str:
+        nonlocal content
+        content = Path(path).read_text(encoding="utf-8")
+        return "kept"
+
+    assert csv_file(rows, keep) == "kept"
+    header, *table = csv.reader(content.splitlines())
+    assert header == ["video", "rank", "class", "score", "error", "label"]
+    assert [row[:4] for row in table[:2]] == [["'=cmd.mp4", "1", "'@SUM(A1)", "0.750000"]] + [
+        ["'=cmd.mp4", "2", "a dog", "0.250000"]
+    ]
+    assert table[2] == ["b.mp4", "", "", "", "This file cannot be read.", ""]
 
 
 def test_examples_are_short_videos(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The pages in a real browser: the token picker of `visualize.py`, and the web page of `demo_app.py`."""
 
+import csv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,4 +115,47 @@ def test_a_visitor_tries_videos(demo: tuple[str, Path], shape_clips, tmp_path: P
         page.locator("#look").click()
         page.get_by_text("cannot be read as a video").wait_for(timeout=PATIENCE_MS)
         assert hosts == {address.removeprefix("http://")}, "the page asks nobody else"
+        assert errors == []
+
+
+@pytest.mark.slow
+def test_a_visitor_compares_videos(demo: tuple[str, Path], shape_clips, tmp_path: Path) -> None:
+    address, _ = demo
+    folder = tmp_path / "my_videos"
+    folder.mkdir()
+    for name, clip in (("b.mp4", shape_clips[0]), ("a.mp4", shape_clips[1])):
+        (folder / name).write_bytes(clip.read_bytes())
+    (folder / "c.mp4").write_bytes(b"\0" * 5000)
+    (folder / "notes.txt").write_text("no video")
+    classes = ["=1+1", "<img src=x onerror=alert(1)>"]
+    with open_browser() as browser:
+        page = browser.new_page(viewport={"width": 1200, "height": 1100})
+        errors, hosts = watch(page)
+        page.goto(address, timeout=PATIENCE_MS)
+        page.wait_for_selector("#look", timeout=PATIENCE_MS)
+        page.get_by_role("tab", name="several videos").click()
+        page.locator("#classes textarea").fill("\n".join(classes))
+        with page.expect_file_chooser(timeout=PATIENCE_MS) as chooser:
+            page.locator("#folder").click()
+        chooser.value.set_files(str(folder))
+        page.locator("#files td[aria-label='c.mp4']").wait_for(timeout=PATIENCE_MS)
+        assert page.locator("#files td.filename").count() == 3, "notes are no video"
+        page.locator("#compare").click()
+        page.get_by_text("3 videos; 1 could not be used").wait_for(timeout=PATIENCE_MS)
+        page.locator("#table [data-testid=cell-2-1]").wait_for(timeout=PATIENCE_MS)
+        assert page.locator("#table [role=gridcell] img[src^='data:image/jpeg']").count() == 2
+        for order, expected in (
+            ("ascending", ["a.mp4", "b.mp4", "c.mp4"]),
+            ("descending", ["c.mp4", "b.mp4", "a.mp4"]),
+        ):
+            page.locator("#table [data-testid=header-1] .cell-menu-button").click()
+            page.get_by_role("menuitem", name=f"Sort {order}").click()
+            page.locator("#table [data-testid=cell-0-1]", has_text=expected[0]).wait_for(timeout=PATIENCE_MS)
+            assert page.locator("#table [role=gridcell][data-col='1']").all_inner_texts() == expected
+        with page.expect_download(timeout=PATIENCE_MS) as download:
+            page.locator("#download").click()
+        assert download.value.suggested_filename == "predictions.csv"
+        table = list(csv.DictReader(Path(download.value.path()).read_text().splitlines()))
+        assert {row["class"] for row in table} == {"'=1+1", "<img src=x onerror=alert(1)>", ""}
+        assert hosts == {address.removeprefix("http://")}, "the page asks nobody else, also not for a class named <img>"
         assert errors == []
