@@ -142,15 +142,15 @@ def build_eval_loader(
     videos: VideoList,
     part: Use,
     ranks: Ranks,
-    keep_workers: bool = False,
     reserve: int = 0,
+    beside: TrainLoader | None = None,
     change: VideoChange | None = None,
 ) -> EvalLoader:
     """Return this rank's loader of the videos of an evaluation.
 
     Args:
-        keep_workers: keep the workers between iterations.
         reserve: that of `build_train_loader`.
+        beside: the loader of a training between whose epochs the evaluation is repeated. Workers are kept then.
         change: what changes the views.
     """
     data = settings.data
@@ -180,7 +180,8 @@ def build_eval_loader(
         timeout_s=data.timeout_s,
         max_bad_share=data.max_bad_share,
         seed=settings.seed,
-        keep_workers=keep_workers,
+        keep_workers=beside is not None,
+        shared_bytes=0 if beside is None else beside.shared_bytes,
     )
 
 

@@ -186,7 +186,7 @@ def prepare_training(job: Job) -> TrainingParts:
     left_out, start_weights = _start_part(job, train)
     reserve = (settings.keep + 2) * checkpoint_bytes(job.model, left_out)  # those that are kept, the best, the next
     loader = build.build_train_loader(settings, train, ranks, reserve)
-    val_loader = build.build_eval_loader(settings, val, job.validation_part, ranks, keep_workers=True, reserve=reserve)
+    val_loader = build.build_eval_loader(settings, val, job.validation_part, ranks, reserve, beside=loader)
     state = TrainingState(
         job.model,
         optimizer,

@@ -95,7 +95,7 @@ class TrainLoader:
         self.batch_size = batch_size
         self._seed = seed
         self._rank, self._world_size = rank, world_size
-        ahead = _checked_ahead(dataset, batch_size, num_workers, prefetch_batches)
+        ahead, self.shared_bytes = _checked_ahead(dataset, batch_size, num_workers, prefetch_batches)
         self._reader = BatchReader(dataset, num_workers, pin_memory, timeout_s, start_method, ahead)
         self._bad = _BadVideos(len(dataset), max_bad_share)
         self._num_epochs = num_epochs
@@ -170,7 +170,8 @@ class EvalLoader:
 
     An unreadable video stays in with `valid=False`, so that it counts as listed; more of them than `max_bad_share` of
     the list are an error (one is always tolerated). Arguments as for `TrainLoader`; `seed` only matters for random test
-    views. Workers live for one iteration, unless `keep_workers`.
+    views. Workers live for one iteration, unless `keep_workers`. `shared_bytes` is what other loaders of this process
+    have in shared memory at the same time (`TrainLoader.shared_bytes`).
     """
 
     def __init__(
@@ -187,6 +188,7 @@ class EvalLoader:
         start_method: str = "forkserver",
         prefetch_batches: int = 2,
         keep_workers: bool = False,
+        shared_bytes: int = 0,
     ):
         _check(batch_size, rank, world_size)
         if dataset.training:
@@ -196,7 +198,7 @@ class EvalLoader:
         self._seed = seed
         self._indices = range(rank, len(dataset), world_size)
         largest = min(batch_size, max(1, len(self._indices)))
-        ahead = _checked_ahead(dataset, largest, num_workers, prefetch_batches)
+        ahead, _ = _checked_ahead(dataset, largest, num_workers, prefetch_batches, shared_bytes)
         self._reader = BatchReader(dataset, num_workers, pin_memory, timeout_s, start_method, ahead, keep_workers)
         self._bad = _BadVideos(len(dataset), max_bad_share, num_tolerated=1)
         self._reading: Generator[VideoBatch] | None = None  # what the next iteration yields
@@ -272,21 +274,28 @@ class _BadVideos:
         return f"{len(self.found)} of {self._num_listed} listed videos ({share:.1%}) cannot be read: {first}{more}"
 
 
-def _checked_ahead(dataset: VideoDataset, batch_size: int, num_workers: int, prefetch_batches: int) -> int:
-    """Return how many videos every worker reads ahead: enough for `prefetch_batches` batches in all, and for its part
-    of them while others read a long video.
+def _checked_ahead(
+    dataset: VideoDataset, batch_size: int, num_workers: int, prefetch_batches: int, beside: int = 0
+) -> tuple[int, int]:
+    """Return how many videos every worker reads ahead, and the bytes of shared memory that all of them fill.
+
+    Enough for `prefetch_batches` batches in all, and for a worker's part of them while others read a long video.
+
+    Args:
+        beside: bytes that other loaders fill at the same time.
 
     Raises:
         VideoWorkerError: too few open files or too little shared memory for the videos on their way.
     """
     if not num_workers:
-        return 1
+        return 1, 0
     batches = prefetch_batches * batch_size
     ahead = min(batches, max(_MIN_AHEAD, -(-batches // num_workers)))
     in_flight = num_workers * ahead + batch_size
     _check_file_handles(num_workers, in_flight)
-    _check_shared_memory(dataset, num_workers, in_flight)
-    return ahead
+    needed = in_flight * dataset.num_views * dataset.num_frames * 3 * dataset.transform.input_size**2
+    _check_shared_memory(needed + beside, num_workers)
+    return ahead, needed
 
 
 def _check_file_handles(num_workers: int, in_flight: int) -> None:
@@ -303,14 +312,12 @@ def _check_file_handles(num_workers: int, in_flight: int) -> None:
         )
 
 
-def _check_shared_memory(dataset: VideoDataset, num_workers: int, in_flight: int) -> None:
-    """Raise VideoWorkerError if the videos that wait for this process cannot fit into shared memory.
+def _check_shared_memory(needed: int, num_workers: int) -> None:
+    """Raise VideoWorkerError if the videos that wait for this process, so many bytes, do not fit into shared memory.
 
     A worker that cannot write a video there says nothing, and the video would never come.
     """
     free = free_shared_memory()
-    size = dataset.transform.input_size
-    needed = in_flight * dataset.num_views * dataset.num_frames * 3 * size**2
     num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's: processes on this machine
     needed *= num_processes
     if free is not None and needed > free:

@@ -412,8 +412,12 @@ def test_too_little_shared_memory_is_refused_before_a_worker_waits_for_it(train_
         TrainLoader(train_set, 4, seed=0, num_workers=2)  # 2 x 8 + 4 videos of 4 x 3 x 32 x 32 bytes
     with pytest.raises(VideoWorkerError, match="lower num_workers, batch_size or test_batch_size"):
         EvalLoader(eval_set, 4, num_workers=2)
-    TrainLoader(train_set, 4, seed=0, num_workers=0)
-    TrainLoader(train_set, 1, seed=0, num_workers=2)
+    assert TrainLoader(train_set, 4, seed=0, num_workers=0).shared_bytes == 0
+    loader = TrainLoader(train_set, 1, seed=0, num_workers=2)  # 2 x 2 + 1 videos
+    assert loader.shared_bytes == 5 * train_set.num_frames * 3 * 32 * 32
+    EvalLoader(eval_set, 1, num_workers=1)
+    with pytest.raises(VideoWorkerError, match="need 0 MB of shared memory"):  # the next epoch's are there too
+        EvalLoader(eval_set, 1, num_workers=1, shared_bytes=loader.shared_bytes)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(VideoWorkerError, match="2 workers of each of 4 processes need"):
         TrainLoader(train_set, 1, seed=0, num_workers=2)
