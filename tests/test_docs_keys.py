@@ -83,6 +83,7 @@ def test_a_table_follows_the_files_and_the_fields() -> None:
         with_tables("<!-- keys: base.yaml, None -->\n")
 
 
+@pytest.mark.slow
 def test_every_key_is_documented_and_every_documented_key_exists(keys: dict[str, Any]) -> None:
     documented = documented_keys()
     assert sorted(keys.keys() - documented.keys()) == [], "not in CONFIG.md"

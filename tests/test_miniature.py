@@ -170,6 +170,7 @@ def test_labels_survive_the_whole_way(prepared: Prepared, start, tmp_path: Path)
             assert original.parent.name == prediction["name"]
 
 
+@pytest.mark.slow
 def test_own_videos(prepared: Prepared, start, repository: Path, tmp_path: Path) -> None:
     """Class folders through new_dataset, for all protocols."""
     configs = shutil.copytree(repository / "configs", tmp_path / "configs", ignore=shutil.ignore_patterns("local.yaml"))

@@ -101,6 +101,7 @@ def test_a_second_start_does_missing_runs(listed: Path, tmp_path: Path) -> None:
     assert ablate.main([*command, "--table"], start=start) == 0 and len(started) == 10
 
 
+@pytest.mark.slow
 def test_all_runs_start_from_the_weights_of_the_first(tmp_path: Path, capsys) -> None:
     path, output = tmp_path / "list.yaml", tmp_path / "out"
     path.write_text(LIST + "start: [protocol=zero_shot, trainer=vifi_clip_tiny]\nparts: {old: val, new: test}\n")

@@ -199,6 +199,7 @@ def test_the_same_seed_gives_the_same_set_and_another_seed_another(shapes: Path,
     assert not np.array_equal(drawing.render(one, 0, SMALL)[0], other[0])
 
 
+@pytest.mark.slow
 def test_a_complete_set_is_kept_and_a_damaged_or_different_one_is_rebuilt(tmp_path: Path):
     folder = tmp_path / "shapes"
     assert make_shapes(folder, TINY, workers=1, progress=False)

@@ -47,6 +47,7 @@ def test_scores_that_are_always_right_end_at_the_range() -> None:
     assert fit_temperature(scores, torch.tensor([1, 0])) == pytest.approx(100, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_calibrates_and_predict_applies_it(compose_run, tmp_path: Path, tiny_root: Path, capsys) -> None:
     plain = run(compose_run(output=tmp_path / "plain"))
     rows = run(compose_run(calibrate=True))

@@ -30,6 +30,7 @@ def test_rephrased_names_of_other_weights(compose_run, choice: str, config: dict
     assert caveats(settings, [], None) == []
 
 
+@pytest.mark.slow
 def test_a_training_that_starts_from_other_labels_says_so(compose_run, tmp_path: Path) -> None:
     run(compose_run(epochs=1, warmup_epochs=0))
     best = tmp_path / "run" / "best.pth"

@@ -63,6 +63,7 @@ def videos(shape_clips: list[Path], tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [[], ["--window", "0.5"]], ids=["predict", "timeline"])
 def test_predict(extra, videos: Path, tiny_checkpoints, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     model = ["--checkpoint", str(tiny_checkpoints["tc_clip"]), "--classes", *CLASSES, "--device", "cpu"]
@@ -110,6 +111,7 @@ def test_pictures_of_a_report(videos: Path, tmp_path: Path) -> None:
     assert thumbnail("good.mp4").startswith("data:image/jpeg;base64,")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "reason"), [("abort", "the decoder crashed (SIGABRT)"), ("hang", "more than 3 s")])
 def test_a_run_without_workers(compose_run, tiny_root: Path, tmp_path: Path, name: str, reason: str) -> None:
     shutil.copytree(tiny_root, tmp_path / "data")

@@ -125,6 +125,7 @@ def signal_in_update(monkeypatch: pytest.MonkeyPatch, wanted: int) -> None:
     monkeypatch.setattr(Trainer, "_mixed", interrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("update", "position"), [(0, (0, 4)), (1, (0, 6)), (2, (1, 4))])
 def test_the_update_ends_and_the_run_resumes_exactly(
     compose_run, tmp_path: Path, monkeypatch, update: int, position: tuple[int, int]

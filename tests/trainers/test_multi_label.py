@@ -216,6 +216,7 @@ def test_start_weights_without_a_bias_are_not_evaluated(several: dict, compose_r
         run(compose_run(**options))
 
 
+@pytest.mark.slow
 def test_single_class_weights_start_a_training_and_no_evaluation(
     several: dict, trained: Path, compose_run, tmp_path: Path
 ) -> None:

@@ -120,6 +120,7 @@ def test_the_loss_scaler_may_search_for_its_scale(compose_run, tmp_path: Path, m
     assert all(value.isfinite().all() for value in checkpoint["model"].values())
 
 
+@pytest.mark.slow
 def test_the_loss_scale_survives_a_restart(compose_run, tmp_path: Path, monkeypatch) -> None:
     """A run that resumes while the scale is still being searched for ends with the same bits."""
     scale = torch.amp.GradScaler.scale

@@ -93,6 +93,7 @@ def test_a_partial_update_is_dropped(compose_run, tmp_path: Path, total: int, nu
     assert load(tmp_path / "run" / "last.pth")["epoch"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trainer", "options"),
     [
@@ -168,6 +169,7 @@ def test_zero_shot_tests_the_best_and_leaves_the_ensemble_off(compose_run, tmp_p
     assert "wise_ft) is off: this model starts from random weights" in (tmp_path / "run" / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_final_test_repeats_with_the_ensemble(compose_run, tmp_path: Path, tiny_clip: Path) -> None:
     common = {"trainer": "tc_clip", "protocol": "zero_shot", "trainer__clip_weights": tiny_clip}
     rows = run(compose_run(epochs=2, **common))
@@ -300,6 +302,7 @@ def test_one_gpu_trains_and_tests(compose_run, tmp_path: Path, precision: str) -
     assert {value.device.type for value in load(tmp_path / "run" / "best.pth")["model"].values()} == {"cpu"}
 
 
+@pytest.mark.slow
 def test_decoding_apart_changes_no_number(compose_run, tmp_path: Path) -> None:
     run(compose_run(epochs=1, warmup_epochs=0, output=tmp_path / "here"))
     run(compose_run(epochs=1, warmup_epochs=0, output=tmp_path / "apart", data__isolate=True))

@@ -62,6 +62,7 @@ def test_a_balanced_run_continues_bit_for_bit(compose_run, tmp_path: Path, monke
         run(compose_run(output=tmp_path / "cut", **options | {"sampling": "shuffled"}))
 
 
+@pytest.mark.slow
 def test_training_ends_when_it_gets_no_better(compose_run, tmp_path: Path, monkeypatch) -> None:
     values = iter([50.0, 40.0, 60.0, 60.0, 10.0, 90.0])
     validate = TrainingRun._validate

@@ -136,6 +136,7 @@ def test_random_numbers_are_those_of_a_group(compose_run, sizes, tmp_path) -> No
         assert_same_training(tmp_path / "one", output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["forward", "backward"])
 def test_out_of_memory_costs_nothing(compose_run, one_group, sizes, tmp_path, monkeypatch, moment: str) -> None:
     """The update starts again with fewer videos, also if a part of its gradient is there already."""

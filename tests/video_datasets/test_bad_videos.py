@@ -190,7 +190,9 @@ def check(reason: str | None, expected: str | None) -> None:
         assert "\n" not in reason and len(reason) < 500 and "Traceback" not in reason
 
 
-@pytest.mark.parametrize("case", MADE)
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=pytest.mark.slow) if "20,000" in name else name for name in MADE]
+)
 def test_made_videos(tmp_path: Path, case: str) -> None:
     name, make, expected = MADE[case]
     make(tmp_path / name)

@@ -113,6 +113,7 @@ def test_the_next_epoch_is_read_while_this_one_is_used(train_set):
     loader.close()
 
 
+@pytest.mark.slow
 def test_the_videos_of_a_batch_are_shared_among_workers(small_videos, small_records):
     dataset = VideoDataset(small_records[:4], SlowFiles(str(small_videos)), TestTransform(32), num_frames=4)
     loader = EvalLoader(dataset, 4, num_workers=2, keep_workers=True)
@@ -128,6 +129,7 @@ class SlowFiles(FolderFiles):
         return super().find(listed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
 def test_other_start_methods_give_the_same_batches(train_set, start_method):
     plain = list(TrainLoader(train_set, 4, seed=5, num_workers=0).epoch(0))

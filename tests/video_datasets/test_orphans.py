@@ -62,6 +62,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 def test_a_decoding_process_that_hangs_ends_with_a_killed_process(repository: Path, small_videos: Path) -> None:
     command = [sys.executable, "-c", DECODE_FOR_EVER, str(repository), str(small_videos / "v00.mp4")]
