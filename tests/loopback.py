@@ -33,7 +33,7 @@ class Repo:
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Answers from `plain` (path to content) and `repos`; `requests` are (method, path), in order.
+    """Serves `plain` (path to content) and `repos`; `requests` are (method, path), in order.
 
     Files are cut off after `cut` bytes, by their last name; `unsized` are sent without a length. `refuses` is the
     error code of every request to the hub.

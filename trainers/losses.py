@@ -14,38 +14,38 @@ from trainers.errors import ConfigError
 from video_datasets.text_files import read_text_file
 
 
-class SigmoidLoss:
+class _WeightedLoss:
+    """A loss whose terms of a class are multiplied by a factor.
+
+    Args:
+        weights: `(C,)`, the factors; None: 1.
+    """
+
+    def __init__(self, weights: Tensor | None = None) -> None:
+        self.weights = weights
+
+    def _weights_of(self, logits: Tensor) -> Tensor | None:
+        """Return the factors in the type and on the device of the logits."""
+        return None if self.weights is None else self.weights.to(logits)
+
+
+class SigmoidLoss(_WeightedLoss):
     """Binary cross entropy of every class, summed over classes and videos: a video has any number of classes.
 
     It is the negative logarithm of the probability of a video's classes, of which each is a draw of its own.
-
-    Args:
-        weights: `(C,)`, factor of each class's term; None: 1.
     """
-
-    def __init__(self, weights: Tensor | None = None) -> None:
-        self.weights = weights
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the sum for logits (B, C) and targets (B, C), 0 to 1, of the same type."""
-        weights = None if self.weights is None else self.weights.to(logits)
-        return F.binary_cross_entropy_with_logits(logits, targets, weights, reduction="sum")
+        return F.binary_cross_entropy_with_logits(logits, targets, self._weights_of(logits), reduction="sum")
 
 
-class CrossEntropy:
-    """Cross entropy with soft targets, summed over videos.
-
-    Args:
-        weights: `(C,)`, factor of each class's term; None: 1.
-    """
-
-    def __init__(self, weights: Tensor | None = None) -> None:
-        self.weights = weights
+class CrossEntropy(_WeightedLoss):
+    """Cross entropy with soft targets, summed over videos."""
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the sum for logits (B, C) and targets (B, C) of the same type."""
-        weights = None if self.weights is None else self.weights.to(logits)
-        return F.cross_entropy(logits, targets, weights, reduction="sum")
+        return F.cross_entropy(logits, targets, self._weights_of(logits), reduction="sum")
 
 
 Loss = CrossEntropy | SigmoidLoss

@@ -2,16 +2,19 @@
 
 import json
 import logging
+import signal
 from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
 FILE = "crashed_videos.jsonl"
+# What a fault of a decoder ends a process with. SIGKILL can mean too little memory, SIGBUS a full /dev/shm.
+SIGNALS = {getattr(signal, name) for name in ("SIGABRT", "SIGSEGV", "SIGILL", "SIGFPE") if hasattr(signal, name)}
 
 
 class CrashedVideos:
-    """The videos that ended a worker, each with its reason. Picklable: new workers receive it.
+    """The videos that ended a worker or a decoding process, each with its reason. Picklable: new workers receive it.
 
     Args:
         path: file that keeps them, one JSON object a line; None: they are kept for this process only.

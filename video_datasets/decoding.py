@@ -31,6 +31,14 @@ class VideoReadError(Exception):
         return f"{self.path}: {self.reason}"
 
 
+class VideoCrashError(VideoReadError):
+    """A video on which a decoder ended its process by a signal, whose name is `cause`."""
+
+    def __init__(self, path: str, reason: str, cause: str):
+        super().__init__(path, reason)
+        self.cause = cause
+
+
 Source = str | Path | VideoBytes | VideoSegment
 
 _FIRST_ATOMS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")

@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from video_datasets import crashes
 from video_datasets.child_processes import stop_signals_blocked
 from video_datasets.decoders import check_decoder
 from video_datasets.decoders.base import MAX_BYTES, DecoderError
-from video_datasets.decoding import Change, Choose, Source, VideoReadError, decode
+from video_datasets.decoding import Change, Choose, Source, VideoCrashError, VideoReadError, decode
 from video_datasets.isolated_decoder import framed
 from video_datasets.segments import VideoSegment
 from video_datasets.stored_frames import FilePart
@@ -129,6 +130,14 @@ class DecoderHere:
 
 class _Lost(Exception):  # noqa: N818
     """The process has ended or does not respond; the message says which."""
+
+
+class _Crashed(_Lost):
+    """A signal that a fault of the decoder raises has ended the process."""
+
+    def __init__(self, cause: str):
+        super().__init__(f"the decoder crashed ({cause})")
+        self.cause = cause
 
 
 class _Refused(Exception):  # noqa: N818
@@ -236,6 +245,8 @@ class IsolatedDecoder:
             if child is None:
                 child = _start(os.getpid()).submit(_Child, self._decoder, self._limits).result()
             yield child
+        except _Crashed as error:
+            raise VideoCrashError(name, str(error), error.cause) from error
         except _Lost as error:
             raise VideoReadError(name, str(error)) from error
         except _Refused as refusal:
@@ -398,7 +409,7 @@ class _Child:
             try:
                 rest = rest[os.write(handle, rest[: 1 << 16]) :]
             except BrokenPipeError:
-                raise _Lost(self._cause()) from None
+                raise self._end() from None
 
     def receive(self, size: int, deadline: float) -> bytearray:
         """Receive `size` bytes; raises as `send`."""
@@ -408,7 +419,7 @@ class _Child:
             self._wait(select.select([handle], [], [], _until(deadline)))
             count = os.readv(handle, [view[filled:]])
             if count == 0:
-                raise _Lost(self._cause())
+                raise self._end()
             filled += count
         return data
 
@@ -441,16 +452,17 @@ class _Child:
             key = f" ({self._limits.timeout_key})" if self._limits.timeout_key else ""
             raise _Lost(f"decoding took more than {self._limits.timeout_s:g} s{key}")
 
-    def _cause(self) -> str:
-        """Describe how the process ended."""
+    def _end(self) -> _Lost:
+        """Return how the process ended, as an error."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=5)
         status = self.process.returncode
         if status is None:
-            return "the decoding process does not respond"
-        if status < 0:
-            return f"the decoder crashed ({signal.Signals(-status).name})"
-        return f"the decoder crashed (exit status {status})"
+            return _Lost("the decoding process does not respond")
+        if -status in crashes.SIGNALS:
+            return _Crashed(signal.Signals(-status).name)
+        cause = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        return _Lost(f"the decoder crashed ({cause})")
 
 
 def _asked(child: _Child, message: bytes) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from video_datasets.changes import VideoChange
 from video_datasets.crashes import CrashedVideos
 from video_datasets.decoders import check_decoder
 from video_datasets.decoders.base import DecoderError
-from video_datasets.decoding import Choose, VideoReadError, decode
+from video_datasets.decoding import Choose, VideoCrashError, VideoReadError, decode
 from video_datasets.device_decoding import EncodedView, read_view
 from video_datasets.frame_cache import FrameCache
 from video_datasets.isolation import Limits, shared_decoder
@@ -96,7 +96,7 @@ class VideoDataset:
         decoder: one of `video_datasets.decoders.DECODER_NAMES`.
         isolation: decode in a separate process with these limits.
         cache: stores decoded frames for later epochs, or None.
-        crashed: videos that ended a process that read them; they count as unreadable.
+        crashed: videos that ended a process that read them; they count as unreadable, and are not read again.
         colors_later: leave the colours of training views to `batch_colors`, and return the drawn changes.
         decode_later: leave the decoding of training views to `device_decoding`, and with it their colours. All videos
             must be stored frames.
@@ -205,6 +205,8 @@ class VideoDataset:
                 else:
                     videos = self._test_views(transform, index, key)
             except VideoReadError as error:
+                if isinstance(error, VideoCrashError):
+                    self.crashed.add(self.location(index), error.cause)
                 bad_videos.append(BadVideo(index, error.path, error.reason))
                 if self.training:
                     index = int(_rng(key, attempt, _REPLACEMENT).integers(len(self)))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from video_datasets import crashes
 from video_datasets.batches import VideoBatch, collate
 from video_datasets.child_processes import settle_worker, start_fork_server
 from video_datasets.decoders import packages_for
@@ -25,9 +26,6 @@ from video_datasets.video_files import VideoFilesError
 
 logger = logging.getLogger(__name__)
 
-# A worker that ends by one of these was ended by the video that it was reading. Other deaths (SIGKILL for the machine's
-# memory, SIGBUS for a full /dev/shm) are the video's fault only if they happen on it twice.
-_CRASHES = {getattr(signal, name) for name in ("SIGABRT", "SIGSEGV", "SIGILL", "SIGFPE") if hasattr(signal, name)}
 _MAX_UNEXPLAINED = 3  # deaths in a row without a video that no video explains
 
 # How often a wait for a video checks the workers and the time limit.
@@ -222,7 +220,8 @@ class BatchReader:
                 continue
             self._deaths[index] += 1
             code = codes.get(pid)
-            if code is None or -code in _CRASHES or self._deaths[index] > 1:
+            # Other deaths are the video's fault only if they happen on it twice.
+            if code is None or -code in crashes.SIGNALS or self._deaths[index] > 1:
                 self._dataset.crashed.add(self._dataset.location(index), _cause(code))
                 explained = True
         self.close()

@@ -1,7 +1,7 @@
 """Write `methods.json`, twenty updates of each method in float64 on made pixels: `python tests/golden/make_methods.py`.
 
 Weights, pixels and what is random in the start of a part come from `numpy.random.RandomState`, whose stream is
-frozen, so that the values do not depend on torch's generator. Names given on the command line are made anew; others
+frozen, so that the values do not depend on torch's generator. Names given on the command line are rebuilt; others
 stay.
 """
 

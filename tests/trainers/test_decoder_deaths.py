@@ -1,5 +1,6 @@
 """Decoders that die or hang outside of workers: each costs its video, as one line, in every program that decodes."""
 
+import json
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -126,10 +127,20 @@ def test_a_run_without_workers(compose_run, tiny_root: Path, tmp_path: Path, nam
         "data__timeout_s": 3,
         "data_root": tmp_path / "data",
     }
-    run(compose_run(epochs=1, warmup_epochs=0, **options))
+    run(compose_run(epochs=2, warmup_epochs=0, **options))
     log = (tmp_path / "run" / "log.txt").read_text()
     assert f"{deadly.name}: cannot be read" in log and reason in log
     assert (tmp_path / "run" / "results.json").is_file()
+    crashed = tmp_path / "run" / "crashed_videos.jsonl"
+    if name == "hang":  # the machine may have been slow
+        assert not crashed.exists()
+        return
+    (line,) = crashed.read_text().splitlines()  # once, in two epochs
+    assert json.loads(line) == {"video": str(deadly), "reason": "SIGABRT"}
+    run(compose_run(epochs=3, warmup_epochs=0, **options))
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "the decoder crashed on it before (SIGABRT); remove its line in" in log
+    assert crashed.read_text().splitlines() == [line]
 
 
 @pytest.mark.slow
