@@ -12,9 +12,10 @@ from trainers import testing
 from trainers.errors import ConfigError
 from trainers.run import run
 from trainers.session import TrainingRun
-from trainers.testing import Tester
 from trainers.trainer import Trainer
+from video_datasets import loaders
 from video_datasets.loaders import EvalLoader
+from video_datasets.workers import VideoWorkerError
 
 
 def load(path: Path) -> dict:
@@ -71,11 +72,27 @@ def test_the_validation_is_read_during_the_last_update(compose_run, monkeypatch,
 
         return call
 
-    for owner, name in ((EvalLoader, "read_ahead"), (Trainer, "_run_update"), (Tester, "validate")):
+    for owner, name in ((EvalLoader, "read_ahead"), (Trainer, "_run_update"), (testing.Tester, "validate")):
         monkeypatch.setattr(owner, name, recorded(getattr(owner, name)))
     run(compose_run(epochs=2, total_batch_size=total, save_freq=2, final_test__enabled=False))
     epoch = ["_run_update"] * (updates - 1) + ["read_ahead", "_run_update", "validate", "read_ahead"]
     assert events == epoch * 2  # iterating asks for it again
+
+
+def test_shared_memory_of_training_and_validation_is_counted_together(compose_run, monkeypatch) -> None:
+    options = {"num_workers": 1, "dry_run": True, "batch_size": 8}  # training needs more than validation
+    needed: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(loaders, "_check_shared_memory", lambda size, num_workers: needed.append(size))
+        run(compose_run(**options))
+    training, both = needed
+    validation = both - training
+    assert 0 < validation < training
+    monkeypatch.setattr(loaders, "free_shared_memory", lambda: training)  # enough for each of them
+    with pytest.raises(VideoWorkerError, match="of shared memory"):
+        run(compose_run(**options))
+    monkeypatch.setattr(loaders, "free_shared_memory", lambda: both)
+    run(compose_run(**options))
 
 
 @pytest.mark.parametrize(
