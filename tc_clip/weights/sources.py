@@ -118,9 +118,14 @@ def locate(source: str | Path) -> Path:
         except AbsentError as error:
             raise WeightsError(f"{error}; name another .safetensors file of it, hf://{address.repo}/FILE") from error
     path = Path(source)
-    if path.exists() or text not in published_models():
+    if path.exists():
         return path
-    return _published(text)
+    if text in published_models():
+        return _published(text)
+    if not path.suffix and path.name == text:
+        names = ", ".join(published_models())
+        raise WeightsError(f"{text}: no such file, and not the name of a published model: {names}")
+    return path
 
 
 def _published(name: str) -> Path:

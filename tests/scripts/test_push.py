@@ -78,6 +78,7 @@ def test_training_starts_from_it(hub, trained) -> None:
         ([], "give --checkpoint: a file, hf://owner/name"),
         (["--model", "hf://me/none"], "there is no repository me/none"),
         (["--model", "tc-clip-zero-shot-k400"], "tc-clip-zero-shot-k400: is not in the cache"),
+        (["--model", "tc-clip-k40"], "not the name of a published model: tc-clip-zero-shot-k400"),
         (["--checkpoint", "none", "--model", "vanilla_clip"], "none: has no class names of its own; give --classes"),
     ],
 )
